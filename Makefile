@@ -1,0 +1,84 @@
+# ENV=venv (default): a .venv of its own with the pinned packages of requirements.lock, made with PYTHON.
+# ENV=none: PYTHON as it is, with the packages that it has; nothing is installed and no network is used.
+ENV ?= venv
+PYTHON ?= python3
+# What to compile; setup.py says what each word means.
+MASKFEAT_BUILD ?= auto
+export MASKFEAT_BUILD
+
+ifeq ($(ENV),venv)
+PY := .venv/bin/python
+INSTALLED := .venv/installed
+else ifeq ($(ENV),none)
+PY := $(PYTHON)
+INSTALLED :=
+else
+$(error ENV must be venv or none, got $(ENV))
+endif
+
+# More options for a run: make test PYTEST="-k window", make bench BENCH=--quick.
+PYTEST ?=
+BENCH ?=
+CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu csrc/*.cuh)
+CLANG_FORMAT := $(PY) -c "import clang_format; clang_format.clang_format()"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow bench lint format wheel clean FORCE
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo 'Options: ENV=venv|none  PYTHON=python3  MASKFEAT_BUILD=auto|cpu|none  PYTEST="-k name"  BENCH=--quick'
+
+setup: build/done  ## install the pinned packages and build the extension
+
+demo: setup  ## histograms of oriented gradients of some photographs: a table and a picture
+	$(PY) -m examples.demo
+
+test: setup  ## run the tests
+	$(PY) -m pytest $(PYTEST)
+
+test-slow: setup  ## run the tests that are marked slow
+	$(PY) -m pytest -m slow $(PYTEST)
+
+bench: setup  ## measure ours against its rivals and write benchmarks/results/
+	$(PY) -m benchmarks.bench_hog $(BENCH)
+
+lint: $(INSTALLED)  ## check style and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(CLANG_FORMAT) --dry-run -Werror $(CXX_FILES)
+
+format: $(INSTALLED)  ## put the sources into the format that lint asks for
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(CLANG_FORMAT) -i $(CXX_FILES)
+
+wheel: $(INSTALLED)  ## build a wheel into dist/
+	@rm -rf build/lib* build/bdist*
+	$(PY) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+clean:  ## remove all that was built, but not .venv
+	rm -rf build demo dist *.egg-info maskfeat_kernels/*.so .pytest_cache .ruff_cache .benchmarks
+	find . -name .venv -prune -o -name __pycache__ -type d -print | xargs rm -rf
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: PYTHON=...")'
+	@echo "== making .venv with $$($(PYTHON) --version)"
+	$(PYTHON) -m venv .venv
+	@echo "== installing the packages of requirements.lock (torch is large)"
+	$(PY) -m pip install --requirement requirements.lock
+	@echo "== linking this folder into .venv"
+	MASKFEAT_BUILD=none $(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+build/done: build/options requirements.lock setup.py $(CXX_FILES)
+	@echo "== building the extension (MASKFEAT_BUILD=$(MASKFEAT_BUILD))"
+	@rm -f maskfeat_kernels/*.so
+	$(PY) setup.py --quiet build_ext --inplace --force
+	@touch $@
+
+# Rewritten only when the words change, so that another interpreter or another choice builds again.
+build/options: FORCE | $(INSTALLED)
+	@mkdir -p build
+	@words="$(PY) $$($(PY) --version), MASKFEAT_BUILD=$(MASKFEAT_BUILD) CXXFLAGS=$(CXXFLAGS)"; \
+	echo "$$words" | cmp -s - $@ || echo "$$words" > $@

@@ -1,0 +1,12 @@
+// HOG on the CPU. Knows neither Python nor torch.
+#pragma once
+
+#include "image_view.h"
+
+namespace maskfeat {
+
+// Computes the rows of cells [begin, end) of all planes, counted plane by plane, into
+// out [planes, bins, H / cell_h, W / cell_w], float64 for float64 pixels, else float32.
+void hog_cpu(const ImageView& image, const HogParameters& hog, void* out, int64_t begin, int64_t end);
+
+}  // namespace maskfeat

@@ -1,0 +1,28 @@
+"""Histograms of oriented gradients: exact, fused, and the same on every device.
+
+Names are loaded on first use, so that ``import maskfeat_kernels`` costs nothing: neither torch nor triton is
+imported until an op is asked for.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "HogSpec": "spec",
+    "MASKFEAT": "spec",
+    "available_backends": "backend",
+    "fused_hog": "hog",
+    "hog_image": "visualize",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

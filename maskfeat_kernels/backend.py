@@ -1,0 +1,42 @@
+"""Which implementation runs: plain functions, asked once per call."""
+
+import torch
+
+from . import ops
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+
+
+def available_backends(device: torch.device | str = "cpu") -> list[str]:
+    """Backends that can run on ``device`` ("cpu", "cuda", ...); "auto" takes the first of them."""
+    kind = torch.device(device).type
+    return [name for name in BACKENDS if why_unavailable(name, kind) is None]
+
+
+def choose_backend(device: torch.device, backend: str = "auto") -> str:
+    """Resolve "auto" for ``device``; an explicit name is returned as it is or refused, never replaced.
+
+    Raises ValueError for an unknown backend, and with the reason for one that cannot run on ``device``.
+    """
+    kind = device.type
+    if backend == "auto":
+        for name in BACKENDS:
+            if why_unavailable(name, kind) is None:
+                return name
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be 'auto' or one of {BACKENDS}, got {backend!r}")
+    reason = why_unavailable(backend, kind)
+    if reason is not None:
+        raise ValueError(f"backend {backend!r} is not available on device '{device}': {reason}")
+    return backend
+
+
+def why_unavailable(backend: str, device: str) -> str | None:
+    """None if ``backend`` can run on devices of type ``device``, else the reason in words."""
+    if backend == "reference":
+        return None
+    if backend == "triton":
+        return "this release has no Triton kernels"
+    if device != backend:
+        return f"it runs on {backend} tensors"
+    return ops.why_not_compiled(backend)

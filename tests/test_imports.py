@@ -1,0 +1,209 @@
+"""Who may import whom: maskfeat -> maskfeat_kernels -> compiled modules, never back; and nothing heavy before its use.
+
+The rules are plain functions from a source text to a list of offences, so each is also tried on a made-up offender.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import maskfeat_kernels
+
+ROOT = Path(__file__).parent.parent
+PYTHON_FILES = sorted(path for package in ("maskfeat_kernels", "maskfeat") for path in (ROOT / package).rglob("*.py"))
+CXX_FILES = sorted(path for suffix in ("*.h", "*.cuh", "*.cpp", "*.cu") for path in (ROOT / "csrc").rglob(suffix))
+
+BACKENDS = ("reference", "triton", "cpu", "cuda")
+SHARED_BY_BACKENDS = ("ops", "spec")
+PUBLIC = {*maskfeat_kernels.__all__, "compat", "testing", "visualize"}
+NOT_INSTALLED = {"benchmarks", "examples", "tests"}
+BINDINGS = ("_torch", "_numpy")
+FRAMEWORK = re.compile(r"(torch|ATen|c10|pybind11|numpy)/|Python\.h")
+
+
+def imported_names(module: str, source: str) -> Iterator[str]:
+    """Full dotted names of all imports, in functions too: ``from ..a import b`` in ``p.q.r`` gives ``p.a.b``."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            home = module.split(".")[: -node.level] if node.level else []
+            home += node.module.split(".") if node.module else []
+            yield from (".".join([*home, alias.name]) for alias in node.names)
+
+
+def backend_of(name: str) -> str | None:
+    """The backend that a file is written for: "cpu" for ``hog_cpu`` and ``hog_cpu_kernel``; None if it serves all."""
+    words = name.rpartition(".")[2].split("_")
+    return next((backend for backend in BACKENDS if backend in words[1:]), None)
+
+
+def import_offences(
+    module: str,  # dotted; that of a package is "package.__init__"
+    source: str,
+) -> list[str]:
+    """The imports of a Python module that its place does not allow."""
+    reasons = {name: why_not_imported(module, name) for name in imported_names(module, source)}
+    return [f"{module} imports {name}: {why}" for name, why in reasons.items() if why]
+
+
+def why_not_imported(module: str, name: str) -> str | None:
+    """None if ``module`` may import ``name``, else the rule against it."""
+    package, backend = module.partition(".")[0], backend_of(module)
+    top, first = f"{name}..".split(".")[:2]
+    if top in NOT_INSTALLED:
+        return "a package does not lean on what is not installed with it"
+    if top == "triton" and backend != "triton":
+        return "only *_triton.py imports triton"
+    if package == "maskfeat_kernels" and top == "maskfeat":
+        return "the kernels do not know the training layer"
+    if package == "maskfeat" and top == "maskfeat_kernels" and first not in {"", *PUBLIC}:
+        return "not a public name"
+    if backend and top == package and first not in SHARED_BY_BACKENDS:
+        return f"a backend shares {' and '.join(SHARED_BY_BACKENDS)} only"
+    return None
+
+
+def include_offences(file: str, source: str) -> list[str]:
+    """The headers that a file of csrc must not include: a kernel knows neither torch nor Python nor another backend."""
+    stem = Path(file).stem
+    known = {None, backend_of(stem)} if backend_of(stem) else {None, *BACKENDS}
+    return [
+        f"{file} includes {header}"
+        for header in re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)', source, re.MULTILINE)
+        if backend_of(Path(header).stem) not in known or (FRAMEWORK.match(header) and not stem.endswith(BINDINGS))
+    ]
+
+
+def has_docstring(name: str, source: str) -> bool:
+    """Whether the top level of a module defines ``name`` and documents it (a constant: by the string that follows)."""
+    body = ast.parse(source).body
+    for node, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
+            return bool(ast.get_docstring(node))
+        if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == name for to in node.targets):
+            return isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and bool(after.value.value)
+    return False
+
+
+def modules_loaded_by(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after running ``code`` in the root folder."""
+    code += "\nimport sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+@pytest.mark.parametrize("code", ["import maskfeat_kernels", "from maskfeat_kernels import MASKFEAT, HogSpec"])
+def test_import_is_light(code):
+    assert modules_loaded_by(code).isdisjoint({"torch", "triton", "numpy"})
+
+
+def test_import_of_an_op_loads_torch_but_not_triton():
+    loaded = modules_loaded_by("from maskfeat_kernels import fused_hog")
+    assert "torch" in loaded
+    assert "triton" not in loaded
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_python_imports_follow_the_arrows(path):
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    assert import_offences(module, path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", CXX_FILES, ids=lambda path: path.name)
+def test_kernels_include_neither_torch_nor_python(path):
+    assert include_offences(path.name, path.read_text()) == []
+
+
+def test_the_files_under_test_were_found():
+    assert {"maskfeat_kernels/hog.py", "csrc/hog_cpu.cpp"} <= {
+        path.relative_to(ROOT).as_posix() for path in PYTHON_FILES + CXX_FILES
+    }
+
+
+@pytest.mark.parametrize(
+    "module, source",
+    [
+        ("maskfeat_kernels.hog", "import maskfeat"),
+        ("maskfeat_kernels.hog", "def f():\n    from maskfeat.model import MaskFeat"),
+        ("maskfeat_kernels.testing", "from benchmarks.rivals import hog_layer"),
+        ("maskfeat_kernels.testing", "import tests.oracle"),
+        ("maskfeat_kernels.hog", "import triton.language as tl"),
+        ("maskfeat_kernels.__init__", "from triton import jit"),
+        ("maskfeat_kernels.hog_triton", "from . import hog_reference"),
+        ("maskfeat_kernels.hog_reference", "from .hog_triton import hog"),
+        ("maskfeat_kernels.hog_reference", "from maskfeat_kernels.backend import choose_backend"),
+        ("maskfeat_kernels.compat.hog_reference", "from ..hog_triton import hog"),
+        ("maskfeat.target", "from maskfeat_kernels import ops"),
+        ("maskfeat.target", "from maskfeat_kernels.hog import fused_hog"),
+        ("maskfeat.target", "import maskfeat_kernels.hog_reference"),
+        ("maskfeat.target", "import triton"),
+    ],
+)
+def test_an_offending_import_is_found(module, source):
+    assert len(import_offences(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    "module, source",
+    [
+        ("maskfeat_kernels.hog", "import torch\nfrom . import hog_reference, ops\nfrom .spec import HogSpec"),
+        ("maskfeat_kernels.hog_triton", "import triton\nfrom .spec import HogSpec\nfrom . import ops"),
+        ("maskfeat_kernels.compat.skimage", "from ..hog import fused_hog\nfrom .. import spec"),
+        ("maskfeat.target", "import maskfeat_kernels\nfrom maskfeat_kernels import MASKFEAT, fused_hog"),
+        ("maskfeat.target", "from maskfeat_kernels.compat.slowfast import HOGLayerC\nfrom . import mask"),
+    ],
+)
+def test_an_allowed_import_passes(module, source):
+    assert import_offences(module, source) == []
+
+
+@pytest.mark.parametrize(
+    "name, source, offences",
+    [
+        ("hog_cpu.cpp", "#include <torch/csrc/stable/tensor.h>", 1),
+        ("hog_cuda.cu", '#include <vector>\n#  include "ATen/ATen.h"\n#include <c10/core/Device.h>', 2),
+        ("hog_math.h", "#include <Python.h>", 1),
+        ("hog_cpu.h", "#include <pybind11/numpy.h>", 1),
+        ("hog_cpu.cpp", '#include "hog_cuda.h"', 1),
+        ("hog_cuda.cu", '#include "hog_cpu_kernel.h"', 1),
+        ("hog_cuda.cu", '#include "hog_cuda.h"\n#include "hog_math.h"\n#include <cuda_runtime.h>', 0),
+        ("hog_torch.cpp", '#include <torch/csrc/stable/library.h>\n#include "hog_cpu.h"', 0),
+    ],
+)
+def test_an_offending_include_is_found(name, source, offences):
+    assert len(include_offences(name, source)) == offences
+
+
+@pytest.mark.parametrize("name", maskfeat_kernels.__all__)
+def test_public_names_resolve_and_are_documented(name):
+    assert getattr(maskfeat_kernels, name) is not None
+    assert name in dir(maskfeat_kernels)
+    if name != "__version__":
+        assert any(has_docstring(name, path.read_text()) for path in PYTHON_FILES)
+
+
+@pytest.mark.parametrize(
+    "source, documented",
+    [
+        ('def f():\n    """What it does."""', True),
+        ("def f():\n    return 1", False),
+        ('class f:\n    """What it is."""', True),
+        ("@dataclass\nclass f:\n    a: int = 0", False),
+        ('f = 1\n"""What it means."""', True),
+        ("f = 1\ng = 2", False),
+        ('g = 1\n"""What it means."""', False),
+    ],
+)
+def test_a_missing_docstring_is_found(source, documented):
+    assert has_docstring("f", source) is documented
+
+
+def test_an_unknown_public_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'fused_hogs'"):
+        maskfeat_kernels.fused_hogs  # noqa: B018

@@ -1,0 +1,131 @@
+"""hog_image: strokes along the edges, brightness, shapes, and refusals."""
+
+import math
+
+import pytest
+import torch
+
+from maskfeat_kernels import fused_hog, hog_image
+from maskfeat_kernels.visualize import glyph_stamps
+
+# Degrees of an edge counter-clockwise from horizontal, as seen, and an image whose edges all run that way.
+EDGES = {
+    "horizontal": (0, lambda y, x: y >= 12),
+    "diagonal /": (45, lambda y, x: x + y >= 24),
+    "vertical": (90, lambda y, x: x >= 12),
+    "diagonal \\": (135, lambda y, x: x - y >= 0),
+}
+
+
+def edge_image(is_bright):
+    y, x = torch.meshgrid(torch.arange(24), torch.arange(24), indexing="ij")
+    return (is_bright(y, x) * 255).to(torch.uint8)
+
+
+def stroke_degrees(picture):
+    """Direction of the long axis of the bright pixels, in degrees counter-clockwise from horizontal, in [0, 180)."""
+    rows, columns = picture.shape
+    y = (torch.arange(rows) - (rows - 1) / 2)[:, None]
+    x = (torch.arange(columns) - (columns - 1) / 2)[None, :]
+    xx, yy, xy = (picture * x * x).sum(), (picture * y * y).sum(), (picture * x * y).sum()
+    return math.degrees(0.5 * math.atan2(-2 * xy, xx - yy)) % 180
+
+
+def angle_between(a, b):
+    return abs((a - b + 90) % 180 - 90)
+
+
+@pytest.mark.parametrize("bins", [4, 9, 12])
+@pytest.mark.parametrize("name", EDGES)
+def test_strokes_run_along_the_edge(name, bins):
+    """The stroke of the central cell is the edge's, up to half a bin: a bin is drawn at its centre."""
+    degrees, is_bright = EDGES[name]
+    glyph = 32
+    picture = hog_image(fused_hog(edge_image(is_bright), bins=bins), glyph=glyph)
+    assert picture.shape == (3 * glyph, 3 * glyph)
+    centre = picture[glyph : 2 * glyph, glyph : 2 * glyph]
+    assert centre.max() > 0.9
+    assert angle_between(stroke_degrees(centre), degrees) <= 90 / bins + 0.1
+
+
+def test_a_vertical_edge_is_an_upright_stroke():
+    """With 9 bins, bin 4 is centred on 90 degrees: two full columns of pixels, nothing beside them."""
+    picture = hog_image(fused_hog(edge_image(lambda y, x: x >= 12)), glyph=16)
+    lit = picture[16:32, 16:32]
+    assert torch.equal(lit[2:14, 7:9], torch.ones(12, 2))
+    assert lit[:, :6].max() == 0 and lit[:, 10:].max() == 0
+    assert picture[:, :16].max() == 0 and picture[:, 32:].max() == 0, "the flat columns of cells must stay dark"
+
+
+@pytest.mark.parametrize("bins", [1, 2, 9, 18])
+def test_stamps_turn_counter_clockwise_from_horizontal(bins):
+    stamps = glyph_stamps(bins, 33)
+    assert stamps.shape == (bins, 33, 33) and stamps.dtype == torch.float32
+    for k, stamp in enumerate(stamps):
+        assert angle_between(stroke_degrees(stamp), (k + 0.5) * 180 / bins) < 0.1
+    assert torch.allclose(stamps, stamps.flip(-1, -2), atol=1e-6), "strokes pass through the centre"
+    assert torch.allclose(stamps, stamps.flip(0, -1), atol=1e-6), "mirrored bins are mirrored strokes"
+
+
+def test_brightness_is_the_value():
+    """Also where strokes cross: nine equal ones are hardly brighter in the middle than one alone."""
+    hog = torch.zeros(1, 9, 1, 3)
+    hog[0, 4, 0, 0] = 0.25
+    hog[0, :, 0, 1] = 1 / 3
+    alone, star, dark = hog_image(hog).chunk(3, dim=-1)
+    assert alone.max() == pytest.approx(0.25)
+    assert star[2:4, 7:9].min() == pytest.approx(1 / 3)
+    assert 1 / 3 < star[7:9, 7:9].max() <= 9 ** (1 / 8) / 3
+    assert dark.max() == 0
+
+
+@pytest.mark.parametrize(("value", "brightness"), [(-1.0, 0.0), (2.0, 1.0)])
+def test_brightness_is_clipped(value, brightness):
+    assert hog_image(torch.full((1, 9, 1, 1), value)).max() == brightness
+
+
+def test_channels():
+    hog = fused_hog(torch.stack([edge_image(is_bright) for _, is_bright in EDGES.values()]))
+    alone = [hog_image(hog[c]) for c in range(4)]
+    for c in range(4):
+        assert torch.equal(hog_image(hog, channel=c), alone[c])
+    assert torch.equal(hog_image(hog, channel=-1), alone[3])
+    assert torch.equal(hog_image(hog), hog_image(hog.mean(0)))
+
+
+@pytest.mark.parametrize("lead", [(), (2,), (2, 3), (0,)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_batches(lead, dtype):
+    hog = torch.rand(*lead, 3, 9, 2, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    picture = hog_image(hog, glyph=7)
+    assert picture.shape == (*lead, 14, 35) and picture.dtype == torch.float32
+    flat, flat_picture = hog.reshape(-1, 3, 9, 2, 5), picture.reshape(-1, 14, 35)
+    for one, expected in zip(flat, flat_picture, strict=True):
+        assert torch.allclose(hog_image(one, glyph=7), expected, atol=1e-6)
+
+
+def test_nan_stays_in_its_cell():
+    hog = torch.zeros(1, 9, 1, 2)
+    hog[0, 0, 0, 0] = float("nan")
+    bad, good = hog_image(hog).chunk(2, dim=-1)
+    assert bad.isnan().all() and not good.isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "names"),
+    [
+        (([1, 2],), {}, TypeError, "list"),
+        ((torch.zeros(1, 9, 2, 2, dtype=torch.uint8),), {}, TypeError, "uint8"),
+        ((torch.zeros(1, 9, 2, 2, dtype=torch.complex64),), {}, TypeError, "complex64"),
+        ((torch.zeros(2, 2),), {}, ValueError, r"\(2, 2\)"),
+        ((torch.zeros(1, 0, 2, 2),), {}, ValueError, r"\(1, 0, 2, 2\)"),
+        ((torch.zeros(1, 9, 2, 2),), {"glyph": 2}, ValueError, "got 2"),
+        ((torch.zeros(1, 9, 2, 2),), {"glyph": 8.5}, TypeError, "8.5"),
+        ((torch.zeros(3, 9, 2, 2),), {"channel": 3}, ValueError, "got 3"),
+        ((torch.zeros(3, 9, 2, 2),), {"channel": "red"}, TypeError, "'red'"),
+        ((torch.zeros(0, 9, 2, 2),), {}, ValueError, r"\(0, 9, 2, 2\)"),
+    ],
+)
+def test_bad_input_is_named(arguments, options, error, names):
+    with pytest.raises(error, match=names):
+        hog_image(*arguments, **options)
