@@ -1,8 +1,8 @@
-"""HOG on the CPU against the reference layer, OpenCV and scikit-image.
+"""HOG against the reference layer, OpenCV and scikit-image, on the CPU or on a GPU.
 
 As a script it takes all rivals in turn and writes the tables; under pytest-benchmark it times each of them alone::
 
-    python -m benchmarks.bench_hog [--quick] [--threads N] [--out DIRECTORY]
+    python -m benchmarks.bench_hog [--quick] [--device cpu|cuda] [--threads N] [--out DIRECTORY]
     pytest benchmarks --benchmark-only
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks import timing
 from benchmarks.rivals import hog_layer, opencv_hog, photograph_batch, skimage_hog
 from benchmarks.timing import Rival
-from maskfeat_kernels import fused_hog
+from maskfeat_kernels import available_backends, fused_hog, fused_hog_tokens
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -73,6 +73,44 @@ def overhead() -> list[Rival]:
     ]
 
 
+def whole_and_tokens(batch: int, kept: int = 78) -> list[Rival]:
+    """All 196 patches of an image, against those that MaskFeat masks: the ratio is what the masked ones cost."""
+    planes = planar(photograph_batch(batch))
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.rand(batch, 196, generator=generator).argsort(1)[:, :kept].sort(1).values
+    truth = exact(planes)
+    tokens = fused_hog_tokens(planes.double(), ids, backend="reference")
+    rivals = []
+    for dtype in ("uint8", "float32"):
+        x = planes.to(getattr(torch, dtype))
+        rivals.append(Rival(f"all patches, {dtype}", fused_hog, [x], truth))
+        run = partial(fused_hog_tokens, token_ids=ids)
+        rivals.append(Rival(f"{kept} of 196, {dtype}", run, [x], tokens, versus=f"all patches, {dtype}"))
+    return rivals
+
+
+def on_gpu(batch: int) -> list[Rival]:
+    """Both backends, on all patches and on 78 of 196, and the layer in eager mode and compiled, read from memory."""
+    planes = planar(photograph_batch(batch)).cuda()
+    truth = fused_hog(planes.double(), backend="reference")
+    ids = torch.rand(batch, 196, device="cuda").argsort(1)[:, :78].sort(1).values
+    tokens = fused_hog_tokens(planes.double(), ids, backend="reference")
+    inputs = {dtype: timing.rotating(planes.to(getattr(torch, dtype)), "cuda") for dtype in ("uint8", "float32")}
+    rivals = []
+    for backend in available_backends("cuda"):
+        for dtype in inputs if backend != "reference" else ():
+            name, run = f"{backend} {dtype}", partial(fused_hog, backend=backend)
+            rivals.append(
+                Rival(name, run, inputs[dtype], truth, versus=None if dtype == "uint8" else f"{backend} uint8")
+            )
+            run = partial(fused_hog_tokens, token_ids=ids, backend=backend)
+            rivals.append(Rival(f"{name}, 78 of 196", run, inputs[dtype], tokens, versus=name))
+    fastest = f"{available_backends('cuda')[0]} float32"
+    rivals.append(Rival("reference layer float32", hog_layer, inputs["float32"], truth, versus=fastest))
+    rivals.append(Rival("the same, compiled", torch.compile(hog_layer), inputs["float32"], truth, versus=fastest))
+    return rivals
+
+
 def planar(images) -> Tensor:  # [B, H, W, 3] array -> [B, 3, H, W]
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
@@ -90,6 +128,7 @@ def cases(count: int, cold: bool) -> dict:
         "224x224 RGB, batch 8, one thread": partial(against_others, 8),
         f"224x224 RGB, batch 16, one thread{source}": partial(against_others, 16, cold),
         "Dtypes and layouts, batch 8, one thread": partial(dtypes_and_layouts, 8),
+        "Tokens, batch 8, one thread": partial(whole_and_tokens, 8),
         f"{count} threads, batch 16": partial(threads, 16, count),
         "One call on one cell": overhead,
     }
@@ -110,24 +149,29 @@ def test_hog(benchmark, title: str, rival: Rival):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few rounds; written only where --out says")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="several threads are N of them (default 2)")
     parser.add_argument("--out", type=Path, metavar="DIRECTORY", help=f"where to write (default {RESULTS.name}/ here)")
     options = parser.parse_args()
     if options.threads < 2:
         parser.error(f"--threads must be at least 2, got {options.threads}")
 
-    environment = timing.environment()
+    device = options.device
+    environment = timing.environment(device)
     rounds = 3 if options.quick else 30
-    report = {"title": "HOG on the CPU", "environment": environment, "rounds": rounds, "cases": []}
+    report = {"title": f"HOG on {device}", "environment": environment, "rounds": rounds, "cases": []}
     print(timing.markdown(report))
-    for title, prepare in cases(options.threads, cold=True).items():
+    chosen = cases(options.threads, cold=True)
+    if device == "cuda":
+        chosen = {f"224x224 RGB, batch {batch}": partial(on_gpu, batch) for batch in (256, 1)}
+    for title, prepare in chosen.items():
         print(f"## {title}\n", flush=True)
-        rows = timing.measure(prepare(), rounds=rounds)
+        rows = timing.measure(prepare(), rounds=rounds, device=device)
         print(*timing.table(rows), "", sep="\n", flush=True)
         report["cases"].append({"title": title, "rows": rows})
 
     if options.out or not options.quick:
-        path = (options.out or RESULTS) / f"hog_cpu_{timing.slug(environment['cpu'])}.json"
+        path = (options.out or RESULTS) / f"hog_{device}_{timing.slug(environment.get('gpu', environment['cpu']))}.json"
         timing.write_report(report, path)
         print(f"wrote {path} and {path.with_suffix('.md').name}")
 

@@ -97,8 +97,16 @@ def measure(
 def check(rival: Rival, tolerance: float = TOLERANCE) -> dict:
     """The gate: run ``rival`` once on its first input. Returns bytes read and written, and the largest error."""
     set_threads(rival.threads)
-    result = torch.as_tensor(rival.run(rival.inputs[0]))
-    facts = {"bytes": rival.inputs[0].nbytes + result.nbytes, "inputs": len(rival.inputs), "max_error": None}
+    facts = {"inputs": len(rival.inputs), "max_error": None}
+    x, on_gpu = rival.inputs[0], torch.cuda.is_available() and getattr(rival.inputs[0], "is_cuda", False)
+    if on_gpu:
+        rival.run(x)  # compiles
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    result = torch.as_tensor(rival.run(x))
+    if on_gpu:
+        facts["peak_bytes"] = torch.cuda.max_memory_allocated() - before
+    facts["bytes"] = x.nbytes + result.nbytes
     if not result.isfinite().all():
         raise WrongResult(f"{rival.name}: the result is not finite")
     if rival.expected is not None:
@@ -286,7 +294,8 @@ def markdown(report: dict) -> str:
         "",
         f"Median (p20 to p80) of {report['rounds']} samples, the rivals taken in turn; a time ratio is the median of "
         "the ratios within a round. GB/s counts each input read and each result written once, and is also given as a "
-        "share of what a plain copy reaches. Errors are against float64; a dash means another definition of HOG.",
+        "share of what a plain copy reaches. Peak MB is the GPU memory of a call, its result included. Errors are "
+        "against float64; a dash means another definition of HOG.",
     ]
     for case in report["cases"]:
         lines += ["", f"## {case['title']}", "", *table(case["rows"])]
@@ -295,7 +304,7 @@ def markdown(report: dict) -> str:
 
 def table(rows: list[dict]) -> list[str]:
     """Rows of :func:`measure` as the lines of a Markdown table with aligned columns."""
-    cells = [("", "threads", "ms", "p20 to p80", "time ratio", "to", "GB/s", "of a copy", "largest error")]
+    cells = [("", "threads", "ms", "p20 to p80", "time ratio", "to", "GB/s", "of a copy", "peak MB", "largest error")]
     for row in rows:
         seconds, ratio, error = row["seconds"], row.get("ratio"), row["max_error"]
         cells.append(
@@ -308,6 +317,7 @@ def table(rows: list[dict]) -> list[str]:
                 ratio["to"] if ratio else "",
                 f"{row['bytes_per_second'] / 1e9:.3g}",
                 f"{100 * row['share_of_copy']:.2g} %",
+                f"{row['peak_bytes'] / 1e6:.4g}" if "peak_bytes" in row else "",
                 "-" if error is None else f"{error:.1e}",
             )
         )

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <new>
+#include <type_traits>
 
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -38,22 +39,40 @@ constexpr int kVectorBytes = 64;
 #pragma GCC pop_options
 #endif
 
-using Kernel = void(const ImageView&, const HogParameters&, void*, int64_t, int64_t);
+enum class InstructionSet { baseline, avx2, avx512 };
 
-Kernel* choose_kernel() {
+InstructionSet instruction_set() {
 #ifdef __x86_64__
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("x86-64-v4")) return avx512::hog;
-  if (__builtin_cpu_supports("x86-64-v3")) return avx2::hog;
+  if (__builtin_cpu_supports("x86-64-v4")) return InstructionSet::avx512;
+  if (__builtin_cpu_supports("x86-64-v3")) return InstructionSet::avx2;
 #endif
-  return baseline::hog;
+  return InstructionSet::baseline;
 }
+
+// Calls the variant for this machine of a function of the kernel.
+#ifdef __x86_64__
+#define DISPATCH(function, ...)                                            \
+  switch (kInstructionSet) {                                               \
+    case InstructionSet::avx512: return avx512::function(__VA_ARGS__);     \
+    case InstructionSet::avx2: return avx2::function(__VA_ARGS__);         \
+    case InstructionSet::baseline: return baseline::function(__VA_ARGS__); \
+  }
+#else
+#define DISPATCH(function, ...) return baseline::function(__VA_ARGS__)
+#endif
+
+const InstructionSet kInstructionSet = instruction_set();
 
 }  // namespace
 
 void hog_cpu(const ImageView& image, const HogParameters& hog, void* out, int64_t begin, int64_t end) {
-  static Kernel* const kernel = choose_kernel();
-  kernel(image, hog, out, begin, end);
+  DISPATCH(hog, image, hog, out, begin, end);
+}
+
+void hog_tokens_cpu(const ImageView& image, const PatchView& patches, const HogParameters& hog, void* out,
+                    int64_t begin, int64_t end) {
+  DISPATCH(hog_tokens, image, patches, hog, out, begin, end);
 }
 
 }  // namespace maskfeat

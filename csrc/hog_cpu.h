@@ -9,4 +9,9 @@ namespace maskfeat {
 // out [planes, bins, H / cell_h, W / cell_w], float64 for float64 pixels, else float32.
 void hog_cpu(const ImageView& image, const HogParameters& hog, void* out, int64_t begin, int64_t end);
 
+// Computes the histograms of the patches [begin, end) of the B * K chosen, all of them with ids that `patches` holds, into
+// out [B, K, C, bins, side / cell_h, side / cell_w], of the same dtype.
+void hog_tokens_cpu(const ImageView& image, const PatchView& patches, const HogParameters& hog, void* out,
+                    int64_t begin, int64_t end);
+
 }  // namespace maskfeat

@@ -24,13 +24,11 @@ constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple -
 // pixels. Rows start on cache lines and end in zeros, so that whole vectors may be read and written past the last column.
 template <typename T, typename Line>
 struct Tile {
-  Tile(const HogParameters& hog, int64_t width)
-      : columns(std::max(std::min(kTileColumns, width) / hog.cell_w, int64_t{1}) * hog.cell_w),
-        stride(round_up(columns + 2, 32)) {
+  Tile(const HogParameters& hog, int64_t columns) : stride(round_up(columns + 32, 32)) {
     const bool tall = hog.cell_h > kTileRows;
     const int64_t pairs = hog.bins / 2, rows = 3 * kTileRows + (tall ? 3 : 1) * hog.bins + 2;
     const int64_t tables = round_up(pairs + 2 * hog.gaussian_window + columns, 32);
-    const int64_t size = (rows * stride + tables) * sizeof(T) + (kTileRows + 2) * stride * sizeof(Line);
+    const int64_t size = (rows * stride + tables) * sizeof(T) + (kTileRows + 2) * stride * sizeof(Line) + 64;
     memory = ::operator new(size, std::align_val_t{64});
     std::memset(memory, 0, size);
     gx = static_cast<T*>(memory);
@@ -53,8 +51,7 @@ struct Tile {
   Tile& operator=(const Tile&) = delete;
   ~Tile() { ::operator delete(memory, std::align_val_t{64}); }
 
-  const int64_t columns;  // at most, in whole cells
-  const int64_t stride;   // of the rows below
+  const int64_t stride;  // of the rows below
   void* memory;
   T *gx, *gy, *magnitude;  // [kTileRows, stride] each
   T* sums;                 // [bins + 1, stride], the last row stays zero
@@ -81,22 +78,77 @@ inline void load_line(const ImageView& image, const Pixel* plane, int64_t y, int
   } else {
     for (int64_t i = 0; i < end - begin; ++i) to[i] = widen(from[i * step]);
   }
-  if (x0 == 0) line[0] = widen(row[reflect(-1, image.width) * step]);
+  if (x0 == 0) line[0] = widen(row[reflect<int64_t>(-1, image.width) * step]);
   if (x0 + columns == image.width) line[columns + 1] = widen(row[reflect(image.width, image.width) * step]);
 }
 
-// gradient: of one row, turned into the half plane, and the square of its magnitude.
-template <typename T, typename Line>
-inline void gradient_row(const Line* __restrict up, const Line* __restrict middle, const Line* __restrict down,
-                         int64_t columns, T* __restrict gx, T* __restrict gy, T* __restrict square) {
-  for (int64_t x = 0; x < columns; ++x) {
-    const Line dx = sobel<Line>(up[x], up[x + 2], middle[x], middle[x + 2], down[x], down[x + 2]);
-    const Line dy = sobel<Line>(up[x], down[x], up[x + 1], down[x + 1], up[x + 2], down[x + 2]);
-    const Line side = half_plane(dx, dy);
-    gx[x] = flip(dx, side);
-    gy[x] = flip(dy, side);
-    square[x] = gx[x] * gx[x] + gy[x] * gy[x];
+// Vectors in memory that need not be aligned.
+template <typename T, int64_t LANES>
+struct Unaligned {
+  typedef T type __attribute__((vector_size(LANES * sizeof(T)), aligned(alignof(T)), may_alias));
+};
+template <typename T, int64_t LANES>
+using Vector = typename Unaligned<T, LANES>::type;
+
+// Turns gradients into the half plane; see half_plane() and flip().
+template <typename V>
+inline void fold(V& gx, V& gy) {
+  using Int = decltype(gx == gy);
+  if constexpr (std::is_integral_v<std::remove_reference_t<decltype(gx[0])>>) {
+    const V sign = (gx + gx + (gy >> 15)) >> 15;
+    gx = (gx ^ sign) - sign;
+    gy = (gy ^ sign) - sign;
+  } else {
+    const V side = gx != 0 ? gx : gy;
+    const Int sign = Int(side) & Int(-V{});
+    gx = V(Int(gx) ^ sign);
+    gy = V(Int(gy) ^ sign);
   }
+}
+
+// gradient: of a block of rows, turned into the half plane, and the square of its magnitude. Vectors of columns walk down
+// with three rows of three neighbours in registers, so that each line is loaded once.
+template <typename T, typename Line>
+inline void gradient_columns(const Line* lines, int64_t stride, int64_t columns, int64_t rows, T* gx, T* gy,
+                             T* square) {
+  constexpr int64_t kLanes = kVectorBytes / sizeof(Line), kWideLanes = kVectorBytes / sizeof(T);
+  using Neighbours = Vector<Line, kLanes>;
+  using Wide = Vector<T, kWideLanes>;
+  for (int64_t x = 0; x < columns; x += kLanes) {
+    const auto load = [&](int64_t line, int64_t shift) {
+      return *reinterpret_cast<const Neighbours*>(lines + line * stride + x + shift);
+    };
+    Neighbours up_l = load(0, 0), up_m = load(0, 1), up_r = load(0, 2);
+    Neighbours mid_l = load(1, 0), mid_m = load(1, 1), mid_r = load(1, 2);
+    for (int64_t y = 0; y < rows; ++y) {
+      const Neighbours down_l = load(y + 2, 0), down_m = load(y + 2, 1), down_r = load(y + 2, 2);
+      Neighbours dx = sobel<Neighbours>(up_l, up_r, mid_l, mid_r, down_l, down_r);
+      Neighbours dy = sobel<Neighbours>(up_l, down_l, up_m, down_m, up_r, down_r);
+      fold(dx, dy);
+      Vector<Line, kWideLanes> part_x[kLanes / kWideLanes], part_y[kLanes / kWideLanes];
+      std::memcpy(part_x, &dx, sizeof(dx));
+      std::memcpy(part_y, &dy, sizeof(dy));
+      for (int64_t part = 0; part < kLanes / kWideLanes; ++part) {
+        const int64_t at = y * stride + x + part * kWideLanes;
+        const Wide wide_x = __builtin_convertvector(part_x[part], Wide);
+        const Wide wide_y = __builtin_convertvector(part_y[part], Wide);
+        *reinterpret_cast<Wide*>(gx + at) = wide_x;
+        *reinterpret_cast<Wide*>(gy + at) = wide_y;
+        *reinterpret_cast<Wide*>(square + at) = wide_x * wide_x + wide_y * wide_y;
+      }
+      up_l = mid_l, up_m = mid_m, up_r = mid_r;
+      mid_l = down_l, mid_m = down_m, mid_r = down_r;
+    }
+  }
+}
+
+// gradient: the magnitudes of a row at (x0, y), weighted by the Gaussian window, from their squares.
+template <typename T, typename Line>
+inline void weigh_row(const Tile<T, Line>& tile, int64_t side, int64_t y, int64_t x0, int64_t columns,
+                      T* __restrict magnitude) {
+  const T* __restrict window = tile.window + x0 % side;
+  const T weight = tile.window[y % side];
+  for (int64_t x = 0; x < columns; ++x) magnitude[x] = std::sqrt(magnitude[x]) * (weight * window[x]);
 }
 
 // bin: the column sums S_k of a block of rows, for the edges k = first + 1 .. first + PAIRS and bins - k (with an even
@@ -137,19 +189,16 @@ inline void bin_columns(const Tile<T, Line>& tile, int64_t bins, int64_t first, 
   }
 }
 
-// bin: all edges, in one walk (8 and 9 bins) or in several of at most kPairs pairs.
+// bin: all edges, in one walk (8 and 9 bins without a window) or in several of at most kPairs pairs.
 template <typename T, typename Line>
-inline void bin_all_edges(const Tile<T, Line>& tile, const HogParameters& hog, int64_t y0, int64_t x0, int64_t columns,
-                          int64_t rows) {
-  const int64_t bins = hog.bins, pairs = bins / 2, side = hog.gaussian_window;
-  if (pairs == kPairs && side == 0) return bin_columns<kPairs, true, true>(tile, bins, 0, columns, rows);
-  for (int64_t y = 0; y < rows; ++y) {
-    T* __restrict magnitude = tile.magnitude + y * tile.stride;
-    for (int64_t x = 0; x < columns; ++x) magnitude[x] = std::sqrt(magnitude[x]);
-    if (side == 0) continue;
-    const T* __restrict window = tile.window + x0 % side;
-    const T weight = tile.window[(y0 + y) % side];
-    for (int64_t x = 0; x < columns; ++x) magnitude[x] *= weight * window[x];
+inline void bin_all_edges(const Tile<T, Line>& tile, const HogParameters& hog, int64_t columns, int64_t rows) {
+  const int64_t bins = hog.bins, pairs = bins / 2;
+  if (hog.gaussian_window == 0) {
+    if (pairs == kPairs) return bin_columns<kPairs, true, true>(tile, bins, 0, columns, rows);
+    for (int64_t y = 0; y < rows; ++y) {
+      T* __restrict magnitude = tile.magnitude + y * tile.stride;
+      for (int64_t x = 0; x < columns; ++x) magnitude[x] = std::sqrt(magnitude[x]);
+    }
   }
   bin_columns<0, true, false>(tile, bins, 0, columns, rows);
   int64_t first = 0;
@@ -200,70 +249,130 @@ inline void sum_eight_columns(T* row, int64_t cells) {
   }
 }
 
-// normalise: the histograms of a row of cells, each divided by its norm.
-template <typename T>
-inline void normalise_cells(const T* __restrict sums, int64_t stride, int64_t bins, int64_t cells, T* __restrict norm,
-                            T* __restrict out, int64_t bin_stride) {
+// normalise: one over the norm of each cell.
+template <typename T, typename Line>
+inline void cell_norms(const Tile<T, Line>& tile, int64_t bins, int64_t cells) {
+  T* __restrict norm = tile.norm;
   std::fill_n(norm, cells, T(0));
-  for (int64_t k = 0; k < bins; ++k)
-    for (int64_t c = 0; c < cells; ++c) {
-      const T h = sums[k * stride + c] - sums[(k + 1) * stride + c];
-      norm[c] += h * h;
-    }
+  for (int64_t k = 0; k < bins; ++k) {
+    const T* __restrict sums = tile.sums + k * tile.stride, * __restrict next = sums + tile.stride;
+    for (int64_t c = 0; c < cells; ++c) norm[c] += (sums[c] - next[c]) * (sums[c] - next[c]);
+  }
   for (int64_t c = 0; c < cells; ++c) norm[c] = inverse_norm(norm[c]);
-  for (int64_t k = 0; k < bins; ++k)
-    for (int64_t c = 0; c < cells; ++c)
-      out[k * bin_stride + c] = (sums[k * stride + c] - sums[(k + 1) * stride + c]) * norm[c];
 }
 
-// One row of cells from column x0 on.
+// normalise: writes the histograms of the cells first .. first + cells - 1, bin after bin.
+template <typename T, typename Line>
+inline void write_cells(const Tile<T, Line>& tile, int64_t bins, int64_t first, int64_t cells, T* __restrict out,
+                        int64_t bin_stride) {
+  const T* __restrict norm = tile.norm + first;
+  for (int64_t k = 0; k < bins; ++k, out += bin_stride) {
+    const T* __restrict sums = tile.sums + k * tile.stride + first, * __restrict next = sums + tile.stride;
+    for (int64_t c = 0; c < cells; ++c) out[c] = (sums[c] - next[c]) * norm[c];
+  }
+}
+
+// Pixels side by side in a tile, from a corner of an image plane on.
+template <typename Pixel>
+struct Segment {
+  const Pixel* plane;
+  int64_t y0, x0;
+};
+
+// All stages but the last write: a row of cells, from segments of `columns` pixels, whole cells each.
 template <typename T, typename Line, typename Pixel>
-inline void hog_cells(const ImageView& image, const HogParameters& hog, const Tile<T, Line>& tile, const Pixel* plane,
-                      int64_t y0, int64_t x0, int64_t cells, T* out, int64_t bin_stride) {
-  const int64_t columns = cells * hog.cell_w, stride = tile.stride;
+inline void compute_cells(const ImageView& image, const HogParameters& hog, const Tile<T, Line>& tile,
+                          const Segment<Pixel>* segments, int64_t count, int64_t columns) {
+  const int64_t stride = tile.stride;
   for (int64_t done = 0; done < hog.cell_h; done += kTileRows) {
     const int64_t rows = std::min(kTileRows, hog.cell_h - done);
-    for (int64_t i = 0; i < rows + 2; ++i)
-      load_line(image, plane, y0 + done + i - 1, x0, columns, tile.lines + i * stride);
-    for (int64_t i = 0; i < rows; ++i) {
-      const Line* up = tile.lines + i * stride;
-      gradient_row(up, up + stride, up + 2 * stride, columns, tile.gx + i * stride, tile.gy + i * stride,
-                   tile.magnitude + i * stride);
+    for (int64_t s = 0; s < count; ++s) {
+      const Segment<Pixel>& from = segments[s];
+      const int64_t y0 = from.y0 + done, to = s * columns;
+      for (int64_t i = 0; i < rows + 2; ++i)
+        load_line(image, from.plane, y0 + i - 1, from.x0, columns, tile.lines + i * stride);
+      gradient_columns(tile.lines, stride, columns, rows, tile.gx + to, tile.gy + to, tile.magnitude + to);
+      if (hog.gaussian_window > 0)
+        for (int64_t i = 0; i < rows; ++i)
+          weigh_row(tile, hog.gaussian_window, y0 + i, from.x0, columns, tile.magnitude + i * stride + to);
     }
-    bin_all_edges(tile, hog, y0 + done, x0, columns, rows);
-    if (hog.cell_h > kTileRows) add_block(tile, hog.bins, columns, done == 0);
+    bin_all_edges(tile, hog, count * columns, rows);
+    if (hog.cell_h > kTileRows) add_block(tile, hog.bins, count * columns, done == 0);
   }
+  const int64_t cells = count * columns / hog.cell_w;
   for (int64_t k = 0; k < hog.bins; ++k)
     hog.cell_w == 8 ? sum_eight_columns(tile.sums + k * stride, cells)
                     : sum_columns(tile.sums + k * stride, cells, hog.cell_w);
-  normalise_cells(tile.sums, stride, hog.bins, cells, tile.norm, out, bin_stride);
+  cell_norms(tile, hog.bins, cells);
 }
 
 template <typename T, typename Line, typename Pixel>
 inline void hog_rows(const ImageView& image, const HogParameters& hog, const Pixel* pixels, T* out, int64_t begin,
                      int64_t end) {
   const int64_t cell_rows = image.height / hog.cell_h, cell_columns = image.width / hog.cell_w;
-  const Tile<T, Line> tile(hog, image.width);
-  const int64_t step = tile.columns / hog.cell_w;
+  const int64_t step = std::max<int64_t>(1, std::min(kTileColumns / hog.cell_w, cell_columns));
+  const Tile<T, Line> tile(hog, step * hog.cell_w);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t plane = item / cell_rows, row = item % cell_rows;
     T* out_row = out + (plane * hog.bins * cell_rows + row) * cell_columns;
-    for (int64_t cell = 0; cell < cell_columns; cell += step)
-      hog_cells(image, hog, tile, pixels + image.plane_offset(plane), row * hog.cell_h, cell * hog.cell_w,
-                std::min(step, cell_columns - cell), out_row + cell, cell_rows * cell_columns);
+    for (int64_t cell = 0; cell < cell_columns; cell += step) {
+      const int64_t cells = std::min(step, cell_columns - cell);
+      const Segment<Pixel> segment{pixels + image.plane_offset(plane), row * hog.cell_h, cell * hog.cell_w};
+      compute_cells(image, hog, tile, &segment, 1, cells * hog.cell_w);
+      write_cells(tile, hog.bins, 0, cells, out_row + cell, cell_rows * cell_columns);
+    }
+  }
+}
+
+// As many patches as fit into a tile are done side by side.
+template <typename T, typename Line, typename Pixel>
+inline void hog_patches(const ImageView& image, const PatchView& patches, const HogParameters& hog, const Pixel* pixels,
+                        T* out, int64_t begin, int64_t end) {
+  const int64_t side = patches.side, down = side / hog.cell_h, across = side / hog.cell_w,
+                channels = image.lead_size[2];
+  const int64_t step = std::max<int64_t>(1, kTileColumns / side);
+  const Tile<T, Line> tile(hog, std::min(step, end - begin) * side);
+  Segment<Pixel> segments[kTileColumns];
+  for (; begin < end; begin += step) {
+    const int64_t count = std::min(step, end - begin);
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t y = 0; y < down; ++y) {
+        for (int64_t s = 0; s < count; ++s) {
+          const int64_t b = (begin + s) / patches.count, id = patches.id(b, (begin + s) % patches.count);
+          const Pixel* plane = pixels + image.plane_offset((b * patches.frames + patches.frame(id)) * channels + c);
+          segments[s] = {plane, patches.top(id) + y * hog.cell_h, patches.left(id)};
+        }
+        compute_cells(image, hog, tile, segments, count, side);
+        for (int64_t s = 0; s < count; ++s) {
+          T* token = out + (((begin + s) * channels + c) * hog.bins * down + y) * across;
+          write_cells(tile, hog.bins, s * across, across, token, down * across);
+        }
+      }
+  }
+}
+
+// Calls run(T, Line, pixels) with values of the types that go with the dtype of the image.
+template <typename Run>
+inline void with_types(const ImageView& image, const Run& run) {
+  const void* x = image.data;
+  switch (image.dtype) {
+    case Dtype::uint8: return run(float(), int16_t(), static_cast<const uint8_t*>(x));  // byte gradients fit 16 bits
+    case Dtype::float16: return run(float(), float(), static_cast<const Float16*>(x));
+    case Dtype::bfloat16: return run(float(), float(), static_cast<const BFloat16*>(x));
+    case Dtype::float32: return run(float(), float(), static_cast<const float*>(x));
+    case Dtype::float64: return run(double(), double(), static_cast<const double*>(x));
   }
 }
 
 void hog(const ImageView& image, const HogParameters& hog, void* out, int64_t begin, int64_t end) {
-  const void* x = image.data;
-  float* f32 = static_cast<float*>(out);
-  double* f64 = static_cast<double*>(out);
-  switch (image.dtype) {
-    case Dtype::uint8:  // byte gradients fit 16 bits
-      return hog_rows<float, int16_t>(image, hog, static_cast<const uint8_t*>(x), f32, begin, end);
-    case Dtype::float16: return hog_rows<float, float>(image, hog, static_cast<const Float16*>(x), f32, begin, end);
-    case Dtype::bfloat16: return hog_rows<float, float>(image, hog, static_cast<const BFloat16*>(x), f32, begin, end);
-    case Dtype::float32: return hog_rows<float, float>(image, hog, static_cast<const float*>(x), f32, begin, end);
-    case Dtype::float64: return hog_rows<double, double>(image, hog, static_cast<const double*>(x), f64, begin, end);
-  }
+  with_types(image, [&](auto t, auto line, auto pixels) {
+    hog_rows<decltype(t), decltype(line)>(image, hog, pixels, static_cast<decltype(t)*>(out), begin, end);
+  });
+}
+
+void hog_tokens(const ImageView& image, const PatchView& patches, const HogParameters& hog, void* out, int64_t begin,
+                int64_t end) {
+  with_types(image, [&](auto t, auto line, auto pixels) {
+    hog_patches<decltype(t), decltype(line)>(image, patches, hog, pixels, static_cast<decltype(t)*>(out), begin, end);
+  });
 }

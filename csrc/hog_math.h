@@ -29,12 +29,16 @@ HOG_INLINE To bit_cast(From from) {
 }
 
 // One component of the Sobel gradient: (a0 - b0) + 2 (a1 - b1) + (a2 - b2), subtracting before weighting, so that
-// equal pixels give an exact zero. Doubling is exact: a fused multiply-add would not change the result.
+// equal pixels give an exact zero. Doubling is exact: a fused multiply-add rounds to the same result.
 template <typename T>
 HOG_INLINE T sobel(T a0, T b0, T a1, T b1, T a2, T b2) {
   const T outer = (a0 - b0) + (a2 - b2);
   const T middle = a1 - b1;
+#ifdef __CUDA_ARCH__
+  return fma(T(2), middle, outer);
+#else
   return outer + (middle + middle);
+#endif
 }
 
 // The sign bit of `by` applied to `value`.
@@ -96,8 +100,9 @@ HOG_INLINE T inverse_norm(T sum_of_squares) {
 }
 
 // Mirror index -1 to 1 and n to n - 2 (the end sample is not repeated); a single sample is its own neighbour.
-HOG_INLINE int64_t reflect(int64_t i, int64_t n) {
-  const int64_t mirrored = i < 0 ? -i : (i >= n ? 2 * (n - 1) - i : i);
+template <typename Int>
+HOG_INLINE Int reflect(Int i, Int n) {
+  const Int mirrored = i < 0 ? -i : (i >= n ? 2 * (n - 1) - i : i);
   return n == 1 ? 0 : mirrored;
 }
 

@@ -1,80 +1,154 @@
-// Registers the kernels with PyTorch, per device, through the stable ABI (one shared object for every torch >= 2.10).
-// Schemas, fake kernels and batching rules are in maskfeat_kernels/ops.py, checks with messages for users in hog.py;
-// the checks here keep a direct call of the op inside its memory.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
+// Registers HOG with PyTorch, per device, through the stable ABI (one shared object for every torch >= 2.10). Schemas, fake
+// kernels and batching rules are in maskfeat_kernels/ops.py, checks with messages for users in hog.py; the checks here keep
+// a direct call of an op inside its memory.
 #include <algorithm>
-#include <functional>
-#include <numeric>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "hog_cpu.h"
+#include "torch_device.h"
+#ifdef MASKFEAT_CUDA
+#include "hog_cuda.h"
+#endif
 
 namespace {
 
 using maskfeat::Dtype;
 using maskfeat::HogParameters;
 using maskfeat::ImageView;
+using maskfeat::PatchView;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-Dtype pixel_dtype(ScalarType type) {
-  switch (type) {
-    case ScalarType::Byte: return Dtype::uint8;
-    case ScalarType::Half: return Dtype::float16;
-    case ScalarType::BFloat16: return Dtype::bfloat16;
-    case ScalarType::Float: return Dtype::float32;
-    case ScalarType::Double: return Dtype::float64;
-    default: STD_TORCH_CHECK(false, "hog: pixels must be uint8, float16, bfloat16, float32 or float64");
-  }
-}
+constexpr int64_t kPixelsPerThread = 1 << 15;  // some 50 us of work, of which another thread costs 10
 
-// [lead..., H, W] in place: neighbouring leading axes that step evenly through memory become one.
-ImageView view_images(const Tensor& x) {
+// [lead..., H, W] in place: where asked to, neighbouring leading axes that step evenly through memory become one.
+ImageView view_images(const Tensor& x, bool merge) {
   const auto sizes = x.sizes(), strides = x.strides();
   const int64_t spatial = x.dim() - 2;
-  STD_TORCH_CHECK(spatial >= 0, "hog: x must have the axes [..., H, W]");
+  STD_TORCH_CHECK(spatial >= 0 && spatial <= ImageView::kMaxLead, "x must have the axes [..., H, W]");
   ImageView view;
-  view.lead = 0;
   view.data = x.data_ptr();
-  view.dtype = pixel_dtype(x.scalar_type());
+  view.dtype = maskfeat::dtype_of(x);
   view.height = sizes[spatial], view.width = sizes[spatial + 1];
   view.row_stride = strides[spatial], view.column_stride = strides[spatial + 1];
+  view.lead = 0;
   for (int64_t axis = 0; axis < spatial; ++axis) {
-    if (sizes[axis] == 1) continue;
-    if (view.lead > 0 && view.lead_stride[view.lead - 1] == sizes[axis] * strides[axis]) {
-      view.lead_size[view.lead - 1] *= sizes[axis];
-      view.lead_stride[view.lead - 1] = strides[axis];
-      continue;
-    }
-    view.lead_size[view.lead] = sizes[axis];
-    view.lead_stride[view.lead++] = strides[axis];
+    if (merge && sizes[axis] == 1) continue;
+    const bool even = view.lead > 0 && view.lead_stride[view.lead - 1] == sizes[axis] * strides[axis];
+    if (!(merge && even)) view.lead_size[view.lead++] = 1;
+    view.lead_size[view.lead - 1] *= sizes[axis];
+    view.lead_stride[view.lead - 1] = strides[axis];
   }
   return view;
 }
 
-Tensor hog_cpu(const Tensor& x, int64_t bins, int64_t cell_h, int64_t cell_w, int64_t gaussian_window) {
-  const ImageView image = view_images(x);
-  const HogParameters hog{bins, cell_h, cell_w, gaussian_window};
-  STD_TORCH_CHECK(bins >= 1 && cell_h >= 1 && cell_w >= 1 && gaussian_window >= 0, "hog: parameters out of range");
-  STD_TORCH_CHECK(gaussian_window == 0 || (image.height % gaussian_window == 0 && image.width % gaussian_window == 0),
-                  "hog: gaussian_window ", gaussian_window, " does not tile the image");
-  const int64_t cell_rows = image.height / cell_h, cell_columns = image.width / cell_w;
+HogParameters hog_parameters(const ImageView& image, int64_t bins, int64_t cell_h, int64_t cell_w, int64_t window) {
+  STD_TORCH_CHECK(bins >= 1 && cell_h >= 1 && cell_w >= 1 && window >= 0, "parameters out of range");
+  STD_TORCH_CHECK(window == 0 || (image.height % window == 0 && image.width % window == 0), "gaussian_window ", window,
+                  " does not tile the image");
+  return {bins, cell_h, cell_w, window};
+}
+
+Tensor new_histograms(const Tensor& x, const std::vector<int64_t>& size) {
+  const bool wide = x.scalar_type() == ScalarType::Double;
+  return torch::stable::new_empty(x, size, wide ? ScalarType::Double : ScalarType::Float);
+}
+
+// The kernels of a device, with the same names and arguments for all devices.
+struct Cpu {
+  explicit Cpu(std::initializer_list<const Tensor*>) {}
+
+  void hog(const ImageView& image, const HogParameters& hog, int64_t cell_rows, void* out) const {
+    const int64_t grain = std::max<int64_t>(1, kPixelsPerThread / (hog.cell_h * image.width));
+    torch::stable::parallel_for(0, cell_rows, grain,
+                                [&](int64_t begin, int64_t end) { maskfeat::hog_cpu(image, hog, out, begin, end); });
+  }
+
+  void hog_tokens(const ImageView& image, const PatchView& patches, const HogParameters& hog, void* out) const {
+    const int64_t batch = image.lead_size[0], channels = image.lead_size[2];
+    for (int64_t b = 0; b < batch; ++b)
+      for (int64_t k = 0; k < patches.count; ++k)
+        if (!patches.holds(patches.id(b, k)))
+          maskfeat::refuse_id(b, k, patches.id(b, k), patches.frames * patches.grid_h * patches.grid_w);
+    const int64_t grain = std::max<int64_t>(1, kPixelsPerThread / (channels * patches.side * patches.side));
+    torch::stable::parallel_for(0, batch * patches.count, grain, [&](int64_t begin, int64_t end) {
+      maskfeat::hog_tokens_cpu(image, patches, hog, out, begin, end);
+    });
+  }
+};
+
+#ifdef MASKFEAT_CUDA
+struct Cuda : maskfeat::CudaDevice {
+  using CudaDevice::CudaDevice;
+
+  // A ValueError in Python.
+  static void check_limits(const ImageView& image, const HogParameters& hog) {
+    if (hog.bins > maskfeat::kCudaMaxBins || hog.gaussian_window > maskfeat::kCudaMaxWindow)
+      throw std::invalid_argument("backend 'cuda' takes at most 256 bins and a gaussian_window of at most 256, got " +
+                                  std::to_string(hog.bins) + " and " + std::to_string(hog.gaussian_window));
+    STD_TORCH_CHECK(std::max(image.height, image.width) < (int64_t{1} << 31) - 256, "the image is too large");
+  }
+
+  void hog(const ImageView& image, const HogParameters& hog, int64_t, void* out) const {
+    check_limits(image, hog);
+    check(maskfeat::hog_cuda(image, hog, out, stream));
+  }
+  void hog_tokens(const ImageView& image, const PatchView& patches, const HogParameters& hog, void* out) const {
+    check_limits(image, hog);
+    check(maskfeat::hog_tokens_cuda(image, patches, hog, out, stream));
+  }
+};
+#endif
+
+template <typename Device>
+Tensor hog(const Tensor& x, int64_t bins, int64_t cell_h, int64_t cell_w, int64_t gaussian_window) {
+  const Device device{&x};
+  const ImageView image = view_images(x, true);
+  const HogParameters hog = hog_parameters(image, bins, cell_h, cell_w, gaussian_window);
   std::vector<int64_t> size(x.sizes().begin(), x.sizes().end() - 2);
-  const int64_t planes = std::accumulate(size.begin(), size.end(), int64_t{1}, std::multiplies<>());
-  size.insert(size.end(), {bins, cell_rows, cell_columns});
-  const bool wide = image.dtype == Dtype::float64;
-  Tensor out = torch::stable::new_empty(x, size, wide ? ScalarType::Double : ScalarType::Float);
-  if (out.numel() == 0) return out;
-  const int64_t items_per_thread = std::max<int64_t>(1, 32768 / (cell_h * image.width));
-  torch::stable::parallel_for(0, planes * cell_rows, items_per_thread, [&](int64_t begin, int64_t end) {
-    maskfeat::hog_cpu(image, hog, out.data_ptr(), begin, end);
-  });
+  size.insert(size.end(), {bins, image.height / cell_h, image.width / cell_w});
+  Tensor out = new_histograms(x, size);
+  const int64_t cells = out.numel() / bins;
+  if (cells > 0) device.hog(image, hog, cells / (image.width / cell_w), out.data_ptr());
   return out;
+}
+
+template <typename Device>
+Tensor hog_tokens(const Tensor& x, const Tensor& token_ids, int64_t patch_size, int64_t bins, int64_t cell_h,
+                  int64_t cell_w, int64_t gaussian_window) {
+  const Device device{&x, &token_ids};
+  STD_TORCH_CHECK(x.dim() == 5, "x must have the axes [B, T, C, H, W]");
+  const ImageView image = view_images(x, false);
+  const HogParameters hog = hog_parameters(image, bins, cell_h, cell_w, gaussian_window);
+  STD_TORCH_CHECK(patch_size >= 1 && patch_size % cell_h == 0 && patch_size % cell_w == 0,
+                  "patch_size must be a multiple of the cell");
+  STD_TORCH_CHECK(token_ids.dim() == 2 && token_ids.size(0) == x.size(0), "token_ids must be [B, K]");
+  STD_TORCH_CHECK(token_ids.scalar_type() == ScalarType::Long, "token_ids must be int64");
+  const PatchView patches{static_cast<const int64_t*>(token_ids.data_ptr()),
+                          token_ids.size(1),
+                          token_ids.stride(0),
+                          token_ids.stride(1),
+                          patch_size,
+                          x.size(1),
+                          image.height / patch_size,
+                          image.width / patch_size};
+  const int64_t features = x.size(2) * bins * (patch_size / cell_h) * (patch_size / cell_w);
+  Tensor out = new_histograms(x, {x.size(0), patches.count, features});
+  if (out.numel() > 0) device.hog_tokens(image, patches, hog, out.data_ptr());
+  return out;
+}
+
+template <typename Device, typename Library>
+void register_all(Library& m) {
+  m.impl("hog", TORCH_BOX(&hog<Device>));
+  m.impl("hog_tokens", TORCH_BOX(&hog_tokens<Device>));
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(maskfeat_kernels, CPU, m) { m.impl("hog", TORCH_BOX(&hog_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(maskfeat_kernels, CPU, m) { register_all<Cpu>(m); }
+#ifdef MASKFEAT_CUDA
+STABLE_TORCH_LIBRARY_IMPL(maskfeat_kernels, CUDA, m) { register_all<Cuda>(m); }
+#endif

@@ -23,12 +23,28 @@ struct ImageView {
 
   HOG_INLINE int64_t plane_offset(int64_t plane) const {
     int64_t offset = 0;
-    for (int axis = lead - 1; axis >= 0; --axis) {
+    for (int axis = lead - 1; axis > 0; --axis) {
       offset += plane % lead_size[axis] * lead_stride[axis];
       plane /= lead_size[axis];
     }
-    return offset;
+    return lead > 0 ? offset + plane * lead_stride[0] : 0;
   }
+};
+
+// Patches of images [B, T, C, H, W] (three leading axes, not merged), chosen by ids [B, K] on the grid of whole patches,
+// row by row and frame by frame.
+struct PatchView {
+  const int64_t* ids;
+  int64_t count;  // K
+  int64_t id_batch_stride, id_stride;
+  int64_t side;                    // of a patch, in pixels
+  int64_t frames, grid_h, grid_w;  // T, patches down, patches across
+
+  HOG_INLINE int64_t id(int64_t batch, int64_t k) const { return ids[batch * id_batch_stride + k * id_stride]; }
+  HOG_INLINE bool holds(int64_t id) const { return id >= 0 && id < frames * grid_h * grid_w; }
+  HOG_INLINE int64_t frame(int64_t id) const { return id / (grid_h * grid_w); }
+  HOG_INLINE int64_t top(int64_t id) const { return id / grid_w % grid_h * side; }
+  HOG_INLINE int64_t left(int64_t id) const { return id % grid_w * side; }
 };
 
 struct Float16 {

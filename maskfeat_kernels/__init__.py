@@ -13,6 +13,9 @@ _HOME = {
     "MASKFEAT": "spec",
     "available_backends": "backend",
     "fused_hog": "hog",
+    "fused_hog_tokens": "hog",
+    "fused_mask_tokens": "masked_gather",
+    "fused_masked_gather": "masked_gather",
     "hog_image": "visualize",
 }
 __all__ = ["__version__", *_HOME]

@@ -1,15 +1,21 @@
 """Which implementation runs: plain functions, asked once per call."""
 
+import importlib.util
+import os
+
 import torch
 
 from . import ops
 
-BACKENDS = ("cuda", "triton", "cpu", "reference")
+BACKENDS = ("cuda", "cpu", "triton", "reference")
+_TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def available_backends(device: torch.device | str = "cpu") -> list[str]:
     """Backends that can run on ``device`` ("cpu", "cuda", ...); "auto" takes the first of them."""
     kind = torch.device(device).type
+    if kind == "cuda" and not torch.cuda.is_available():
+        return []
     return [name for name in BACKENDS if why_unavailable(name, kind) is None]
 
 
@@ -36,7 +42,16 @@ def why_unavailable(backend: str, device: str) -> str | None:
     if backend == "reference":
         return None
     if backend == "triton":
-        return "this release has no Triton kernels"
+        return why_no_triton(device)
     if device != backend:
         return f"it runs on {backend} tensors"
     return ops.why_not_compiled(backend)
+
+
+def why_no_triton(device: str) -> str | None:
+    """None if Triton compiles for ``device``, or interprets, which is slow and for tests; else the reason in words."""
+    if not _TRITON_IS_INSTALLED:
+        return "the package triton is not installed"
+    if device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return "it runs on cuda tensors, or anywhere in its interpreter (set TRITON_INTERPRET=1 before triton is imported)"

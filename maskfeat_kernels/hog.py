@@ -1,10 +1,11 @@
-"""fused_hog: histograms of oriented gradients of a batch, in one pass."""
+"""fused_hog and fused_hog_tokens: histograms of oriented gradients of a batch, or of chosen patches, in one pass."""
 
 import torch
 
 from . import hog_reference, ops
 from .backend import choose_backend
-from .spec import MASKFEAT, HogSpec
+from .masked_gather import check_companion, check_token_ids
+from .spec import MASKFEAT, HogSpec, at_least
 
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -38,21 +39,92 @@ def fused_hog(
     Raises:
         TypeError: ``x`` is not a tensor or not of a dtype above; an unknown option.
         ValueError: fewer than two axes, an image smaller than a cell, a Gaussian window that does not tile the
-            image; an unknown or unavailable backend.
+            image; an unknown or unavailable backend; on "cuda", more than 256 bins or a window of more than 256.
 
     Source: Wei et al., Masked Feature Prediction for Self-Supervised Visual Pre-Training, CVPR 2022.
     """
     if not isinstance(spec, HogSpec):
         raise TypeError(f"spec must be a HogSpec, got {spec!r}")
-    if changes:
-        spec = spec.replace(**changes)
+    spec = _spec(spec, changes)
     _check(x, spec)
-    if x.requires_grad:
-        x = x.detach()
     backend = choose_backend(x.device, backend)
     if backend == "reference":
-        return hog_reference.hog(x, spec)
-    return ops.hog(x, spec.bins, *spec.cell, spec.gaussian_window)
+        return hog_reference.hog(x.detach(), spec)
+    return _kernels(backend).hog(_constant(x), spec.bins, *spec.cell, spec.gaussian_window)
+
+
+def fused_hog_tokens(
+    x: torch.Tensor,  # [B, C, H, W] or [B, T, C, H, W]
+    token_ids: torch.Tensor,  # [B, K], int64
+    patch_size: int = 16,
+    spec: HogSpec = MASKFEAT,
+    *,
+    check_ids: bool = False,
+    backend: str = "auto",
+    **changes,
+) -> torch.Tensor:  # [B, K, C * bins * u_h * u_w], u = patch_size // cell
+    r"""Histograms of oriented gradients of the listed patches only: the targets of MaskFeat, token by token.
+
+    The same as :func:`fused_hog` of the whole images, cut into patches of ``u_h`` by ``u_w`` cells and gathered, bit by
+    bit on compiled backends; but nothing else is computed. The element of the cell in row y and column x of a patch is
+    :math:`((\mathrm{channel} \cdot \mathrm{bins} + \mathrm{bin})\,u_h + y)\,u_w + x`.
+
+    Args:
+        x: images ``[B, C, H, W]`` or video ``[B, T, C, H, W]``, as for :func:`fused_hog`; H and W are multiples of
+            the patch.
+        token_ids: ``[B, K]``, int64, on the device of ``x``, in any order: places in the grid of patches, row by row,
+            for video frame by frame. Give every second frame as ``x[:, ::2]``: it is read in place.
+        patch_size: side of a patch in pixels, a multiple of the cell.
+        spec: a :class:`HogSpec`; ``changes`` are changes to it.
+        check_ids: raise IndexError for an id out of range on every backend, which costs a pass over the ids, on a GPU a
+            synchronisation with the host, and under torch.compile a graph break. Without it the backend "cpu" raises
+            all the same, and the others return NaN for such a token; none reads outside ``x``.
+        backend: "auto", or one of ``available_backends(x.device)``.
+
+    Returns:
+        ``[B, K, C * bins * u_h * u_w]``, float64 for float64 images and float32 for all others, without a gradient.
+
+    Raises:
+        TypeError: ``x`` or ``token_ids`` is not a tensor or not of a dtype above; an unknown option.
+        ValueError: a shape or device that does not fit; an unknown or unavailable backend.
+        IndexError: an id out of range; see ``check_ids``.
+
+    Source: as :func:`fused_hog`; the order of elements is that of SlowFast's labels.
+    """
+    spec = _spec(spec, changes)
+    _check(x, spec)
+    if x.ndim not in (4, 5):
+        raise ValueError(f"x must be [B, C, H, W] or [B, T, C, H, W], got shape {tuple(x.shape)}")
+    x = _constant(x.unsqueeze(1) if x.ndim == 4 else x)
+    grid = _check_patches(x, patch_size, spec)
+    check_companion("token_ids", token_ids, torch.int64, "x", x)
+    if token_ids.ndim != 2 or token_ids.shape[0] != x.shape[0]:
+        raise ValueError(f"token_ids must be [{x.shape[0]}, K] like x, got shape {tuple(token_ids.shape)}")
+    if check_ids:
+        check_token_ids(token_ids, x.shape[1] * grid)
+    backend = choose_backend(x.device, backend)
+    if backend == "reference":
+        return hog_reference.hog_tokens(x, token_ids, patch_size, spec)
+    return _kernels(backend).hog_tokens(x, token_ids, patch_size, spec.bins, *spec.cell, spec.gaussian_window)
+
+
+def _spec(spec: HogSpec, changes: dict) -> HogSpec:
+    if not isinstance(spec, HogSpec):
+        raise TypeError(f"spec must be a HogSpec, got {spec!r}")
+    return spec.replace(**changes) if changes else spec
+
+
+def _constant(x: torch.Tensor) -> torch.Tensor:
+    return x.detach() if x.requires_grad else x
+
+
+def _kernels(backend: str):
+    """The functions hog and hog_tokens of a backend."""
+    if backend == "triton":
+        from . import hog_triton
+
+        return hog_triton
+    return ops
 
 
 def _check(x: torch.Tensor, spec: HogSpec) -> None:
@@ -63,10 +135,21 @@ def _check(x: torch.Tensor, spec: HogSpec) -> None:
     if x.ndim < 2:
         raise ValueError(f"x must have the axes [..., C, H, W], got shape {tuple(x.shape)}")
     height, width = x.shape[-2:]
-    if height < spec.cell[0] or width < spec.cell[1]:
-        raise ValueError(
-            f"an image of {height} x {width} pixels is smaller than a cell of {spec.cell[0]} x {spec.cell[1]}"
-        )
+    cell_h, cell_w = spec.cell
+    if height < cell_h or width < cell_w:
+        raise ValueError(f"an image of {height} x {width} pixels is smaller than a cell of {cell_h} x {cell_w}")
     window = spec.gaussian_window
     if window and (height % window or width % window):
         raise ValueError(f"gaussian_window {window} does not tile an image of {height} x {width} pixels")
+
+
+def _check_patches(x: torch.Tensor, patch_size: int, spec: HogSpec) -> int:
+    """The number of patches of a frame."""
+    patch_size = at_least("patch_size", patch_size, 1)
+    cell_h, cell_w = spec.cell
+    if patch_size % cell_h or patch_size % cell_w:
+        raise ValueError(f"patch_size must be a multiple of the cell of {cell_h} x {cell_w} pixels, got {patch_size}")
+    height, width = x.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"patch_size {patch_size} does not divide an image of {height} x {width} pixels")
+    return (height // patch_size) * (width // patch_size)

@@ -20,6 +20,24 @@ def hog(
     return normalise(cell_sums(votes, spec.cell))
 
 
+def hog_tokens(
+    x: Tensor,  # [B, T, C, H, W]
+    token_ids: Tensor,  # [B, K], int64
+    patch_size: int,
+    spec: HogSpec,
+) -> Tensor:  # [B, K, C * bins * (patch_size // cell_h) * (patch_size // cell_w)]
+    """Histograms of chosen patches, NaN for an id out of range; see :func:`maskfeat_kernels.fused_hog_tokens`."""
+    down, across = patch_size // spec.cell[0], patch_size // spec.cell[1]
+    histograms = hog(x, spec)  # [B, T, C, bins, rows, columns]
+    grid_h, grid_w = histograms.shape[-2] // down, histograms.shape[-1] // across
+    patches = histograms.unflatten(-1, (grid_w, across)).unflatten(-3, (grid_h, down))
+    tokens = patches.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4).flatten(1, 3)  # [B, T * grid_h * grid_w, features]
+    nowhere = tokens.new_full((tokens.shape[0], 1, tokens.shape[2]), torch.nan)
+    inside = (token_ids >= 0) & (token_ids < tokens.shape[1])
+    token_ids = torch.where(inside, token_ids, tokens.shape[1])
+    return torch.cat([tokens, nowhere], dim=1).take_along_dim(token_ids.unsqueeze(-1), dim=1)
+
+
 def sobel(
     x: Tensor,  # [..., H, W]
 ) -> tuple[Tensor, Tensor]:  # gx, gy: [..., H, W] each

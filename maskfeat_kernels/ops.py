@@ -3,16 +3,24 @@
 The kernels themselves are registered per device by ``csrc/*_torch.cpp``, in a shared object that is loaded here.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
 
 _NAMESPACE = "maskfeat_kernels"
 _library = torch.library.Library(_NAMESPACE, "DEF")
-_library.define(
+TAGS = (torch.Tag.needs_exact_strides,)
+for _schema in (
     "hog(Tensor x, int bins, int cell_h, int cell_w, int gaussian_window) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
-)
+    "hog_tokens(Tensor x, Tensor token_ids, int patch_size, int bins, int cell_h, int cell_w, int gaussian_window)"
+    " -> Tensor",
+    "masked_gather(Tensor tokens, Tensor token_ids) -> Tensor",
+    "masked_scatter_add(Tensor values, Tensor token_ids, SymInt length) -> Tensor",
+    "mask_tokens(Tensor tokens, Tensor mask_token, Tensor mask) -> Tensor",
+    "masked_sum(Tensor x, Tensor mask) -> Tensor",
+):
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag, *TAGS))
 
 # A missing file means "not built"; a file that does not load is a broken build and raises here.
 _shared_object = Path(__file__).with_name("_torch_ops.so")
@@ -25,6 +33,11 @@ compiled_devices = [
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"{_NAMESPACE}::hog", device.upper())
 ]
 hog = torch.ops.maskfeat_kernels.hog.default
+hog_tokens = torch.ops.maskfeat_kernels.hog_tokens.default
+masked_gather = torch.ops.maskfeat_kernels.masked_gather.default
+masked_scatter_add = torch.ops.maskfeat_kernels.masked_scatter_add.default
+mask_tokens = torch.ops.maskfeat_kernels.mask_tokens.default
+masked_sum = torch.ops.maskfeat_kernels.masked_sum.default
 
 
 def why_not_compiled(device: str) -> str | None:
@@ -41,12 +54,56 @@ def hog_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::hog", lib=_library)
-def _(x, bins, cell_h, cell_w, gaussian_window):
-    *lead, height, width = x.shape
-    return x.new_empty((*lead, bins, height // cell_h, width // cell_w), dtype=hog_dtype(x))
+def register_hog_ops(hog, hog_tokens) -> None:
+    """Give these ops their fake kernels and batching rules, the same for each backend."""
+
+    def hog_fake(x, bins, cell_h, cell_w, gaussian_window):
+        *lead, height, width = x.shape
+        return x.new_empty((*lead, bins, height // cell_h, width // cell_w), dtype=hog_dtype(x))
+
+    def hog_tokens_fake(x, token_ids, patch_size, bins, cell_h, cell_w, gaussian_window):
+        features = x.shape[2] * bins * (patch_size // cell_h) * (patch_size // cell_w)
+        return x.new_empty((*token_ids.shape, features), dtype=hog_dtype(x))
+
+    torch.library.register_fake(hog, hog_fake, lib=_library)
+    torch.library.register_vmap(hog, lambda info, dims, x, *rest: (hog(x.movedim(dims[0], 0), *rest), 0), lib=_library)
+    torch.library.register_fake(hog_tokens, hog_tokens_fake, lib=_library)
+    torch.library.register_vmap(hog_tokens, partial(_fold, hog_tokens), lib=_library)
 
 
-@torch.library.register_vmap(f"{_NAMESPACE}::hog", lib=_library)
-def _(info, in_dims, x, *parameters):
-    return hog(x.movedim(in_dims[0], 0), *parameters), 0
+def register_token_ops(masked_gather, masked_scatter_add, mask_tokens, masked_sum) -> None:
+    """Give these ops their fake kernels and batching rules, the same for each backend."""
+    for op, fake, rule in (
+        (masked_gather, lambda tokens, ids: tokens.new_empty((*ids.shape, tokens.shape[2])), _fold),
+        (masked_scatter_add, lambda x, ids, length: x.new_empty((x.shape[0], length, x.shape[2])), _fold),
+        (mask_tokens, lambda tokens, mask_token, mask: tokens.new_empty(tokens.shape), _loop),
+        (masked_sum, lambda x, mask: x.new_empty(x.shape[2]), _loop),
+    ):
+        torch.library.register_fake(op, fake, lib=_library)
+        torch.library.register_vmap(op, partial(rule, op), lib=_library)
+
+
+def _fold(op, info, in_dims, *args):
+    """Batching rule of an op whose tensors all begin with the axis B: the new axis becomes a part of it."""
+
+    def fold(x, dim):
+        if not isinstance(x, torch.Tensor):
+            return x
+        x = x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+        return x.flatten(0, 1)
+
+    out = op(*map(fold, args, in_dims))
+    return out.unflatten(0, (info.batch_size, out.shape[0] // info.batch_size)), 0
+
+
+def _loop(op, info, in_dims, *args):
+    """Batching rule of any op: a call for each index of the new axis."""
+
+    def call(i):
+        return op(*(x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)))
+
+    return torch.stack([call(i) for i in range(info.batch_size)]), 0
+
+
+register_hog_ops(hog, hog_tokens)
+register_token_ops(masked_gather, masked_scatter_add, mask_tokens, masked_sum)

@@ -26,9 +26,9 @@ class HogSpec:
         cell = self.cell if isinstance(self.cell, (tuple, list)) else (self.cell, self.cell)
         if len(cell) != 2:
             raise ValueError(f"cell must be an int or (height, width), got {self.cell!r}")
-        object.__setattr__(self, "bins", _at_least("bins", self.bins, 1))
-        object.__setattr__(self, "cell", tuple(_at_least("cell", side, 1) for side in cell))
-        object.__setattr__(self, "gaussian_window", _at_least("gaussian_window", self.gaussian_window, 0))
+        object.__setattr__(self, "bins", at_least("bins", self.bins, 1))
+        object.__setattr__(self, "cell", tuple(at_least("cell", side, 1) for side in cell))
+        object.__setattr__(self, "gaussian_window", at_least("gaussian_window", self.gaussian_window, 0))
 
     def replace(self, **changes) -> "HogSpec":
         """This spec with some parameters changed; TypeError names an unknown one and the nearest that exists."""
@@ -66,7 +66,8 @@ def _cotangent(k: int, bins: int) -> float:
     return 1.0 / math.tan(k * math.pi / bins)
 
 
-def _at_least(name: str, value, least: int) -> int:
+def at_least(name: str, value, least: int) -> int:
+    """``value`` as an int, if it is one and not below ``least``."""
     try:
         number = operator.index(value)
     except TypeError:

@@ -1,7 +1,7 @@
 """Fixtures that run a test once per backend.
 
 A backend that cannot run here is left out, unless MASKFEAT_REQUIRE_BACKENDS (names separated by commas) asks for it:
-then its tests run and fail with the reason.
+then its tests run and fail with the reason. Triton runs on the GPU, and without one in its interpreter.
 """
 
 import os
@@ -9,7 +9,12 @@ import os
 import pytest
 import torch
 
-from maskfeat_kernels import available_backends, fused_hog
+from maskfeat_kernels import available_backends, fused_hog, fused_hog_tokens
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read by triton when it is imported
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores
 
 REQUIRED = [name for name in os.environ.get("MASKFEAT_REQUIRE_BACKENDS", "").split(",") if name]
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -19,7 +24,28 @@ COMPILED = [name for name in BACKENDS if name not in ("reference", "triton")]
 
 def device_of(backend: str) -> str:
     """The device that the tests run a backend on."""
-    return "cuda" if backend == "cuda" else "cpu"
+    return "cuda" if backend == "cuda" or (backend == "triton" and torch.cuda.is_available()) else "cpu"
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave to the other backends what the mark ``sampled`` does not ask of Triton.
+
+    Its interpreter takes tenths of a second for the smallest image, and its compiler more for each new set of
+    parameters, so that it runs a part of the larger tables: ``@pytest.mark.sampled(lambda parameters: condition)``
+    (pytest would take a function with a name for the test).
+    """
+    left_out = [item for item in items if not _is_asked_for(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if _is_asked_for(item)]
+
+
+def _is_asked_for(item) -> bool:
+    mark, call = item.get_closest_marker("sampled"), getattr(item, "callspec", None)
+    if mark is None or call is None or call.params.get("backend") != "triton":
+        return True
+    (condition,) = mark.args
+    return condition(**{name: value for name, value in call.params.items() if name != "backend"})
 
 
 @pytest.fixture(params=BACKENDS)
@@ -42,6 +68,26 @@ def hog(backend):
         return fused_hog(x.to(device_of(backend)), *spec, backend=backend, **changes).cpu()
 
     return run
+
+
+@pytest.fixture
+def hog_tokens(backend):
+    """fused_hog_tokens on the backend under test, on its device; the result comes back to the CPU."""
+
+    def run(x, token_ids, *patch_size_and_spec, **options):
+        x, token_ids = x.to(device_of(backend)), token_ids.to(device_of(backend))
+        return fused_hog_tokens(x, token_ids, *patch_size_and_spec, backend=backend, **options).cpu()
+
+    return run
+
+
+@pytest.fixture
+def two_threads():
+    """PyTorch works with two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

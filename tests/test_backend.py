@@ -7,6 +7,7 @@ import torch
 from conftest import REQUIRED, device_of
 
 from maskfeat_kernels import available_backends, fused_hog, hog_reference, ops
+from maskfeat_kernels import backend as backend_module
 from maskfeat_kernels.backend import BACKENDS, choose_backend, why_unavailable
 from maskfeat_kernels.testing import byte_images, check_hog
 
@@ -24,8 +25,13 @@ def test_a_required_backend_is_available(name):
 
 
 def test_the_reference_runs_everywhere_and_comes_last():
-    for device in ("cpu", "cuda", "meta", torch.device("cuda:1")):
+    for device in ("cpu", "meta", *(["cuda", torch.device("cuda:0")] if torch.cuda.is_available() else [])):
         assert available_backends(device)[-1] == "reference"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_nothing_runs_on_a_device_that_is_not_there():
+    assert available_backends("cuda") == available_backends("cuda:1") == []
 
 
 def test_auto_takes_the_first_available_backend():
@@ -51,6 +57,19 @@ def test_a_backend_of_another_device_is_refused():
     reason = "backend 'cuda' is not available on device 'cpu': it runs on cuda tensors"
     with pytest.raises(ValueError, match=exactly(reason)):
         fused_hog(X, backend="cuda")
+
+
+def test_triton_runs_on_cuda_tensors_or_in_its_interpreter(monkeypatch):
+    monkeypatch.setattr(backend_module, "_TRITON_IS_INSTALLED", True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert why_unavailable("triton", "cuda") is None
+    assert "set TRITON_INTERPRET=1 before triton is imported" in why_unavailable("triton", "cpu")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert why_unavailable("triton", "cpu") is None
+    monkeypatch.setattr(backend_module, "_TRITON_IS_INSTALLED", False)
+    reason = "backend 'triton' is not available on device 'cpu': the package triton is not installed"
+    with pytest.raises(ValueError, match=exactly(reason)):
+        fused_hog(X, backend="triton")
 
 
 def test_a_backend_that_is_not_built_is_refused_with_what_to_do(monkeypatch):

@@ -12,7 +12,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import device_of
+from conftest import BACKENDS, device_of
 
 from maskfeat_kernels import HogSpec, fused_hog
 from maskfeat_kernels.hog_reference import orientation_bin
@@ -136,17 +136,19 @@ def test_the_images_have_all_gradients(pixels, count):
 @pytest.mark.parametrize("bins", BINS)
 @pytest.mark.parametrize("pixels", ["float", "byte"])
 def test_kernel_bins_every_gradient_exactly(compiled_backend, pixels, bins):
-    # In cells of one pixel the result is the one-hot vector of its bin, or zero where the gradient is.
     image, gx, gy = image_of_all_gradients(pixels)
     rows = 256
     for top in range(1, len(image) - 1, rows):
         hog = run(image[top - 1 : top + rows + 1], bins, 1, compiled_backend)[:, 1:-1]
-        gx_strip, gy_strip = gx[top : top + hog.shape[1]], gy[top : top + hog.shape[1]]
-        want = torch.from_numpy(exact_bins(bins)[gx_strip + LARGEST, gy_strip + LARGEST])
-        voted = hog.gather(0, want.long().unsqueeze(0)).squeeze(0)
-        one = torch.from_numpy((gx_strip != 0) | (gy_strip != 0)).float()
-        assert float((voted - one).abs().max()) <= ATOL[torch.float32]
-        assert float((hog.sum(0) - voted).abs().max()) <= ATOL[torch.float32]
+        check_bins(hog, gx[top : top + hog.shape[1]], gy[top : top + hog.shape[1]], bins)
+
+
+@pytest.mark.parametrize("pixels, bins", [("float", 9), ("byte", 18)])
+def test_triton_bins_many_gradients_exactly(pixels, bins):
+    if "triton" not in BACKENDS:
+        pytest.skip("triton is not installed")
+    image, gx, gy = (part[:34] for part in image_of_all_gradients(pixels))
+    check_bins(run(image, bins, 1, "triton")[:, 1:-1], gx[1:-1], gy[1:-1], bins)
 
 
 @pytest.mark.parametrize("pixels, bins", [
@@ -167,6 +169,20 @@ def test_kernel_sums_every_gradient_in_its_exact_bin(compiled_backend, pixels, b
     want = votes.reshape(rows, columns, bins).transpose(2, 0, 1)
     want = want / np.maximum(np.linalg.norm(want, axis=0), 1e-12)
     np.testing.assert_allclose(run(image, bins, 8, compiled_backend), want, rtol=0, atol=ATOL[torch.float32])
+
+
+def check_bins(
+    hog: torch.Tensor,  # [bins, H, W], of cells of one pixel
+    gx: np.ndarray,  # [H, W]
+    gy: np.ndarray,  # [H, W]
+    bins: int,
+) -> None:
+    """The histogram of a pixel is the one-hot vector of its bin, or zero where the gradient is."""
+    want = torch.from_numpy(exact_bins(bins)[gx + LARGEST, gy + LARGEST])
+    voted = hog.gather(0, want.long().unsqueeze(0)).squeeze(0)
+    one = torch.from_numpy((gx != 0) | (gy != 0)).float()
+    assert float((voted - one).abs().max()) <= ATOL[torch.float32]
+    assert float((hog.sum(0) - voted).abs().max()) <= ATOL[torch.float32]
 
 
 def run(image: torch.Tensor, bins: int, cell: int, backend: str) -> torch.Tensor:  # [bins, rows, columns]

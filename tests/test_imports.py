@@ -23,6 +23,7 @@ SHARED_BY_BACKENDS = ("ops", "spec")
 PUBLIC = {*maskfeat_kernels.__all__, "compat", "testing", "visualize"}
 NOT_INSTALLED = {"benchmarks", "examples", "tests"}
 BINDINGS = ("_torch", "_numpy")
+SHARED_BY_BINDINGS = "torch_device.h"
 FRAMEWORK = re.compile(r"(torch|ATen|c10|pybind11|numpy)/|Python\.h")
 
 
@@ -73,10 +74,13 @@ def include_offences(file: str, source: str) -> list[str]:
     """The headers that a file of csrc must not include: a kernel knows neither torch nor Python nor another backend."""
     stem = Path(file).stem
     known = {None, backend_of(stem)} if backend_of(stem) else {None, *BACKENDS}
+    binds = stem.endswith(BINDINGS)
     return [
         f"{file} includes {header}"
         for header in re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)', source, re.MULTILINE)
-        if backend_of(Path(header).stem) not in known or (FRAMEWORK.match(header) and not stem.endswith(BINDINGS))
+        if backend_of(Path(header).stem) not in known
+        or (FRAMEWORK.match(header) and not binds and file != SHARED_BY_BINDINGS)
+        or (header == SHARED_BY_BINDINGS and not stem.endswith("_torch"))
     ]
 
 
@@ -174,6 +178,11 @@ def test_an_allowed_import_passes(module, source):
         ("hog_cuda.cu", '#include "hog_cpu_kernel.h"', 1),
         ("hog_cuda.cu", '#include "hog_cuda.h"\n#include "hog_math.h"\n#include <cuda_runtime.h>', 0),
         ("hog_torch.cpp", '#include <torch/csrc/stable/library.h>\n#include "hog_cpu.h"', 0),
+        ("hog_torch.cpp", '#include "torch_device.h"', 0),
+        ("torch_device.h", "#include <torch/csrc/stable/tensor.h>", 0),
+        ("hog_cuda.cu", '#include "torch_device.h"', 1),
+        ("hog_math.h", '#include "torch_device.h"', 1),
+        ("hog_numpy.cpp", '#include "torch_device.h"', 1),
     ],
 )
 def test_an_offending_include_is_found(name, source, offences):

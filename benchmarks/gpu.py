@@ -1,0 +1,155 @@
+"""Everything a machine with a GPU is needed for, in one command of less than nine minutes: ``make gpu``.
+
+Builds against the Python and torch that run this script, installs nothing and uses no network. A step that fails does
+not keep the next from running. Output goes to ``build/gpu/<step>.log``; the end is a summary, and the exit status says
+whether all was well. ``--dry-run`` takes the same steps with the backends of a machine without a GPU::
+
+    python -m benchmarks.gpu [--dry-run] [--out FOLDER]
+"""
+
+import argparse
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+LOGS = ROOT / "build" / "gpu"
+SECONDS = 530  # for everything
+
+BENCHMARKS = ("bench_hog", "bench_masked_gather")
+"""Scripts that take ``--device`` and ``--out``, and ``--quick`` for a rehearsal."""
+
+PROGRAMS = "tests/test_cuda_on_host.py"
+"""Tests that run each kernel as a program of its own, on a GPU under compute-sanitizer."""
+
+SANITIZERS = ("memcheck", "racecheck", "initcheck")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A command with its own time limit in seconds; ``environment`` is added to that of this process."""
+
+    name: str
+    command: list[str]
+    limit: float
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a step ended: its exit status, or None if it ran out of time."""
+
+    step: Step
+    status: int | None
+    seconds: float
+    last_line: str
+
+    def __str__(self) -> str:
+        word = {0: "passed", None: "TIMED OUT"}.get(self.status, f"FAILED ({self.status})")
+        return f"{self.step.name:<24} {word:<12} {self.seconds:6.1f} s  {self.last_line[:100]}"
+
+
+def stages(dry_run: bool, out: Path) -> list[list[Step]]:
+    """Steps of a stage run at the same time; benchmarks have the machine for themselves."""
+    python, pytest = [sys.executable, "-m"], [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    device = "cpu" if dry_run else "cuda"
+    backends = "cpu,reference" if dry_run else "cuda,triton,cpu,reference"
+    require = {"MASKFEAT_REQUIRE_BACKENDS": backends}
+    build = ["make", "setup", "ENV=none", f"PYTHON={sys.executable}", f"MASKFEAT_BUILD={'auto' if dry_run else 'cuda'}"]
+    in_torch = [*python, "benchmarks.small_calls", "--device", device]
+    checks = [
+        Step("tests", [*pytest, f"--ignore={PROGRAMS}"], 240, require),
+        Step("programs", [*pytest, "-v", PROGRAMS], 240, require),
+        Step("kernel-report", [*python, "benchmarks.kernel_report"], 240),
+    ]
+    if dry_run:
+        checks.append(Step("calls", in_torch, 240))
+    for tool in () if dry_run else SANITIZERS:
+        watched = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "99", *in_torch]
+        checks.append(Step(f"calls-{tool}", watched, 240, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}))
+    options = ["--device", device, "--out", str(out), *(["--quick"] if dry_run else [])]
+    return [
+        [Step("machine", ["nvidia-smi"], 20)] if not dry_run else [],
+        [Step("build", build, 150)],
+        checks,
+        *([Step(name, [*python, f"benchmarks.{name}", *options], 200)] for name in BENCHMARKS),
+    ]
+
+
+def run_stage(steps: list[Step], deadline: float, clock=time.monotonic) -> list[Outcome]:
+    """Run steps side by side, each until its limit or the common deadline; a step that is late is killed."""
+    begin = clock()
+    running = []
+    for step in steps:
+        print(f"{step.name}: {' '.join(step.command)}", flush=True)
+        with log_of(step).open("w") as log:
+            process = subprocess.Popen(
+                step.command,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **step.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        running.append((step, process))
+    outcomes = []
+    while running:
+        for step, process in list(running):
+            status, seconds = process.poll(), clock() - begin
+            late = status is None and (seconds > step.limit or clock() > deadline)
+            if late:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            if late or status is not None:
+                running.remove((step, process))
+                outcomes.append(Outcome(step, status, seconds, last_line(log_of(step))))
+                print(outcomes[-1], flush=True)
+        time.sleep(0.1)
+    return outcomes
+
+
+def log_of(step: Step) -> Path:
+    return LOGS / f"{step.name}.log"
+
+
+def last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def missing_tools() -> list[str]:
+    """What a machine needs for the real run and does not have."""
+    return [tool for tool in ("nvidia-smi", "nvcc", "compute-sanitizer", "make") if not shutil.which(tool)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dry-run", action="store_true", help="rehearse on the CPU; results stay in build/gpu")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="of results and logs (default benchmarks/results)")
+    options = parser.parse_args()
+    if not options.dry_run and missing_tools():
+        parser.error(f"not found: {', '.join(missing_tools())}; --dry-run rehearses without a GPU")
+    deadline = time.monotonic() + SECONDS
+    shutil.rmtree(LOGS, ignore_errors=True)
+    LOGS.mkdir(parents=True)
+    results = options.out or (LOGS if options.dry_run else ROOT / "benchmarks" / "results")
+    outcomes = []
+    for steps in stages(options.dry_run, results.resolve()):
+        outcomes += run_stage(steps, deadline)
+    summary = "\n".join(map(str, outcomes))
+    print(f"\n{summary}\nlogs: {LOGS}")
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        parts = [f"==== {o}\n{log_of(o.step).read_text(errors='replace')}" for o in outcomes]
+        (options.out / "gpu.log").write_text("\n".join([summary, *parts]))
+    sys.exit(any(outcome.status != 0 for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""What the compilers say of every GPU kernel, on a machine that needs no GPU: registers, stack, spills, shared memory.
+
+CUDA C++ kernels (``csrc/*.cu``) are compiled by nvcc, Triton kernels (``maskfeat_kernels/*_triton.py``) ahead of time.
+Occupancy is an estimate: the share of a multiprocessor's threads that its registers and shared memory have room for::
+
+    python -m benchmarks.kernel_report [--json] [--only cuda|triton]
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CUDA_SOURCES = sorted((ROOT / "csrc").glob("*.cu"))
+TRITON_MODULES = sorted(path.stem for path in (ROOT / "maskfeat_kernels").glob("*_triton.py"))
+
+CUDA_ARCHITECTURES = (80, 90, 100)
+AMD_ARCHITECTURE = "gfx942"
+NVCC_FLAGS = ("-std=c++17", "-O3", "-fmad=false")
+
+DYNAMIC_SHARED: dict[str, int] = {}
+"""Bytes of dynamic shared memory that a CUDA C++ kernel is launched with, by its name in the report."""
+
+MAX_REGISTERS: dict[str, int] = {}
+"""Limits below those of the hardware, by the name in the report without its template arguments."""
+
+SHARED_BYTES = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}  # of a multiprocessor
+WARPS, BLOCKS, REGISTERS = 64, 32, 65536  # of a multiprocessor, on all three
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One kernel on one target. Bytes are those of a thread (stack, spills) or of a block (shared memory)."""
+
+    language: str  # "cuda" or "triton"
+    name: str
+    target: str  # "sm_90", "gfx942"
+    threads: int  # of a block
+    registers: int
+    stack: int
+    spills: int  # stores and loads together; on AMD the registers spilled
+    static_shared: int
+    dynamic_shared: int
+    occupancy: float
+
+
+class CompileError(RuntimeError):
+    """A compiler refused a kernel; the message is its own."""
+
+
+def faults(kernels: list[Kernel]) -> list[str]:
+    """What must not be: a spill, or more registers than MAX_REGISTERS."""
+    found = []
+    for kernel in kernels:
+        where = f"{kernel.name} on {kernel.target}"
+        limit = MAX_REGISTERS.get(kernel.name.partition("<")[0])
+        if kernel.spills:
+            found.append(f"{where} spills {kernel.spills} {'registers' if kernel.target[:3] == 'gfx' else 'bytes'}")
+        if limit is not None and kernel.registers > limit:
+            found.append(f"{where} takes {kernel.registers} registers, more than {limit}")
+    return found
+
+
+# NVIDIA: both languages end in PTX, and ptxas says what it made of it
+
+
+def cuda_kernels(sources: list[Path], architectures: tuple[int, ...] = CUDA_ARCHITECTURES) -> list[Kernel]:
+    """The kernels of CUDA C++ sources. Raises CompileError."""
+    kernels = []
+    with tempfile.TemporaryDirectory() as folder:
+        ptx = Path(folder) / "kernels.ptx"
+        for source in sources:
+            for architecture in architectures:
+                include = f"-I{ROOT / 'csrc'}"
+                _call("nvcc", *NVCC_FLAGS, include, f"-arch=sm_{architecture}", "-ptx", source, "-o", ptx)
+                kernels += kernels_of_ptx("cuda", ptx.read_text(), _ptxas())
+    return kernels
+
+
+def kernels_of_ptx(language: str, ptx: str, ptxas: str, dynamic_shared: int | None = None) -> list[Kernel]:
+    """The kernels in a PTX text, assembled for the target that it names. Raises CompileError."""
+    target = re.search(r"^\.target (sm_\w+)", ptx, re.MULTILINE)[1]
+    bodies = re.split(r"\.entry\s+([\w$]+)\s*\(", ptx)
+    body_of = dict(zip(bodies[1::2], bodies[2::2], strict=True))
+    extern_shared = re.findall(r"^\.extern \.shared .*?([\w$]+)\[\]", ptx, re.MULTILINE)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.ptx"
+        path.write_text(ptx)
+        said = _call(ptxas, "-v", "--fmad=false", f"-arch={target}", path, "-o", path.with_suffix(".cubin"))
+    kernels = []
+    for symbol, facts in ptxas_facts(said).items():
+        name = demangled(symbol)
+        sides = re.search(r"\.(?:maxntid|reqntid)\s+(\d+)(?:,\s*(\d+))?(?:,\s*(\d+))?", body_of[symbol])
+        if sides is None:
+            raise CompileError(f"{name} has no __launch_bounds__, so that its occupancy is left to chance")
+        block = math.prod(int(side or 1) for side in sides.groups())
+        dynamic = dynamic_shared
+        if dynamic is None:
+            if any(variable in body_of[symbol] for variable in extern_shared) and name not in DYNAMIC_SHARED:
+                raise CompileError(f"{name} uses dynamic shared memory, and DYNAMIC_SHARED does not say how much")
+            dynamic = DYNAMIC_SHARED.get(name, 0)
+        shared = facts["static_shared"] + dynamic
+        share = cuda_occupancy(int(re.search(r"\d+", target)[0]), block, facts["registers"], shared)
+        kernels.append(Kernel(language, name, target, block, **facts, dynamic_shared=dynamic, occupancy=share))
+    return sorted(kernels, key=lambda kernel: kernel.name)
+
+
+def ptxas_facts(said: str) -> dict[str, dict[str, int]]:
+    """Registers, stack, spills and static shared memory of each kernel (mangled name) in the output of ``ptxas -v``."""
+
+    def count(pattern: str, text: str) -> int:
+        return sum(map(int, re.findall(pattern, text)))
+
+    parts = re.split(r"Compiling entry function '(\S+)' for '\w+'", said)
+    return {
+        symbol: {
+            "registers": count(r"Used (\d+) registers", text),
+            "stack": count(r"(\d+) bytes stack frame", text),
+            "spills": count(r"(\d+) bytes spill (?:stores|loads)", text),
+            "static_shared": count(r"(\d+) bytes smem", text),
+        }
+        for symbol, text in zip(parts[1::2], parts[2::2], strict=True)
+    }
+
+
+def cuda_occupancy(architecture: int, threads: int, registers: int, shared: int) -> float:
+    """Resident warps over those that fit a multiprocessor.
+
+    A warp is given registers by 256, a block warps by 4 and shared memory by 128 bytes and 1 KiB for the system (CUDA
+    occupancy calculator).
+    """
+    warps = -(-threads // 32)
+    warps_by_registers = REGISTERS // (-(-registers * 32 // 256) * 256) // 4 * 4
+    shared_of_block = -(-(shared + 1024) // 128) * 128
+    blocks = min(BLOCKS, WARPS // warps, warps_by_registers // warps, SHARED_BYTES[architecture] // shared_of_block)
+    return blocks * warps / WARPS
+
+
+def demangled(symbol: str) -> str:
+    """A kernel's name and template arguments, without namespaces and parameters."""
+    name = _call("c++filt", symbol).strip().removeprefix("void ")
+    name = re.sub(r"\(anonymous namespace\)::|_GLOBAL__N__\w+::|maskfeat::", "", name)
+    return re.sub(r"\((?!anonymous).*\)$", "", name)
+
+
+def _ptxas() -> str:
+    beside = Path(shutil.which("nvcc")).resolve().with_name("ptxas")
+    return str(beside) if beside.exists() else "ptxas"
+
+
+# Triton
+
+
+def triton_kernels(modules: list[str]) -> list[Kernel]:
+    """The kernels of some modules, in a process of its own: Triton's interpreter and its compiler do not mix."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.kernel_report", "--triton-process", *modules]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CompileError(done.stderr)
+    return [Kernel(**facts) for facts in json.loads(done.stdout.splitlines()[-1])]
+
+
+def compile_triton(modules: list[str]) -> list[Kernel]:
+    """Compile the ``ahead_of_time_cases()`` of each module, (name, kernel, signature, constexprs, num_warps) each.
+
+    ``signature`` maps every argument to its Triton type ("*fp32", "i64", "constexpr"), ``constexprs`` the constant ones
+    to their values.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    kernels = []
+    for module in modules:
+        for name, kernel, signature, constexprs, warps in importlib.import_module(module).ahead_of_time_cases():
+            options = {"num_warps": warps, "enable_fp_fusion": False}
+            for architecture in CUDA_ARCHITECTURES:
+                target = GPUTarget("cuda", architecture, 32)
+                built = triton.compile(ASTSource(kernel, signature, constexprs), target=target, options=options)
+                ptxas = tools / ("ptxas-blackwell" if architecture >= 100 else "ptxas")
+                (facts,) = kernels_of_ptx("triton", built.asm["ptx"], str(ptxas), built.metadata.shared)
+                kernels.append(dataclasses.replace(facts, name=name))
+            target = GPUTarget("hip", AMD_ARCHITECTURE, 64)
+            built = triton.compile(ASTSource(kernel, signature, constexprs), target=target, options=options)
+            kernels.append(kernel_of_amdgcn(name, built.asm["amdgcn"]))
+    return kernels
+
+
+def kernel_of_amdgcn(name: str, assembly: str) -> Kernel:
+    """The kernel in an AMD assembly text, from the metadata at its end.
+
+    Occupancy (CDNA 3): a SIMD unit has 512 vector registers a lane, given out by 8, for up to 8 wavefronts; a compute
+    unit has 4 of them and 64 KiB of shared memory.
+    """
+
+    def fact(key: str) -> int:
+        return int(re.search(rf"\.{key}:\s+(\d+)", assembly)[1])
+
+    registers, shared, threads = fact("vgpr_count"), fact("group_segment_fixed_size"), fact("max_flat_workgroup_size")
+    wavefronts = threads // 64
+    by_registers = min(8, 512 // (-(-max(registers, 1) // 8) * 8)) * 4
+    groups = min(by_registers // wavefronts, (64 << 10) // shared if shared else by_registers)
+    return Kernel(
+        language="triton",
+        name=name,
+        target=AMD_ARCHITECTURE,
+        threads=threads,
+        registers=registers,
+        stack=fact("private_segment_fixed_size"),
+        spills=fact("vgpr_spill_count") + fact("sgpr_spill_count"),
+        static_shared=0,
+        dynamic_shared=shared,
+        occupancy=groups * wavefronts / 32,
+    )
+
+
+def _call(*command) -> str:
+    """What a tool printed. Raises CompileError with it if the tool failed."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise CompileError(f"{' '.join(map(str, command))}\n{done.stdout}")
+    return done.stdout
+
+
+def table(kernels: list[Kernel]) -> list[str]:
+    """The lines of a Markdown table: a row a kernel, "20 / 22" where the targets differ."""
+    by_name: dict[tuple[str, str], list[Kernel]] = {}
+    for kernel in kernels:
+        by_name.setdefault((kernel.language, kernel.name), []).append(kernel)
+
+    def cell(values: list) -> str:
+        return " / ".join(map(str, values if len(set(values)) > 1 else values[:1]))
+
+    fields = ("threads", "registers", "stack", "spills", "static_shared", "dynamic_shared")
+    rows = [("", "", "targets", *(field.replace("_", " ") for field in fields), "occupancy %")]
+    for (language, name), group in by_name.items():
+        numbers = (cell([getattr(kernel, field) for kernel in group]) for field in fields)
+        share = cell([round(100 * kernel.occupancy) for kernel in group])
+        rows.append((language, name, cell([kernel.target for kernel in group]), *numbers, share))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
+    parser.add_argument("--only", choices=("cuda", "triton"), help="kernels of one language")
+    parser.add_argument("--triton-process", nargs="*", metavar="MODULE", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.triton_process is not None:
+        print(json.dumps([dataclasses.asdict(kernel) for kernel in compile_triton(options.triton_process)]))
+        return
+    kernels = [] if options.only == "triton" else cuda_kernels(CUDA_SOURCES)
+    if options.only != "cuda":
+        kernels += triton_kernels([f"maskfeat_kernels.{module}" for module in TRITON_MODULES])
+    if options.json:
+        print(json.dumps([dataclasses.asdict(kernel) for kernel in kernels], indent=1))
+    else:
+        print(*table(kernels), sep="\n")
+    if found := faults(kernels):
+        sys.exit("\n".join(found))
+
+
+if __name__ == "__main__":
+    main()

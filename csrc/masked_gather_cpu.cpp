@@ -1,0 +1,217 @@
+// Moves and sums of token rows on the CPU: memory decides, so rows are moved whole and every byte once.
+#include "masked_gather_cpu.h"
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+namespace maskfeat {
+namespace {
+
+// Calls run(T()) with the type of the elements.
+template <typename Run>
+void with_type(Dtype dtype, const Run& run) {
+  switch (dtype) {
+    case Dtype::float16: return run(Float16());
+    case Dtype::bfloat16: return run(BFloat16());
+    case Dtype::float32: return run(float());
+    case Dtype::float64: return run(double());
+    case Dtype::uint8: return;  // tokens are floats
+  }
+}
+
+template <typename T>
+const T* row_of(const TokenView& view, int64_t b, int64_t n) {
+  return static_cast<const T*>(view.data) + b * view.batch_stride + n * view.row_stride;
+}
+
+// memcpy to memory that is not read back from the cache soon.
+#ifdef __SSE2__
+void copy_past_cache(const void* __restrict from, int64_t bytes, void* __restrict to) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || bytes % 16 != 0) {
+    memcpy(to, from, bytes);
+    return;
+  }
+  const __m128i* source = static_cast<const __m128i*>(from);
+  __m128i* target = static_cast<__m128i*>(to);
+  for (int64_t i = 0; i < bytes / 16; ++i) _mm_stream_si128(target + i, _mm_loadu_si128(source + i));
+}
+void finish_copies() { _mm_sfence(); }
+#else
+void copy_past_cache(const void* __restrict from, int64_t bytes, void* __restrict to) { memcpy(to, from, bytes); }
+void finish_copies() {}
+#endif
+
+// A result of this size leaves the cache before its last row is written. Storing past the cache then saves a third of
+// the traffic: lines are not read from memory only to be overwritten.
+constexpr int64_t kStreamedBytes = 8 << 20;
+
+// Writes rows of a result [rows, width]; other threads see them once it is gone.
+template <typename T>
+struct RowWriter {
+  RowWriter(int64_t rows, int64_t width)
+      : width(width), streamed(rows * width * int64_t(sizeof(T)) >= kStreamedBytes) {}
+  RowWriter(const RowWriter&) = delete;
+  RowWriter& operator=(const RowWriter&) = delete;
+  ~RowWriter() { finish_copies(); }
+
+  void copy(const T* __restrict from, int64_t stride, T* __restrict to) const {
+    if (stride != 1) {
+      for (int64_t d = 0; d < width; ++d) to[d] = from[d * stride];
+    } else if (streamed) {
+      copy_past_cache(from, width * sizeof(T), to);
+    } else {
+      memcpy(to, from, width * sizeof(T));
+    }
+  }
+
+  const int64_t width;
+  const bool streamed;
+};
+
+template <typename T>
+void add_row(const T* __restrict from, int64_t stride, int64_t width, Wide<T>* __restrict sum) {
+  if (stride == 1) {
+    for (int64_t d = 0; d < width; ++d) sum[d] += widen(from[d]);
+  } else {
+    for (int64_t d = 0; d < width; ++d) sum[d] += widen(from[d * stride]);
+  }
+}
+
+template <typename T>
+void narrow_row(const Wide<T>* __restrict from, int64_t width, T* __restrict to) {
+  for (int64_t d = 0; d < width; ++d) to[d] = narrow<T>(from[d]);
+}
+
+template <typename T>
+int64_t gather_rows(const TokenView& tokens, const IdView& ids, T* out, int64_t begin, int64_t end) {
+  const RowWriter<T> writer(tokens.batch * ids.columns, tokens.width);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t b = item / ids.columns, id = ids.at(b, item % ids.columns);
+    if (id < 0 || id >= tokens.length) return item;
+    writer.copy(row_of<T>(tokens, b, id), tokens.column_stride, out + item * tokens.width);
+  }
+  return end;
+}
+
+// The positions of each id in one row of ids, in ascending order: first[n], and then next[k], up to -1.
+struct Positions {
+  Positions(int64_t length, int64_t count) : first(length), next(count) {}
+
+  void read(const IdView& ids, int64_t b) {
+    const int64_t length = first.size();
+    std::fill(first.begin(), first.end(), -1);
+    for (int64_t k = static_cast<int64_t>(next.size()) - 1; k >= 0; --k) {
+      const int64_t id = ids.at(b, k);
+      if (id < 0 || id >= length) continue;
+      next[k] = first[id];
+      first[id] = k;
+    }
+  }
+
+  std::vector<int64_t> first;  // [N]
+  std::vector<int64_t> next;   // [K]
+};
+
+template <typename T>
+void scatter_add_rows(const TokenView& values, const IdView& ids, int64_t length, T* out, int64_t begin, int64_t end) {
+  const int64_t width = values.width, stride = values.column_stride;
+  Positions positions(length, ids.columns);
+  const RowWriter<T> writer(values.batch * length, width);
+  const std::vector<T> zeros(width);
+  std::vector<Wide<T>> sum(width);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t b = item / length, n = item % length;
+    if (n == 0 || item == begin) positions.read(ids, b);
+    T* to = out + item * width;
+    int64_t k = positions.first[n];
+    if (k < 0) {
+      writer.copy(zeros.data(), 1, to);
+    } else if (positions.next[k] < 0) {
+      writer.copy(row_of<T>(values, b, k), stride, to);
+    } else {
+      std::fill(sum.begin(), sum.end(), Wide<T>(0));
+      for (; k >= 0; k = positions.next[k]) add_row(row_of<T>(values, b, k), stride, width, sum.data());
+      narrow_row<T>(sum.data(), width, to);
+    }
+  }
+}
+
+template <typename T>
+void mask_rows(const TokenView& tokens, const T* mask_token, int64_t mask_token_stride, const MaskView& mask, T* out,
+               int64_t begin, int64_t end) {
+  const RowWriter<T> writer(tokens.batch * tokens.length, tokens.width);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t b = item / tokens.length, n = item % tokens.length;
+    T* to = out + item * tokens.width;
+    if (mask.at(b, n)) {
+      writer.copy(mask_token, mask_token_stride, to);
+    } else {
+      writer.copy(row_of<T>(tokens, b, n), tokens.column_stride, to);
+    }
+  }
+}
+
+template <typename T, typename Result>
+void sum_chunks(const TokenView& x, const MaskView& mask, Result* sums, int64_t begin, int64_t end) {
+  const int64_t rows = x.batch * x.length, width = x.width;
+  std::vector<Wide<T>> slice(width), chunk(width);
+  for (int64_t item = begin; item < end; ++item) {
+    std::fill(chunk.begin(), chunk.end(), Wide<T>(0));
+    const int64_t chunk_end = std::min((item + 1) * kChunkRows, rows);
+    for (int64_t row = item * kChunkRows; row < chunk_end;) {
+      std::fill(slice.begin(), slice.end(), Wide<T>(0));
+      for (const int64_t slice_end = std::min(row + kSliceRows, chunk_end); row < slice_end; ++row) {
+        const int64_t b = row / x.length, n = row % x.length;
+        if (mask.data && !mask.at(b, n)) continue;
+        add_row(row_of<T>(x, b, n), x.column_stride, width, slice.data());
+      }
+      add_row(slice.data(), 1, width, chunk.data());
+    }
+    narrow_row<Result>(chunk.data(), width, sums + item * width);
+  }
+}
+
+}  // namespace
+
+int64_t masked_gather_cpu(const TokenView& tokens, const IdView& ids, void* out, int64_t begin, int64_t end) {
+  int64_t first_wrong = end;
+  with_type(tokens.dtype,
+            [&](auto type) { first_wrong = gather_rows(tokens, ids, static_cast<decltype(type)*>(out), begin, end); });
+  return first_wrong;
+}
+
+void masked_scatter_add_cpu(const TokenView& values, const IdView& ids, int64_t length, void* out, int64_t begin,
+                            int64_t end) {
+  with_type(values.dtype,
+            [&](auto type) { scatter_add_rows(values, ids, length, static_cast<decltype(type)*>(out), begin, end); });
+}
+
+void mask_tokens_cpu(const TokenView& tokens, const void* mask_token, int64_t mask_token_stride, const MaskView& mask,
+                     void* out, int64_t begin, int64_t end) {
+  with_type(tokens.dtype, [&](auto type) {
+    using T = decltype(type);
+    mask_rows(tokens, static_cast<const T*>(mask_token), mask_token_stride, mask, static_cast<T*>(out), begin, end);
+  });
+}
+
+void masked_sum_cpu(const TokenView& x, const MaskView& mask, Dtype result, void* sums, int64_t begin, int64_t end) {
+  const bool last = x.batch * x.length <= kChunkRows;
+  with_type(x.dtype, [&](auto type) {
+    using T = decltype(type);
+    if (!last) return sum_chunks<T>(x, mask, static_cast<Wide<T>*>(sums), begin, end);
+    with_type(result, [&](auto result_type) {
+      using Result = decltype(result_type);
+      if constexpr (std::is_same_v<Result, T> || std::is_same_v<Wide<Result>, T>) {
+        sum_chunks<T>(x, mask, static_cast<Result*>(sums), begin, end);
+      }
+    });
+  });
+}
+
+}  // namespace maskfeat

@@ -1,0 +1,266 @@
+"""HOG as a Triton kernel, the launch an opaque op: one read of the pixels, one write of the histograms.
+
+A program does GROUP rows of cells (of images, or of chosen patches), CELLS cells wide. It walks down their pixels with
+three rows in registers:
+
+         CELLS cells of COLUMNS pixels, the power of two above cell_w
+      h h h h h h h h h h   h h h h h h h h h h      load:      pixels p and their halo h
+      h p p p p p p p p | p p p p p p p p h         gradient:  gx, gy and magnitude of p
+      h p p p p p p p p | p p p p p p p p h   ...   bin:       S_k of each column, down the rows
+      h p p p p p p p p | p p p p p p p p h         histogram: S_k of the cell, across its columns
+      h h h h h h h h h h   h h h h h h h h h h      normalise: h_k = S_k - S_(k+1), divided by its norm
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import ops
+from .spec import edge_cotangents
+
+# Pixels of a row of a program. The interpreter takes its time per program, whatever the size.
+_PIXELS = 16384 if triton.knobs.runtime.interpret else 256
+_WARPS = 4
+
+
+@triton.jit
+def _pixels(row, left, middle, right, here, T: tl.constexpr):
+    return (
+        tl.load(row + left, mask=here, other=0).to(T),
+        tl.load(row + middle, mask=here, other=0).to(T),
+        tl.load(row + right, mask=here, other=0).to(T),
+    )
+
+
+@triton.jit
+def _reflect(i, n):
+    mirrored = tl.where(i < 0, -i, tl.where(i >= n, 2 * (n - 1) - i, i))
+    return tl.where(n == 1, 0, mirrored)
+
+
+@triton.jit
+def _gaussian(i, SIDE: tl.constexpr, SUM: tl.constexpr, T: tl.constexpr):
+    distance = ((i % SIDE).to(T) - (SIDE - 1) / 2) / max(SIDE // 2, 1)
+    return tl.exp(-0.5 * distance * distance) / SUM
+
+
+@triton.jit
+def _add(sums, votes, N: tl.constexpr):
+    """Tuples of N tensors, added element by element."""
+    added = ()
+    for k in tl.static_range(N):
+        added = added + (sums[k] + votes[k],)
+    return added
+
+
+@triton.jit
+def _hog_kernel(
+    x,  # [B, T, C, H, W]
+    token_ids,  # [B, K], int64, if there are PATCHES
+    out,  # [regions, bins, rows, across]; a region is an image plane, or a channel of a patch
+    items,  # rows of cells in all: regions * rows
+    rows,
+    across,
+    T_SIZE,
+    C,
+    H,
+    W,
+    x_b,
+    x_t,
+    x_c,
+    x_h,
+    x_w,
+    K,
+    ids_b,
+    ids_k,
+    side,  # of a patch, in pixels
+    COTANGENTS: tl.constexpr,  # of the edges 1 .. bins - 1
+    BINS: tl.constexpr,
+    CELL_H: tl.constexpr,
+    CELL_W: tl.constexpr,
+    WINDOW: tl.constexpr,
+    WINDOW_SUM: tl.constexpr,
+    PATCHES: tl.constexpr,
+    DTYPE: tl.constexpr,  # computes
+    GROUP: tl.constexpr,
+    CELLS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    item = tl.program_id(0).to(tl.int64) * GROUP + tl.arange(0, GROUP)[:, None, None]
+    cell = tl.program_id(1) * CELLS + tl.arange(0, CELLS)[None, :, None]
+    column = tl.arange(0, COLUMNS)[None, None, :]
+    region, row = item // rows, item % rows
+    exists = (item < items) & (cell < across)
+
+    # Where each row of cells lies in the images.
+    c = region % C
+    if PATCHES:
+        b = region // C // K
+        grid_w = W // side
+        id = tl.load(token_ids + b * ids_b + region // C % K * ids_k, mask=item < items, other=-1)
+        valid = (id >= 0) & (id < T_SIZE * (H // side) * grid_w)
+        t = id // grid_w // (H // side)
+        top, left_edge = id // grid_w % (H // side) * side, id % grid_w * side
+    else:
+        b, t = region // C // T_SIZE, region // C % T_SIZE
+        valid = item < items
+        top, left_edge = tl.zeros_like(item), tl.zeros_like(item)
+    y0 = top + row * CELL_H
+    column_x = left_edge + cell * CELL_W + column
+    here = exists & valid & (column < CELL_W)
+    plane = x + b * x_b + t * x_t + c * x_c
+    left, middle, right = _reflect(column_x - 1, W) * x_w, column_x * x_w, _reflect(column_x + 1, W) * x_w
+
+    # S_k of each column, and what their compensated sums over the blocks of a tall cell have lost.
+    zero = tl.zeros((GROUP, CELLS, COLUMNS), DTYPE)
+    sums, lost = (zero,) * BINS, (zero,) * BINS
+    up_l, up_m, up_r = _pixels(plane + _reflect(y0 - 1, H) * x_h, left, middle, right, here, DTYPE)
+    mid_l, mid_m, mid_r = _pixels(plane + y0 * x_h, left, middle, right, here, DTYPE)
+    for done in range(0, CELL_H, 8):
+        block = (zero,) * BINS
+        for i in range(min(8, CELL_H - done)):
+            y = y0 + done + i
+            down_l, down_m, down_r = _pixels(plane + _reflect(y + 1, H) * x_h, left, middle, right, here, DTYPE)
+            # gradient: subtract first, then weight, then turn into the half plane.
+            gx = (up_l - up_r) + (down_l - down_r) + 2 * (mid_l - mid_r)
+            gy = (up_l - down_l) + (up_r - down_r) + 2 * (up_m - down_m)
+            turned = tl.where(gx != 0, gx, gy) < 0
+            gx, gy = tl.abs(gx), tl.where(turned, -gy, gy)
+            magnitude = tl.sqrt_rn(gx * gx + gy * gy) if DTYPE.is_fp32() else tl.sqrt(gx * gx + gy * gy)
+            if WINDOW > 0:
+                magnitude *= _gaussian(y, WINDOW, WINDOW_SUM, DTYPE) * _gaussian(column_x, WINDOW, WINDOW_SUM, DTYPE)
+            # bin: the magnitude counts for each edge that is reached.
+            votes = (magnitude,)
+            for k in tl.static_range(BINS - 1):
+                votes = votes + (tl.where(gx * COTANGENTS[k] >= gy, magnitude, 0.0),)
+            block = _add(block, votes, BINS)
+            up_l, up_m, up_r, mid_l, mid_m, mid_r = mid_l, mid_m, mid_r, down_l, down_m, down_r
+        if CELL_H <= 8:
+            sums = block
+        else:
+            added, missed = (), ()
+            for k in tl.static_range(BINS):
+                addend = block[k] - lost[k]
+                now = sums[k] + addend
+                added, missed = added + (now,), missed + ((now - sums[k]) - addend,)
+            sums, lost = added, missed
+
+    # histogram and norm
+    histogram = ()
+    squares = tl.zeros((GROUP, CELLS), DTYPE)
+    for k in tl.static_range(BINS):
+        h = tl.sum(sums[k], axis=2)
+        if k < BINS - 1:
+            h -= tl.sum(sums[k + 1], axis=2)
+        histogram = histogram + (h,)
+        squares += h * h
+    norm = tl.sqrt(squares)
+    scale = 1 / tl.where(norm < 1e-12, 1e-12, norm)
+    scale = tl.where(tl.reshape(valid, (GROUP, 1)), scale, float("nan"))
+    region, row = tl.reshape(region, (GROUP, 1)), tl.reshape(row, (GROUP, 1))
+    cell, exists = tl.reshape(cell, (1, CELLS)), tl.reshape(exists, (GROUP, CELLS))
+    for k in tl.static_range(BINS):
+        place = out + ((region * BINS + k) * rows + row) * across + cell
+        tl.store(place, histogram[k] * scale, mask=exists)
+
+
+@torch.library.custom_op("maskfeat_kernels::hog_triton", mutates_args=(), tags=ops.TAGS)
+def hog(x: Tensor, bins: int, cell_h: int, cell_w: int, gaussian_window: int) -> Tensor:
+    """[..., H, W] -> [..., bins, H // cell_h, W // cell_w]"""
+    if x.ndim > 5:  # more leading axes than strides of the kernel; those that step evenly become one
+        merged = _merge_leading(x)
+        if merged is None:
+            return torch.stack([hog(part, bins, cell_h, cell_w, gaussian_window) for part in x])
+        return hog(merged, bins, cell_h, cell_w, gaussian_window).unflatten(0, x.shape[: x.ndim - 4])
+    x5 = x.reshape((1,) * (5 - x.ndim) + x.shape)
+    height, width = x.shape[-2:]
+    out = x.new_empty((*x.shape[:-2], bins, height // cell_h, width // cell_w), dtype=ops.hog_dtype(x))
+    if out.numel():
+        _launch(x5, x5, out, bins, cell_h, cell_w, gaussian_window, x5.shape[:3].numel(), height, width, patch_size=0)
+    return out
+
+
+@torch.library.custom_op("maskfeat_kernels::hog_tokens_triton", mutates_args=(), tags=ops.TAGS)
+def hog_tokens(
+    x: Tensor,
+    token_ids: Tensor,
+    patch_size: int,
+    bins: int,
+    cell_h: int,
+    cell_w: int,
+    gaussian_window: int,
+) -> Tensor:
+    """[B, T, C, H, W], [B, K] -> [B, K, C * bins * (patch_size // cell_h) * (patch_size // cell_w)]"""
+    channels, count = x.shape[2], token_ids.numel()
+    features = channels * bins * (patch_size // cell_h) * (patch_size // cell_w)
+    out = x.new_empty((*token_ids.shape, features), dtype=ops.hog_dtype(x))
+    if out.numel():
+        side = patch_size
+        _launch(x, token_ids, out, bins, cell_h, cell_w, gaussian_window, count * channels, side, side, patch_size)
+    return out
+
+
+ops.register_hog_ops(hog, hog_tokens)
+
+
+def _launch(x, token_ids, out, bins, cell_h, cell_w, window, regions, height, width, patch_size) -> None:
+    """Over ``regions`` of height x width pixels: image planes, or with a patch size the channels of the patches."""
+    rows, across = height // cell_h, width // cell_w
+    columns = triton.next_power_of_2(cell_w)
+    cells = max(1, min(triton.next_power_of_2(across), _PIXELS // columns))
+    group = max(1, min(triton.next_power_of_2(regions * rows), _PIXELS // (cells * columns)))
+    sample_sum = sum(math.exp(-0.5 * ((i - (window - 1) / 2) / max(window // 2, 1)) ** 2) for i in range(window))
+    grid = (triton.cdiv(regions * rows, group), triton.cdiv(across, cells))
+    with torch.cuda.device_of(x):
+        _hog_kernel[grid](
+            x, token_ids, out, regions * rows, rows, across, *x.shape[1:], *x.stride(),
+            token_ids.shape[1], token_ids.stride(0), token_ids.stride(1), patch_size,
+            COTANGENTS=tuple(edge_cotangents(bins)), BINS=bins, CELL_H=cell_h, CELL_W=cell_w,
+            WINDOW=window, WINDOW_SUM=sample_sum, PATCHES=patch_size > 0,
+            DTYPE=tl.float64 if x.dtype == torch.float64 else tl.float32,
+            GROUP=group, CELLS=cells, COLUMNS=columns, num_warps=_WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+
+
+def _merge_leading(x: Tensor) -> Tensor | None:
+    """``x`` with all but the last four axes as one, if that needs no copy."""
+    try:
+        return x.view(-1, *x.shape[-4:])
+    except RuntimeError:
+        return None
+
+
+def ahead_of_time_cases():
+    """(name, kernel, signature, constexprs, num_warps) of the variants to compile without a GPU."""
+    sizes = (
+        "items",
+        "rows",
+        "across",
+        "T_SIZE",
+        "C",
+        "H",
+        "W",
+        "x_b",
+        "x_t",
+        "x_c",
+        "x_h",
+        "x_w",
+        "K",
+        "ids_b",
+        "ids_k",
+    )
+    cases = []
+    for dtype, pixel in (("float32", "*fp32"), ("uint8", "*u8")):
+        for patches in (False, True):
+            constants = dict(
+                COTANGENTS=tuple(edge_cotangents(9)), BINS=9, CELL_H=8, CELL_W=8, WINDOW=0, WINDOW_SUM=0,
+                PATCHES=patches, DTYPE=tl.float32, GROUP=8 if patches else 1, CELLS=2 if patches else 32, COLUMNS=8,
+            )  # fmt: skip
+            signature = {"x": pixel, "token_ids": "*i64" if patches else pixel, "out": "*fp32"}
+            signature |= dict.fromkeys((*sizes, "side"), "i32") | dict.fromkeys(constants, "constexpr")
+            name = f"hog{'_tokens' if patches else ''} {dtype}"
+            cases.append((name, _hog_kernel, signature, constants, _WARPS))
+    return cases

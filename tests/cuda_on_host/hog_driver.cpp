@@ -1,0 +1,49 @@
+// whole images:   0 IMAGES BINS CELL_H CELL_W GAUSSIAN_WINDOW OUT
+// chosen patches: 1 IMAGES BINS CELL_H CELL_W GAUSSIAN_WINDOW IDS SIDE OUT; the images are [B, T, C, H, W]
+#include <algorithm>
+
+#include "driver.h"
+#include "hog_cuda.h"
+
+namespace {
+
+using namespace maskfeat;
+
+ImageView images_of(const Tensor& x) {  // [lead..., H, W]
+  const size_t lead = x.size.size() - 2;
+  ImageView image{};
+  image.data = x.data;
+  image.dtype = static_cast<Dtype>(x.dtype);
+  image.lead = static_cast<int32_t>(lead);
+  std::copy_n(x.size.begin(), lead, image.lead_size);
+  std::copy_n(x.stride.begin(), lead, image.lead_stride);
+  image.height = x.size[lead], image.width = x.size[lead + 1];
+  image.row_stride = x.stride[lead], image.column_stride = x.stride[lead + 1];
+  return image;
+}
+
+int call(Arguments& arguments) {
+  const bool chosen = arguments.number() == 1;
+  const ImageView image = images_of(arguments.tensor());
+  HogParameters hog{};
+  for (int64_t* parameter : {&hog.bins, &hog.cell_h, &hog.cell_w, &hog.gaussian_window})
+    *parameter = arguments.number();
+  if (!chosen) return hog_cuda(image, hog, arguments.array(), nullptr);
+  const Tensor ids = arguments.tensor();  // [B, K]
+  PatchView patches{};
+  patches.ids = reinterpret_cast<const int64_t*>(ids.data);
+  patches.count = ids.size[1];
+  patches.id_batch_stride = ids.stride[0], patches.id_stride = ids.stride[1];
+  patches.side = arguments.number();
+  patches.frames = image.lead_size[1];
+  patches.grid_h = image.height / patches.side, patches.grid_w = image.width / patches.side;
+  return hog_tokens_cuda(image, patches, hog, arguments.array(), nullptr);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Arguments arguments(argc, argv);
+  const int error = call(arguments);
+  return arguments.finish(error);
+}

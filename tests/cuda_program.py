@@ -1,0 +1,166 @@
+"""Builds a CUDA source into a program of its own, and runs it under a checker of memory accesses.
+
+On the host (``tests/cuda_on_host``), g++ compiles it with a sanitizer; on a GPU, nvcc does, and compute-sanitizer
+watches. A program takes tensors and numbers and hands back tensors; it holds neither Python nor torch, so that every
+access belongs to the kernel and every array ends where its allocation ends.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parent.parent
+CSRC, SHIM = ROOT / "csrc", ROOT / "tests" / "cuda_on_host"
+
+KERNELS = {
+    "seeded_bugs": SHIM / "seeded_bugs.cu",
+    "hog": CSRC / "hog_cuda.cu",
+    "masked_gather": CSRC / "masked_gather_cuda.cu",
+}
+"""Source of each kernel; its program is ``tests/cuda_on_host/<name>_driver.cpp``."""
+
+ON_HOST = {"address": "-fsanitize=address,undefined", "thread": "-fsanitize=thread"}
+HOST_FLAGS = ("-std=c++17", "-g1", "-Wall", "-Wno-unknown-pragmas", "-ffp-contract=off", f"-I{CSRC}", f"-I{SHIM}")
+ON_DEVICE = ("memcheck", "racecheck", "initcheck")
+
+# The order of maskfeat::Dtype; numbers beyond it are for arrays whose type the kernel does not ask for.
+DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
+
+
+@dataclasses.dataclass
+class Result:
+    """The exit status (0, the error of a launch, or the checker's), the tensors written, and what was said."""
+
+    status: int
+    out: list[Tensor]
+    text: str
+
+
+@dataclasses.dataclass
+class Out:
+    """A tensor that the program writes."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+
+def run(kernel: str, checker: str, *arguments, seed: int = 0) -> Result:
+    """Run a program. Arguments: an int, a Tensor (any strides) or :class:`Out` (contiguous).
+
+    ``seed`` chooses the order in which the host takes blocks and threads.
+    """
+    environment = {**os.environ, "CUDA_ON_HOST_SEED": str(seed)}
+    environment["TSAN_OPTIONS"] = "halt_on_error=1"
+    environment["ASAN_OPTIONS"] = "detect_leaks=0"
+    if checker == "initcheck":
+        environment["KEEP_UNINITIALISED"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        words, written = [], []
+        for number, argument in enumerate(arguments):
+            path = Path(folder) / str(number)
+            if isinstance(argument, Tensor):
+                words += _tensor_words(argument, path)
+            elif isinstance(argument, Out):
+                words.append(f"out:{path}:{math.prod(argument.shape) * argument.dtype.itemsize}")
+                written.append((argument, path))
+            else:
+                words.append(str(argument))
+        command = [*_watcher(checker), program(kernel, checker), *words]
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+        out = [_read(path, what) for what, path in written if path.exists()]
+    return Result(done.returncode, out, done.stdout)
+
+
+def checked(kernel: str, checker: str, *arguments, seed: int = 0) -> list[Tensor]:
+    """The tensors that a program wrote; AssertionError with the checker's words if it found anything."""
+    result = run(kernel, checker, *arguments, seed=seed)
+    if result.status:
+        raise AssertionError(f"{kernel} under {checker} ended with {result.status}:\n{result.text}")
+    return result.out
+
+
+@functools.cache
+def program(kernel: str, checker: str) -> Path:
+    """The program of a kernel, built once a session."""
+    driver = SHIM / f"{kernel}_driver.cpp"
+    if checker in ON_DEVICE:
+        return _built_by_nvcc(kernel, driver)
+    target = _folder() / f"{kernel}-{checker}"
+    sanitizer = (ON_HOST[checker], "-fno-sanitize-recover=all")
+    script = f"-Wl,-T,{SHIM / 'shared_memory.ld'}"
+    _call("g++", *HOST_FLAGS, *sanitizer, "-x", "c++", "-c", KERNELS[kernel], "-o", kernel_object(kernel, checker))
+    parts = (_plain_object(driver), kernel_object(kernel, checker), _plain_object(SHIM / "cuda_on_host.cpp"))
+    _call("g++", *sanitizer, *parts, script, "-o", target)
+    return target
+
+
+def kernel_object(kernel: str, checker: str) -> Path:
+    """The object file of a kernel, as ``program`` left it."""
+    return _folder() / f"{kernel}-{checker}.kernel.o"
+
+
+def why_not(checker: str) -> str | None:
+    """None if programs can be built and run under ``checker`` here, else what is missing."""
+    tools = ("nvcc", "compute-sanitizer", "nvidia-smi") if checker in ON_DEVICE else ("g++",)
+    missing = [tool for tool in tools if not shutil.which(tool)]
+    return f"not found: {', '.join(missing)}" if missing else None
+
+
+@functools.cache
+def _built_by_nvcc(kernel: str, driver: Path) -> Path:
+    target = _folder() / f"{kernel}-device"
+    flags = ("-std=c++17", "-O3", "-fmad=false", "-lineinfo", "-arch=native", f"-I{CSRC}")
+    _call("nvcc", *flags, "-x", "cu", driver, KERNELS[kernel], "-o", target)
+    return target
+
+
+@functools.cache
+def _plain_object(source: Path) -> Path:
+    """What surrounds the kernel, without instrumentation."""
+    target = _folder() / f"{source.stem}.o"
+    _call("g++", *HOST_FLAGS, "-O1", "-c", source, "-o", target)
+    return target
+
+
+@functools.cache
+def _folder() -> Path:
+    _folder.keep = tempfile.TemporaryDirectory()
+    return Path(_folder.keep.name)
+
+
+def _watcher(checker: str) -> list[str]:
+    if checker in ON_DEVICE:
+        return ["compute-sanitizer", "--tool", checker, "--error-exitcode", "99"]
+    # Older thread sanitizers do not start where the kernel spreads addresses further than they know.
+    fixed = ["setarch", "--addr-no-randomize"]
+    if checker != "thread" or not shutil.which(fixed[0]):
+        return []
+    return fixed if subprocess.run([*fixed, "true"], capture_output=True, check=False).returncode == 0 else []
+
+
+def _tensor_words(x: Tensor, path: Path) -> list[str]:
+    storage = torch.empty(0, dtype=torch.uint8).set_(x.untyped_storage())
+    storage.numpy().tofile(path)
+    facts = (DTYPES.index(x.dtype), x.itemsize, x.storage_offset(), x.ndim, *x.shape, *x.stride())
+    return [f"in:{path}", *map(str, facts)]
+
+
+def _read(path: Path, what: Out) -> Tensor:
+    written = torch.frombuffer(bytearray(path.read_bytes()), dtype=what.dtype) if math.prod(what.shape) else None
+    return torch.empty(what.shape, dtype=what.dtype) if written is None else written.reshape(what.shape)
+
+
+def _call(*command) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}")

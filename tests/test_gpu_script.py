@@ -1,0 +1,72 @@
+"""``make gpu``: steps that fail or are late neither stop the next nor pass, and all of them fit the time."""
+
+import sys
+import time
+
+import pytest
+
+from benchmarks import gpu
+from benchmarks.gpu import SECONDS, Step, run_stage, stages
+
+
+@pytest.fixture(autouse=True)
+def _logs(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "LOGS", tmp_path)
+
+
+def python(name: str, code: str, limit: float = 60, **environment: str) -> Step:
+    return Step(name, [sys.executable, "-c", code], limit, environment)
+
+
+def test_steps_of_a_stage_end_each_in_its_way():
+    steps = [
+        python("good", "import os; print('first'); print(os.environ['ANSWER']); print()", ANSWER="42"),
+        python("bad", "raise SystemExit('no')"),
+        python("late", "import time; print('still there', flush=True); time.sleep(60)", limit=2),
+    ]
+    begin = time.monotonic()
+    outcomes = {outcome.step.name: outcome for outcome in run_stage(steps, begin + 60)}
+    assert time.monotonic() - begin < 30
+    assert {name: (o.status, o.last_line) for name, o in outcomes.items()} == {
+        "good": (0, "42"),
+        "bad": (1, "no"),
+        "late": (None, "still there"),
+    }
+    assert [str(outcomes[name]).split()[1] for name in ("good", "bad", "late")] == ["passed", "FAILED", "TIMED"]
+
+
+def test_the_common_deadline_ends_a_step():
+    (outcome,) = run_stage([python("late", "import time; time.sleep(60)")], time.monotonic())
+    assert outcome.status is None
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_exit_status_says_whether_all_was_well(fails, monkeypatch, tmp_path):
+    good, bad = python("good", "print('fine')"), python("bad", "raise SystemExit('broken')")
+    monkeypatch.setattr(gpu, "stages", lambda dry_run, out: [[good], [bad]] if fails else [[good]])
+    monkeypatch.setattr(sys, "argv", ["gpu", "--dry-run", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as end:
+        gpu.main()
+    assert bool(end.value.code) is fails
+    log = (tmp_path / "out" / "gpu.log").read_text()
+    assert ("broken" in log) is fails
+    assert "fine" in log
+
+
+def test_without_a_gpu_only_a_rehearsal_runs(monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "missing_tools", lambda: ["nvidia-smi"])
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "not found: nvidia-smi; --dry-run rehearses without a GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_benchmarks_run_alone_and_have_time(dry_run, tmp_path):
+    *checks, first, second = stages(dry_run, tmp_path)
+    assert [len(first), len(second)] == [1, 1]
+    assert SECONDS < 9 * 60
+    assert sum(max((step.limit for step in stage), default=0) for stage in checks) <= SECONDS - 100
+    names = [step.name for stage in stages(dry_run, tmp_path) for step in stage]
+    assert len(set(names)) == len(names)
+    assert ("calls-racecheck" in names) is not dry_run
