@@ -1,0 +1,234 @@
+"""Crops, RandAugment, erasing, mixup and CutMix.
+
+Crops and RandAugment work on uint8 pictures, one clip at a time, with the same parameters for all of its frames;
+erasing and mixing work on normalised batches. A still image is a clip of one frame.
+"""
+
+import math
+import re
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
+
+Frames = list[Image.Image]
+
+
+def random_resized_crop(
+    frames: Frames,
+    size: tuple[int, int],  # (height, width) of the result
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    interpolation: str,  # "bilinear", "bicubic", ...
+    rng: np.random.Generator,
+) -> Frames:
+    """A random window of a share ``scale`` of the picture's area and of width / height within ``ratio``, resized.
+
+    Source: Szegedy et al., Going Deeper with Convolutions, CVPR 2015.
+    """
+    left, top, width, height = random_window(*frames[0].size, scale, ratio, rng)
+    box, resample = (left, top, left + width, top + height), Image.Resampling[interpolation.upper()]
+    return [frame.resize(size[::-1], resample, box=box) for frame in frames]
+
+
+def random_window(
+    width: int,
+    height: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[int, int, int, int]:  # left, top, width, height
+    """Area uniform, aspect log-uniform; if ten draws do not fit, the largest central window of an allowed aspect."""
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
+    w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def eval_crops(
+    frames: Frames,
+    size: tuple[int, int],  # (height, width)
+    resize: int,
+    interpolation: str,
+    crops: int = 1,
+) -> list[Frames]:
+    """The central crop of pictures whose shorter side is resized to ``resize``, or three along the longer side."""
+    if crops not in (1, 3):
+        raise ValueError(f"test_crops must be 1 or 3, got {crops}")
+    if resize < max(size):
+        raise ValueError(f"test_size {resize} is smaller than the crop of {size[0]} x {size[1]} pixels")
+    width, height = frames[0].size
+    short = min(width, height)
+    resized = resize * width // short, resize * height // short
+    frames = [frame.resize(resized, Image.Resampling[interpolation.upper()]) for frame in frames]
+    spare_x, spare_y = resized[0] - size[1], resized[1] - size[0]
+    corners = [(round(spare_x / 2), round(spare_y / 2))]
+    if crops == 3 and width >= height:
+        corners = [(0, corners[0][1]), *corners, (spare_x, corners[0][1])]
+    elif crops == 3:
+        corners = [(corners[0][0], 0), *corners, (corners[0][0], spare_y)]
+    return [[frame.crop((x, y, x + size[1], y + size[0])) for frame in frames] for x, y in corners]
+
+
+def flip(frames: Frames, probability: float, rng: np.random.Generator) -> Frames:
+    """Mirror left and right with that probability."""
+    if rng.random() >= probability:
+        return frames
+    return [frame.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for frame in frames]
+
+
+def rand_augment(
+    frames: Frames,
+    policy: str,  # such as "m9-mstd0.5-inc1"
+    interpolation: str,
+    fill: tuple[int, int, int],  # colour of what is moved into the picture
+    rng: np.random.Generator,
+) -> Frames:
+    """Random changes of geometry and colour: ``n`` (2) of the fifteen, each made or left out with probability 1/2.
+
+    policy: parts joined by "-": ``m``, the mean magnitude of 10; ``mstd``, its standard deviation; ``n``, how many
+        changes; ``inc1``, the form in which every change grows with the magnitude, the only one that is offered.
+
+    Source: Cubuk et al., RandAugment, NeurIPS 2020, in the form that timm gave it.
+    """
+    options = parse_policy(policy)
+    names = rng.choice(list(CHANGES), int(options["n"]))
+    for name in names:
+        if rng.random() < 0.5:
+            level = min(max(rng.normal(options["m"], options["mstd"]), 0), 10) / 10
+            sign = -1 if rng.random() < 0.5 else 1
+            change = CHANGES[name](level, sign, Image.Resampling[interpolation.upper()], fill)
+            frames = [change(frame) for frame in frames]
+    return frames
+
+
+def parse_policy(policy: str) -> dict[str, float]:
+    options = {"m": 10.0, "n": 2.0, "mstd": 0.0, "inc": 0.0}
+    for part in policy.removeprefix("rand-").split("-"):
+        match = re.fullmatch(r"(m|n|mstd|inc)(\d+\.?\d*)", part)
+        if not match:
+            raise ValueError(f"rand_augment must look like 'm9-mstd0.5-inc1', got {policy!r}")
+        options[match[1]] = float(match[2])
+    if not options["inc"]:
+        raise ValueError(f"rand_augment must contain inc1, changes that grow with the magnitude, got {policy!r}")
+    return options
+
+
+Change = Callable[[Image.Image], Image.Image]
+
+
+def _affine(matrix: Callable[[float], tuple]) -> Callable[..., Change]:
+    def make(level: float, sign: int, resample, fill) -> Change:
+        rows = matrix(sign * level)
+
+        def change(frame: Image.Image) -> Image.Image:
+            a, b, c, d, e, f = rows
+            moved = (a, b, c * frame.width, d, e, f * frame.height)
+            return frame.transform(frame.size, Image.Transform.AFFINE, moved, resample, fillcolor=fill)
+
+        return change
+
+    return make
+
+
+def _rotate(level: float, sign: int, resample, fill) -> Change:
+    return lambda frame: frame.rotate(sign * level * 30, resample, fillcolor=fill)
+
+
+def _enhance(enhancer: type) -> Callable[..., Change]:
+    return lambda level, sign, resample, fill: lambda frame: enhancer(frame).enhance(1 + sign * level * 0.9)
+
+
+def _solarize_add(level: float, sign: int, resample, fill) -> Change:
+    table = [min(255, value + int(level * 110)) if value < 128 else value for value in range(256)]
+    return lambda frame: frame.point(table * 3)
+
+
+CHANGES: dict[str, Callable[..., Change]] = {
+    "autocontrast": lambda *_: ImageOps.autocontrast,
+    "equalize": lambda *_: ImageOps.equalize,
+    "invert": lambda *_: ImageOps.invert,
+    "rotate": _rotate,
+    "posterize": lambda level, *_: lambda frame: ImageOps.posterize(frame, max(4 - int(level * 4), 1)),
+    "solarize": lambda level, *_: lambda frame: ImageOps.solarize(frame, 256 - int(level * 256)),
+    "solarize_add": _solarize_add,
+    "color": _enhance(ImageEnhance.Color),
+    "contrast": _enhance(ImageEnhance.Contrast),
+    "brightness": _enhance(ImageEnhance.Brightness),
+    "sharpness": _enhance(ImageEnhance.Sharpness),
+    "shear_x": _affine(lambda level: (1, 0.3 * level, 0, 0, 1, 0)),
+    "shear_y": _affine(lambda level: (1, 0, 0, 0.3 * level, 1, 0)),
+    "translate_x": _affine(lambda level: (1, 0, 0.45 * level, 0, 1, 0)),
+    "translate_y": _affine(lambda level: (1, 0, 0, 0, 1, 0.45 * level)),
+}
+
+
+def erase(
+    pixels: Tensor,  # [B, C, H, W] or [B, C, T, H, W], normalised; changed in place
+    probability: float,
+    rng: np.random.Generator,
+    generator: torch.Generator,  # on the device of the pixels
+    scale: tuple[float, float] = (0.02, 1 / 3),
+    ratio: tuple[float, float] = (0.3, 1 / 0.3),
+) -> Tensor:
+    """Fill a random window of a sample, the same in all its frames, with normal noise, with that probability.
+
+    Source: Zhong et al., Random Erasing Data Augmentation, AAAI 2020.
+    """
+    height, width = pixels.shape[-2:]
+    for sample in pixels:
+        if rng.random() < probability:
+            left, top, w, h = random_window(width, height, scale, ratio, rng)
+            sample[..., top : top + h, left : left + w].normal_(generator=generator)
+    return pixels
+
+
+def mix(
+    pixels: Tensor,  # [B, C, H, W] or [B, C, T, H, W]; changed in place
+    labels: Tensor,  # [B, classes] probabilities
+    mixup: float,
+    cutmix: float,
+    switch: float,
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    r"""Mix every sample with its mirror in the batch: :math:`\lambda x_i + (1 - \lambda) x_{B-1-i}`, labels alike.
+
+    mixup, cutmix: parameter of the Beta distribution of :math:`\lambda`, 0 to leave this kind out. CutMix pastes a
+        window of the share :math:`1 - \lambda` instead of adding.
+    switch: probability of CutMix where both are on.
+
+    Source: Zhang et al., mixup, ICLR 2018; Yun et al., CutMix, ICCV 2019.
+    """
+    if not mixup and not cutmix:
+        return pixels, labels
+    paste = cutmix > 0 and (mixup == 0 or rng.random() < switch)
+    keep = float(rng.beta(cutmix, cutmix) if paste else rng.beta(mixup, mixup))
+    other = pixels.flip(0)
+    if paste:
+        height, width = pixels.shape[-2:]
+        side = math.sqrt(1 - keep)
+        half_h, half_w = int(height * side) // 2, int(width * side) // 2
+        y, x = int(rng.integers(height)), int(rng.integers(width))
+        top, bottom = max(y - half_h, 0), min(y + half_h, height)
+        left, right = max(x - half_w, 0), min(x + half_w, width)
+        pixels[..., top:bottom, left:right] = other[..., top:bottom, left:right]
+        keep = 1 - (bottom - top) * (right - left) / (height * width)
+    else:
+        pixels.mul_(keep).add_(other, alpha=1 - keep)
+    return pixels, keep * labels + (1 - keep) * labels.flip(0)
+
+
+def smooth_labels(
+    labels: Tensor,  # [B] int64
+    classes: int,
+    smoothing: float,
+) -> Tensor:  # [B, classes]
+    """1 - smoothing on the label, and smoothing spread over all classes."""
+    soft = torch.full((len(labels), classes), smoothing / classes, device=labels.device)
+    return soft.scatter_(1, labels.unsqueeze(1), 1 - smoothing + smoothing / classes)

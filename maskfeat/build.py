@@ -1,0 +1,56 @@
+"""Models of a recipe."""
+
+import math
+from typing import Any
+
+from torch import nn
+
+from .config import Finetune, Pretrain, Recipe
+from .model import MaskFeat
+from .mvit import MViT, mvit
+from .target import HogTarget, MixTarget, PixelTarget, Target
+from .vit import vit
+
+
+def build(recipe: Recipe) -> nn.Module:
+    """The module that the recipe trains: a :class:`~maskfeat.model.MaskFeat` or a classifier."""
+    return classifier(recipe) if isinstance(recipe, Finetune) else pretrainer(recipe)
+
+
+def pretrainer(recipe: Pretrain) -> MaskFeat:
+    encoder = _encoder(recipe, {"last_stride": 1} if recipe.encoder == "mvit" else {})
+    depths = recipe.depths or (len(encoder.widths) - 1,)
+    if max(depths) >= len(encoder.widths) or min(depths) < 0:
+        raise ValueError(f"depths must be blocks of the encoder, 0 to {len(encoder.widths) - 1}, got {depths}")
+    return MaskFeat(encoder, [_target(recipe, _stride(encoder, depth)) for depth in depths], depths)
+
+
+def classifier(recipe: Finetune) -> nn.Module:
+    options = {"num_classes": recipe.classes, "head_init_scale": recipe.head_init}
+    return _encoder(recipe, {**options, "last_stride": 2} if recipe.encoder == "mvit" else options)
+
+
+def _encoder(recipe: Recipe, options: dict[str, Any]) -> nn.Module:
+    common = dict(img_size=recipe.image_size, drop_path_rate=recipe.drop_path, **options)
+    if recipe.encoder == "mvit":
+        model = mvit(recipe.size, num_frames=recipe.frames, **common)
+    else:
+        model = vit(recipe.size, patch_size=recipe.patch_size, **common)
+    model.set_grad_checkpointing(recipe.recompute)
+    return model
+
+
+def _stride(encoder: nn.Module, depth: int) -> int:
+    """Pixels of a token after the block ``depth``."""
+    if not isinstance(encoder, MViT):
+        return encoder.patch_size
+    return 4 * math.prod(block.q_stride for block in encoder.blocks[: depth + 1])
+
+
+def _target(recipe: Pretrain, stride: int) -> Target:
+    temporal = 2 if recipe.frames else 1
+    if recipe.target == "hog":
+        return HogTarget(stride, temporal)
+    if recipe.target == "pixel":
+        return PixelTarget(stride, temporal)
+    return MixTarget([HogTarget(stride, temporal), PixelTarget(stride, temporal)], list(recipe.target_weights))

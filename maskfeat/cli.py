@@ -1,0 +1,157 @@
+"""The ``maskfeat`` command."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from . import config
+from .config import RECIPES, Finetune, Pretrain, Recipe, describe, get_recipe, override
+
+EXAMPLES = """\
+examples:
+  maskfeat recipes                                    all recipes
+  maskfeat recipes vit_b_in1k                         one, whole
+  maskfeat pretrain vit_tiny out=runs/first           on rendered images
+  maskfeat pretrain vit_b_in1k data=/data/imagenet out=runs/vit_b
+  torchrun --nproc-per-node 8 -m maskfeat pretrain vit_b_in1k data=/data/imagenet out=runs/vit_b
+  maskfeat finetune vit_b_in1k_ft init=runs/vit_b data=/data/imagenet out=runs/vit_b_ft
+  maskfeat eval runs/vit_b_ft
+  maskfeat show runs/vit_b --output panel.png
+  maskfeat convert in1k_VIT_B_MaskFeat_PT_epoch_01600.pyth vit_b.safetensors
+  maskfeat convert runs/vit_b vit_b_timm.safetensors --to timm
+
+A run that was killed goes on when its command is given again.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; the exit status. Mistakes of the user's are one line on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if options.traceback:
+            raise
+        print(f"maskfeat: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("maskfeat: interrupted; give the same command again to go on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="maskfeat",
+        description="Masked feature prediction on images and video.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run, summary: str, source: tuple[str, str] | None = None) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(run=run)
+        if source:
+            sub.add_argument(source[0], help=source[1])
+            sub.add_argument("settings", nargs="*", metavar="key=value", help="`maskfeat recipes NAME` lists the keys")
+        return sub
+
+    recipe = ("recipe", "name of a recipe")
+    weights = ("weights", "a run folder, or a file of weights")
+    command("pretrain", _pretrain, "pre-train an encoder by masked feature prediction", recipe)
+    command("finetune", _finetune, "train a classifier, as a rule from pre-trained weights (init=...)", recipe)
+    command("eval", _eval, "accuracy of a classifier with the recipe's test views, or held-out loss", weights)
+    command("knn", _knn, "accuracy of the nearest neighbours in the features of an encoder", weights)
+    show = command("show", _show, "picture of masked input, prediction, target and original", weights)
+    show.add_argument("--output", default="panel.png", help="the PNG to write (%(default)s)")
+    show.add_argument("--number", type=int, default=8, help="samples in the picture (%(default)s)")
+    convert = command("convert", _convert, "weights between maskfeat and other projects; checks that outputs agree")
+    convert.add_argument("source", help="a run folder or file of maskfeat, SlowFast, mmpretrain, timm or Hugging Face")
+    convert.add_argument("output", help="the file to write; a folder for Hugging Face")
+    convert.add_argument("--to", choices=("maskfeat", "timm", "huggingface"), default="maskfeat")
+    recipes = command("recipes", _recipes, "list the recipes, or print one whole")
+    recipes.add_argument("name", nargs="?", help="name of a recipe")
+    return parser
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    _train(options, Pretrain)
+
+
+def _finetune(options: argparse.Namespace) -> None:
+    _train(options, Finetune)
+
+
+def _train(options: argparse.Namespace, kind: type[Recipe]) -> None:
+    recipe = get_recipe(options.recipe)
+    if not isinstance(recipe, kind):
+        raise ValueError(f"{recipe.name} is a recipe of `maskfeat {config.task(recipe)}`")
+    recipe = override(recipe, options.settings)
+    from .train import train
+
+    _print(train(recipe))
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from .distributed import join
+    from .evaluate import evaluate_model
+
+    model, recipe = _load(options)
+    with join(recipe.device) as world:
+        _print(evaluate_model(model.to(world.device), recipe, world, split="test"))
+
+
+def _knn(options: argparse.Namespace) -> None:
+    from .distributed import join
+    from .evaluate import knn_accuracy
+
+    model, recipe = _load(options)
+    with join(recipe.device) as world:
+        _print({"knn_accuracy": knn_accuracy(model.to(world.device), recipe, world)})
+
+
+def _show(options: argparse.Namespace) -> None:
+    from .evaluate import show_panel
+
+    model, recipe = _load(options)
+    show_panel(model, recipe, Path(options.output), options.number)
+    print(options.output)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from .convert import convert
+
+    print(convert(Path(options.source), Path(options.output), options.to))
+
+
+def _recipes(options: argparse.Namespace) -> None:
+    if options.name:
+        print(describe(get_recipe(options.name)))
+        return
+    width = max(map(len, RECIPES))
+    for name, recipe in RECIPES.items():
+        shape = f"{recipe.frames} x {recipe.image_size}" if recipe.frames else str(recipe.image_size)
+        print(
+            f"{name:{width}}  {config.task(recipe):8}  {recipe.encoder} {recipe.size:5}  {shape:>8} pixels  "
+            f"{recipe.epochs:4} epochs  batch {recipe.batch_size}"
+        )
+
+
+def _load(options: argparse.Namespace):
+    """The model of a run and its recipe, with the settings of the command line."""
+    from .build import build
+    from .checkpoint import load_strictly, read_weights
+
+    weights, recipe = read_weights(Path(options.weights))
+    recipe = override(recipe, options.settings)
+    model = build(recipe)
+    load_strictly(model, weights, options.weights)
+    return model.eval(), recipe
+
+
+def _print(results: dict[str, float]) -> None:
+    if results:
+        print(json.dumps(results))

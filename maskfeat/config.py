@@ -1,0 +1,322 @@
+"""Recipes: every hyper-parameter of a run, as frozen dataclasses, and ``key=value`` changes to them."""
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+KINETICS = dict(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def key(default: Any, doc: str):
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What pre-training and fine-tuning share. Rates are peaks at the given ``batch_size``."""
+
+    name: str = key("", "the recipe this one started from")
+    # model
+    encoder: Literal["vit", "mvit"] = key("vit", "ViT for images, MViTv2 for video")
+    size: Literal["tiny", "small", "base", "large"] = key("base", "size of the encoder; MViT has no base")
+    patch_size: int = key(16, "pixels of a patch of the ViT")
+    image_size: int = key(224, "height and width of a crop, in pixels")
+    frames: int = key(0, "frames of a clip; 0 for images")
+    frame_step: int = key(4, "frames of the video from one of the clip to the next")
+    drop_path: float = key(0.0, "probability of skipping a residual branch of the last block, rising from 0")
+    # data
+    data: str = key("synthetic", "folder, list file, shards or csv; 'synthetic' renders samples on the spot")
+    val_data: str = key("", "held-out data; by default what belongs to `data`")
+    samples: int = key(0, "use so many samples, evenly spaced, or render so many; 0 for all")
+    classes: int = key(1000, "number of classes of the labels")
+    mean: tuple[float, ...] = key(IMAGENET["mean"], "of the colours, on a scale of 0 to 1")
+    std: tuple[float, ...] = key(IMAGENET["std"], "of the colours, on a scale of 0 to 1")
+    crop_scale: tuple[float, ...] = key((0.5, 1.0), "area of a random crop, as a share of the image")
+    crop_ratio: tuple[float, ...] = key((0.75, 1.3333), "width / height of a random crop")
+    interpolation: Literal["bicubic", "bilinear"] = key("bicubic", "of resized crops")
+    flip: bool = key(True, "mirror half of the samples")
+    sampling: Literal["dense", "uniform"] = key("dense", "frames: `frame_step` apart, or spread over the video")
+    # schedule
+    epochs: int = key(300, "passes over the data")
+    steps: int = key(0, "optimizer steps instead of epochs; the schedule shrinks with them; 0 for epochs")
+    batch_size: int = key(2048, "samples of an optimizer step, over all ranks and accumulated parts")
+    accumulate: int = key(1, "parts in which a rank computes its share of the batch")
+    lr: float = key(1.6e-3, "peak learning rate")
+    warmup_epochs: float = key(30.0, "epochs of linear warm-up")
+    warmup_lr: float = key(8e-6, "learning rate at the start")
+    end_lr: float = key(8e-6, "learning rate at the end of the cosine")
+    weight_decay: float = key(0.05, "of AdamW; not on biases and other parameters with one axis")
+    betas: tuple[float, ...] = key((0.9, 0.999), "of AdamW")
+    layer_decay: float = key(1.0, "learning rate of a block, relative to the next deeper one")
+    clip_grad: float = key(0.0, "largest L2 norm of the gradient; 0 for no limit")
+    # run
+    out: str = key("", "folder of the run; by default runs/NAME")
+    init: str = key("", "weights to start from: a safetensors file or a run folder")
+    resume: str = key("auto", "'auto' goes on from `out` if it holds a checkpoint, 'no' does not; or a folder")
+    seed: int = key(0, "of weights, data, masks and augmentation")
+    device: str = key("auto", "'cpu', 'cuda', ...; 'auto' takes an accelerator if there is one")
+    workers: int = key(8, "loader processes of each rank; 0 loads in the training process")
+    precision: Literal["fp32", "bf16"] = key("bf16", "arithmetic under autocast; weights are float32")
+    parallel: Literal["ddp", "fsdp"] = key("ddp", "how several ranks share the model")
+    compile: bool = key(False, "torch.compile the model")
+    recompute: bool = key(False, "activation checkpointing: recompute blocks in the backward pass")
+    log_every: int = key(20, "steps from one line of the log to the next")
+    eval_every: int = key(10, "epochs from one evaluation to the next, which also writes the weights; 0 for none")
+    save_every: int = key(0, "steps from one checkpoint to the next; 0 for once an epoch")
+    keep: int = key(2, "checkpoints to keep")
+    tensorboard: bool = key(False, "also write the log for TensorBoard")
+
+    def __post_init__(self):
+        positive = ("patch_size", "image_size", "batch_size", "accumulate", "epochs", "log_every", "keep", "lr")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        for name, choices in _literals(type(self)).items():
+            if getattr(self, name) not in choices:
+                raise ValueError(_bad_choice(name, getattr(self, name), choices))
+        for name in ("crop_scale", "crop_ratio", "betas"):
+            if len(getattr(self, name)) != 2:
+                raise ValueError(f"{name} needs two numbers, got {getattr(self, name)!r}")
+        if self.encoder == "mvit" and self.frames < 2:
+            raise ValueError(f"mvit needs clips of at least 2 frames, got frames={self.frames}")
+        if self.encoder == "vit" and self.frames:
+            raise ValueError(f"vit reads images, not clips: frames must be 0, got {self.frames}")
+
+    def rank_batch(self, world: int = 1) -> int:
+        """Samples that one of ``world`` ranks computes at once; ValueError unless they divide the batch."""
+        parts = world * self.accumulate
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide into {world} ranks x {self.accumulate} parts; "
+                f"the nearest that does is {max(1, round(self.batch_size / parts)) * parts}"
+            )
+        return self.batch_size // parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain(Recipe):
+    """Masked feature prediction."""
+
+    mask: Literal["block", "cube", "tube", "frame", "random"] = key("block", "shape of what is hidden")
+    mask_ratio: float = key(0.4, "share of the tokens that is hidden")
+    mask_stride: int = key(16, "pixels of a cell of the mask")
+    mask_compat: Literal["", "slowfast", "mmpretrain"] = key("", "statistics of another code base's masks")
+    target: Literal["hog", "pixel", "hog+pixel"] = key("hog", "what is predicted")
+    target_weights: tuple[float, ...] = key((1.0, 1.0), "of the losses of hog+pixel")
+    depths: tuple[int, ...] = key((), "blocks, from 0, that predict; by default the last")
+    global_loss: bool = key(False, "weigh all masked tokens of a step alike, whatever rank they are on")
+    clip_grad: float = key(0.02, Recipe.__dataclass_fields__["clip_grad"].metadata["doc"])
+    knn: int = key(20, "neighbours of the kNN accuracy at evaluations; 0 for none")
+    knn_samples: int = key(20_000, "training samples among which neighbours are looked for; 0 for all")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.mask_ratio <= 1:
+            raise ValueError(f"mask_ratio must be between 0 and 1, got {self.mask_ratio!r}")
+        if self.image_size % self.mask_stride:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of mask_stride {self.mask_stride}")
+
+    @property
+    def mask_grid(self) -> tuple[int, ...]:
+        """(rows, columns), or (time, rows, columns) for video, of a mask."""
+        side = self.image_size // self.mask_stride
+        return (self.frames // 2, side, side) if self.frames else (side, side)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(Recipe):
+    """Classification from pre-trained weights."""
+
+    crop_scale: tuple[float, ...] = key((0.08, 1.0), Recipe.__dataclass_fields__["crop_scale"].metadata["doc"])
+    rand_augment: str = key("m9-mstd0.5-inc1", "magnitude, its spread, and `n` operations (2); '' for none")
+    erasing: float = key(0.25, "probability of filling a random rectangle with noise")
+    mixup: float = key(0.8, "alpha of mixup; 0 for none")
+    cutmix: float = key(1.0, "alpha of cutmix; 0 for none")
+    mix_prob: float = key(1.0, "share of batches that are mixed")
+    mix_switch: float = key(0.5, "share of mixed batches that use cutmix, where both are on")
+    label_smoothing: float = key(0.1, "share of the label spread over all classes")
+    repeats: int = key(1, "crops of each clip that is read; all count towards batch_size")
+    head_init: float = key(0.001, "factor on the initial weights of the classifier")
+    ema: float = key(0.0, "decay of an average of the weights that is evaluated as well; 0 for none")
+    test_size: int = key(0, "shorter side to which a test sample is resized, in pixels; 0 for 8/7 of image_size")
+    test_clips: int = key(1, "clips of each test video")
+    test_crops: int = key(1, "crops of each test clip: 1 in the centre, or 3 along the longer side")
+
+
+def get_recipe(name: str) -> Recipe:
+    """A recipe by name; ValueError with the nearest one if there is none."""
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}{_nearest(name, RECIPES)}")
+    return RECIPES[name]
+
+
+def override(recipe: Recipe, changes: "Iterable[str] | dict[str, Any]") -> Recipe:
+    """The recipe with ``key=value`` texts, or a dict of values, put in.
+
+    A new ``batch_size`` without a new ``lr`` scales ``lr``, ``warmup_lr`` and ``end_lr`` in proportion.
+
+    Raises ValueError for an unknown key, with the nearest one, or a value that does not fit the type of the key.
+    """
+    types = typing.get_type_hints(type(recipe))
+    values = dict(changes) if isinstance(changes, dict) else {}
+    for text in () if isinstance(changes, dict) else changes:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"{text!r} is not of the form key=value{_nearest(name, [f'{key}=...' for key in types])}")
+        values[name] = value
+    for name, value in values.items():
+        if name not in types or name == "name":
+            raise ValueError(f"{recipe.name} has no key {name!r}{_nearest(name, [n for n in types if n != 'name'])}")
+        values[name] = parse(name, value, types[name]) if isinstance(value, str) else value
+    if "batch_size" in values and "lr" not in values:
+        scale = values["batch_size"] / recipe.batch_size
+        rates = {name: getattr(recipe, name) * scale for name in ("lr", "warmup_lr", "end_lr")}
+        values = {**rates, **values}
+    return dataclasses.replace(recipe, **values)
+
+
+def parse(name: str, text: str, kind: Any) -> Any:
+    """``text`` as a value of the type ``kind`` of the key ``name``; ValueError if it is none."""
+    if typing.get_origin(kind) is Literal:
+        if text not in typing.get_args(kind):
+            raise ValueError(_bad_choice(name, text, typing.get_args(kind)))
+        return text
+    if typing.get_origin(kind) is tuple:
+        parts = text.strip("()[] ").split(",")
+        return tuple(parse(name, part.strip(), typing.get_args(kind)[0]) for part in parts if part.strip())
+    if kind is bool:
+        if text.lower() not in TRUE + FALSE:
+            raise ValueError(f"{name} must be true or false, got {text!r}")
+        return text.lower() in TRUE
+    try:
+        value = kind(text)
+    except ValueError:
+        wanted = {int: "a whole number", float: "a number"}[kind]
+        raise ValueError(f"{name} must be {wanted}, as {name}={_example(text, kind)}, got {text!r}") from None
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {text!r}")
+    return value
+
+
+def describe(recipe: Recipe) -> str:
+    """The whole recipe, one ``key=value  # meaning`` a line."""
+    lines = []
+    for item in dataclasses.fields(recipe):
+        if item.name != "name":
+            lines.append((f"{item.name}={_text(getattr(recipe, item.name))}", item.metadata["doc"]))
+    width = max(len(setting) for setting, _ in lines)
+    lines = [f"  {setting:{width}}  # {doc}" for setting, doc in lines]
+    return "\n".join([f"maskfeat {task(recipe)} {recipe.name}", *lines])
+
+
+def task(recipe: Recipe) -> str:
+    """The command that runs the recipe: "pretrain" or "finetune"."""
+    return type(recipe).__name__.lower()
+
+
+def to_dict(recipe: Recipe) -> dict:
+    """For JSON; :func:`from_dict` reads it."""
+    return {"task": task(recipe), **dataclasses.asdict(recipe)}
+
+
+def from_dict(values: dict) -> Recipe:
+    """Keys that are missing have their defaults; ValueError for others than those of a recipe."""
+    values = dict(values)
+    cls = {"pretrain": Pretrain, "finetune": Finetune}[values.pop("task")]
+    unknown = sorted(values.keys() - {item.name for item in dataclasses.fields(cls)})
+    if unknown:
+        raise ValueError(f"the recipe has keys that this version does not know: {', '.join(unknown)}")
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(_text, value)) if isinstance(value, tuple) else str(value)
+
+
+def _example(text: str, kind: type) -> str:
+    try:
+        return str(kind(round(float(text))))
+    except (ValueError, OverflowError):
+        return {int: "10", float: "0.1"}[kind]
+
+
+def _literals(cls) -> dict[str, tuple[str, ...]]:
+    hints = typing.get_type_hints(cls).items()
+    return {name: typing.get_args(kind) for name, kind in hints if typing.get_origin(kind) is Literal}
+
+
+def _bad_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    return f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}{_nearest(str(value), choices)}"
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _vit(cls, name: str, **changes):
+    return cls(name=name, **changes)
+
+
+def _mvit(cls, name: str, **changes):
+    video = dict(encoder="mvit", frames=16, interpolation="bilinear", classes=400, **KINETICS)
+    return cls(name=name, **{**video, **changes})
+
+
+# Rates are those of one shard (8 GPUs) of SlowFast times the number of shards that makes up the batch.
+_MVIT = dict(
+    mask="cube", mask_stride=32, batch_size=512, lr=1.6e-3, warmup_epochs=10.0, warmup_lr=1.6e-5, end_lr=1.6e-5
+)  # fmt: skip
+_MVIT_FT = dict(batch_size=512, repeats=2, lr=9.6e-3, clip_grad=5.0, rand_augment="m7-mstd0.5-inc1", test_clips=10)
+_MVIT_S_FT = dict(
+    _MVIT_FT, size="small", epochs=100, warmup_epochs=20.0, warmup_lr=1.6e-5, end_lr=1.6e-5, layer_decay=0.75,
+    drop_path=0.1,
+)  # fmt: skip
+_MVIT_L_FT = dict(
+    _MVIT_FT, size="large", epochs=75, warmup_epochs=5.0, warmup_lr=1.6e-7, end_lr=1.6e-4, layer_decay=0.875,
+    drop_path=0.2,
+)  # fmt: skip
+# No recipe for SSv2 has been published with MaskFeat: the optimizer is that of Kinetics, the sampling, augmentation and
+# views are those of supervised MViTv2 on SSv2. Left and right matter there, so nothing is mirrored.
+_SSV2 = dict(classes=174, sampling="uniform", flip=False, rand_augment="m7-n4-mstd0.5-inc1", test_clips=1, test_crops=3)
+_TINY = dict(size="tiny", samples=2048, warmup_epochs=1.0, workers=0, precision="fp32", log_every=10, eval_every=5)
+_TINY_VIT = dict(_TINY, image_size=96, batch_size=16, epochs=20)
+_TINY_MVIT = dict(_TINY, frames=4, image_size=64, batch_size=16, epochs=10)
+_TINY_RATES = dict(lr=5e-4, warmup_lr=1e-6, end_lr=1e-6)
+_TINY_FT = dict(
+    classes=10, mixup=0.0, cutmix=0.0, erasing=0.0, rand_augment="", crop_scale=(0.5, 1.0), layer_decay=0.75
+)  # fmt: skip
+
+_ALL = [
+    _vit(Pretrain, "vit_b_in1k", epochs=1600),
+    _vit(Pretrain, "vit_l_in1k", size="large", epochs=1600),
+    _mvit(Pretrain, "mvit_s_k400", size="small", epochs=300, **_MVIT),
+    _mvit(Pretrain, "mvit_l_k400", size="large", epochs=800, **_MVIT),
+    _mvit(Pretrain, "mvit_l_k600", size="large", epochs=800, classes=600, **_MVIT),
+    _mvit(Pretrain, "mvit_l_k700", size="large", epochs=800, classes=700, **_MVIT),
+    _vit(
+        Finetune, "vit_b_in1k_ft", epochs=100, lr=8e-3, warmup_epochs=20.0, warmup_lr=4e-8, end_lr=4e-6,
+        layer_decay=0.65, drop_path=0.1,
+    ),
+    _vit(
+        Finetune, "vit_l_in1k_ft", size="large", epochs=50, batch_size=1024, lr=4e-3, warmup_epochs=5.0,
+        warmup_lr=4e-8, end_lr=4e-6, layer_decay=0.75, drop_path=0.1,
+    ),
+    _mvit(Finetune, "mvit_s_k400_ft", **_MVIT_S_FT),
+    _mvit(Finetune, "mvit_l_k400_ft", **_MVIT_L_FT),
+    _mvit(Finetune, "mvit_l_k600_ft", **{**_MVIT_L_FT, "classes": 600}),
+    _mvit(Finetune, "mvit_l_k700_ft", **{**_MVIT_L_FT, "classes": 700}),
+    _mvit(Finetune, "mvit_s_ssv2_ft", **{**_MVIT_S_FT, **_SSV2}),
+    _mvit(Finetune, "mvit_l_ssv2_ft", **{**_MVIT_L_FT, **_SSV2}),
+    _vit(Pretrain, "vit_tiny", **_TINY_VIT, **_TINY_RATES),
+    _vit(Finetune, "vit_tiny_ft", **_TINY_VIT, **_TINY_RATES, **_TINY_FT),
+    _mvit(Pretrain, "mvit_tiny", mask="cube", mask_stride=32, **_TINY_MVIT, **_TINY_RATES),
+    _mvit(Finetune, "mvit_tiny_ft", **{**_TINY_MVIT, **_TINY_RATES, **_TINY_FT}),
+]  # fmt: skip
+RECIPES = {recipe.name: recipe for recipe in _ALL}

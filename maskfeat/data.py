@@ -1,0 +1,212 @@
+"""Batches of uint8 crops, the same for a seed and an epoch however many processes load them, from any batch on."""
+
+import logging
+from collections.abc import Iterator
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .augment import eval_crops, flip, rand_augment, random_resized_crop
+from .config import Finetune, Recipe
+from .source import Frames, Photographs, Unreadable, frame_numbers, open_source
+from .synthetic import Scenes
+
+log = logging.getLogger(__name__)
+
+MOST_FAILURES = 100
+"""Unreadable samples in a row after which something else is wrong than a few damaged files."""
+
+
+def make_loader(
+    recipe: Recipe,
+    split: str,
+    *,
+    seed: int,
+    epoch: int = 0,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+) -> "Loader":
+    """The batches of one epoch, from batch ``start`` on, of one of ``world`` ranks.
+
+    split: "train" (shuffled, random crops, incomplete last batch dropped), "val" (in order, one centre crop of one
+        clip) or "test" (in order, the clips and crops that the recipe tests with).
+
+    A batch is what the rank computes at once, ``recipe.rank_batch(world)`` samples. Batch i of all ranks together holds
+    the samples of batch i of one process with ``world`` times as many, crop for crop. Folders and lists are read once.
+
+    Raises FileNotFoundError or ValueError for data that are missing, cannot be understood or do not fill a batch.
+    """
+    if split not in ("train", "val", "test"):
+        raise ValueError(f"split must be 'train', 'val' or 'test', got {split!r}")
+    return Loader(Batches(recipe, split, seed, epoch, rank, world), start, workers)
+
+
+class Loader:
+    """Iterates over ``{"images", "labels"}``; the length is that of the whole epoch, wherever it starts.
+
+    images: uint8 ``[B, C, H, W]``, or ``[B, C, T, H, W]`` of video. labels: int64 ``[B]``, absent if there are none.
+    In the test split there are as many images to a label as the recipe has views, one after another.
+
+    ``skipped`` counts the samples that could not be read so far. In training another sample takes the place of each;
+    else the batch is smaller.
+    """
+
+    def __init__(self, batches: "Batches", start: int, workers: int):
+        self.batches, self.start, self.workers = batches, start, workers
+        self.recipe = batches.recipe
+        self.skipped = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        loader = DataLoader(
+            self.batches,
+            batch_size=None,
+            sampler=range(self.start, len(self)),
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or it would draw from the global one, and a resumed run would differ
+        )
+        for batch in loader:
+            for failure in batch.pop("failures"):
+                self.skipped += 1
+                log.warning("skipped %s", failure)
+            if len(batch["images"]):
+                yield batch
+
+
+class Batches(Dataset):
+    """Whole batches by number. All randomness of a sample comes from the seed, the epoch and its number."""
+
+    def __init__(self, recipe: Recipe, split: str, seed: int, epoch: int, rank: int, world: int):
+        self.recipe, self.train = recipe, split == "train"
+        self.seed, self.epoch, self.rank, self.world = seed, epoch, rank, world
+        tuned = isinstance(recipe, Finetune)
+        self.classes = recipe.classes if tuned else None
+        self.policy = recipe.rand_augment if tuned and self.train else ""
+        self.repeats = recipe.repeats if tuned and self.train else 1
+        self.clips, self.crops = (recipe.test_clips, recipe.test_crops) if tuned and split == "test" else (1, 1)
+        larger = round(recipe.image_size * 256 / 224)
+        self.resize = (tuned and recipe.test_size) or larger
+        self.source = _source(recipe.data, recipe.val_data, split, recipe.frames > 0, larger, recipe.samples)
+        wanted = min(recipe.samples or len(self.source), len(self.source)) if self.train else len(self.source)
+        self.order = np.arange(wanted) * len(self.source) // wanted
+        if self.train:
+            self.order = np.random.default_rng((seed, epoch)).permutation(self.order)
+        self.reads = self.samples_to_read(recipe.rank_batch(world))
+        if not len(self):
+            raise ValueError(
+                f"{recipe.data!r} has {wanted} samples to train on, fewer than one batch of {self.reads} on each of "
+                f"{world} ranks; choose a smaller batch_size"
+            )
+
+    def samples_to_read(self, batch: int) -> int:
+        """How many samples make up ``batch`` crops."""
+        if self.train and batch % self.repeats:
+            raise ValueError(f"{batch} samples of a rank are no multiple of repeats={self.repeats}; change batch_size")
+        return max(batch // (self.repeats * self.clips * self.crops), 1)
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.order), self.reads * self.world)
+        return whole if self.train or not rest else whole + 1
+
+    def __getitem__(self, number: int) -> dict:
+        start = (number * self.world + self.rank) * self.reads
+        clips, labels, failures = [], [], []
+        for position in range(start, min(start + self.reads, len(self.order))):
+            for attempt, index in enumerate(self.candidates(position)):
+                try:
+                    views, label = self.sample(index, attempt)
+                except Unreadable as failure:
+                    failures.append(str(failure))
+                    continue
+                clips += views
+                labels += [label] * self.repeats
+                break
+            else:
+                if self.train:
+                    raise OSError(f"{MOST_FAILURES} samples in a row could not be read, the last is {failures[-1]}")
+        size = self.recipe.image_size
+        images = to_tensor(clips) if clips else torch.empty(0, 3, max(self.recipe.frames, 1), size, size).byte()
+        batch = {"images": images if self.recipe.frames else images.squeeze(2), "failures": failures}
+        if None not in labels:
+            batch["labels"] = torch.tensor(labels, dtype=torch.int64)
+        return batch
+
+    def candidates(self, position: int) -> Iterator[int]:
+        """The sample at a position of the epoch, and in training those that may take its place."""
+        yield int(self.order[position])
+        if self.train:
+            rng = np.random.default_rng((self.seed, self.epoch, position, 1))
+            yield from rng.choice(self.order, MOST_FAILURES - 1).tolist()
+
+    def sample(self, index: int, attempt: int) -> tuple[list[Frames], int | None]:
+        """The crops of a sample; those that stand in for one sample differ from those it has in its own place."""
+        recipe, rng = self.recipe, np.random.default_rng((self.seed, self.epoch, index, attempt))
+        choose = None
+        if recipe.frames:
+            options = dict(frames=recipe.frames, step=recipe.frame_step, sampling=recipe.sampling, clips=self.clips)
+            choose = partial(frame_numbers, **options, rng=rng if self.train else None)
+        clips, label = self.source.read(index, choose)
+        if self.classes is not None and label is None:
+            raise Unreadable(f"sample {index} of {recipe.data} (it has no label)")
+        if self.classes is not None and label >= self.classes:
+            raise ValueError(f"sample {index} of {recipe.data!r} has the label {label}, but classes={self.classes}")
+        size = recipe.image_size, recipe.image_size
+        if self.train:
+            return [self.augment(clips[0], size, rng) for _ in range(self.repeats)], label
+        views = [eval_crops(clip, size, self.resize, recipe.interpolation, self.crops) for clip in clips]
+        return [view for clip in views for view in clip], label
+
+    def augment(self, clip: Frames, size: tuple[int, int], rng: np.random.Generator) -> Frames:
+        """A random crop; RandAugment comes after it on images and before it on clips, as in SlowFast."""
+        recipe = self.recipe
+        fill = tuple(round(255 * value) for value in recipe.mean)
+        if self.policy and recipe.frames:
+            clip = rand_augment(clip, self.policy, "bicubic", fill, rng)
+        clip = random_resized_crop(clip, size, recipe.crop_scale, recipe.crop_ratio, recipe.interpolation, rng)
+        clip = flip(clip, 0.5 if recipe.flip else 0.0, rng)
+        if self.policy and not recipe.frames:
+            clip = rand_augment(clip, self.policy, "bicubic", fill, rng)
+        return clip
+
+
+@lru_cache(maxsize=8)  # every epoch opens its own loader, and listing a large folder takes a while
+def _source(data: str, val_data: str, split: str, video: bool, size: int, samples: int):
+    own = bool(val_data) and split != "train"
+    place = val_data if own else data
+    if place == "synthetic":
+        return Scenes(split, size, video, samples)
+    if place == "skimage":
+        if video:
+            raise ValueError("data='skimage' has photographs, no clips; for clips there is data='synthetic'")
+        return Photographs(split, samples)
+    return open_source(place, split, video, own_split=own, train_data=data if own else place)
+
+
+def to_tensor(clips: list[Frames]) -> Tensor:  # [B, 3, T, H, W] uint8
+    pictures = np.stack([np.stack([np.asarray(frame) for frame in clip]) for clip in clips])  # [B, T, H, W, 3]
+    return torch.from_numpy(pictures).permute(0, 4, 1, 2, 3).contiguous()
+
+
+def normalise(
+    images: Tensor,  # [B, C, ...] uint8
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Tensor:  # float32
+    """(x / 255 - mean) / std for each channel."""
+    offset, scale = _affine(tuple(mean), tuple(std), images.ndim, images.device)
+    return images.float().sub_(offset).mul_(scale)
+
+
+@lru_cache(maxsize=32)
+def _affine(mean: tuple, std: tuple, ndim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    shape = (-1, *[1] * (ndim - 2))
+    offset, scale = torch.tensor([mean, [1 / value for value in std]], dtype=torch.float64)
+    return (255 * offset).float().view(shape).to(device), (scale / 255).float().view(shape).to(device)

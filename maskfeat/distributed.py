@@ -1,0 +1,103 @@
+"""The ranks of a run: joining them, sharing a model between them, and sums over them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from .config import Recipe
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run.
+
+    group: all ranks once more, on the CPU, for checkpoints that are written while training goes on.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    group: dist.ProcessGroup
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over all ranks."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+
+@contextmanager
+def join(device: str = "auto") -> Iterator[World]:
+    """The processes that torchrun started, or this one alone, on ``device``.
+
+    Raises ValueError if there is no such device.
+    """
+    kind = _device(device)
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        if kind.type != "cpu":
+            kind = torch.device(kind.type, int(os.environ["LOCAL_RANK"]))
+            torch.accelerator.set_device_index(kind.index)
+        backend = dist.get_default_backend_for_device(kind)
+        dist.init_process_group("gloo" if kind.type == "cpu" else f"cpu:gloo,{kind.type}:{backend}")
+    try:
+        yield World(dist.get_rank(), size, kind, dist.new_group(backend="gloo"))
+    finally:
+        dist.destroy_process_group()
+
+
+def share(model: nn.Module, recipe: Recipe, world: World) -> nn.Module:
+    """The model on this rank's device, compiled if the recipe says so, as DDP or FSDP2 if there are several ranks.
+
+    FSDP2 shards ``model`` in place, a block at a time.
+    """
+    model.to(world.device)
+    if recipe.compile:
+        model.compile()
+    if world.size == 1:
+        return model
+    if recipe.parallel == "ddp":
+        return DistributedDataParallel(model, device_ids=None if world.device.type == "cpu" else [world.device.index])
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for block in getattr(model, "encoder", model).blocks:
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def synchronise(model: nn.Module, last: bool) -> AbstractContextManager:
+    """Around the part of an accumulated step: gradients travel with the last part only."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+    if isinstance(model, DistributedDataParallel) and not last:
+        return model.no_sync()
+    return nullcontext()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor put together on every rank; others as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or the like, got {name!r}") from None
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if device.type != "cpu" and (found is None or found.type != device.type):
+        offer = found.type if found else "no accelerator"
+        raise ValueError(f"device={name}, but this machine has {offer}; use device=auto")
+    return device

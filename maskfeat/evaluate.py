@@ -1,0 +1,102 @@
+"""What a model is worth: held-out loss, accuracy of a classifier or of nearest neighbours, a picture."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .config import Finetune, Pretrain, Recipe
+from .data import Loader, make_loader
+from .distributed import World
+from .finetune import evaluate, knn
+from .model import MaskFeat
+from .show import panel
+from .step import HELD_OUT, make_generator, part_loss, recipe_masks, seed_part
+
+
+def evaluate_model(model: nn.Module, recipe: Recipe, world: World, split: str = "val") -> dict[str, float]:
+    """Accuracy of a classifier; held-out loss, and kNN accuracy where there are labels, of a pre-trained model."""
+    if isinstance(recipe, Finetune):
+        return evaluate(model, held_out(recipe, world, split), recipe, world.device)
+    results = {"val_loss": held_out_loss(model, recipe, world)}
+    if recipe.knn and _has_labels(recipe):
+        results["knn_accuracy"] = knn_accuracy(model, recipe, world)
+    return results
+
+
+def held_out(recipe: Recipe, world: World, split: str = "val") -> Loader:
+    """This rank's share of the held-out data."""
+    return make_loader(recipe, split, seed=recipe.seed, rank=world.rank, world=world.size, workers=recipe.workers)
+
+
+@torch.no_grad()
+def held_out_loss(model: nn.Module, recipe: Pretrain, world: World) -> float:
+    """The mean loss of the held-out samples, under the same masks at every evaluation."""
+    generator, device = make_generator(recipe, world.device), world.device
+    total = torch.zeros(2, device=device)
+    for i, batch in enumerate(held_out(recipe, world)):
+        seed_part(generator, recipe.seed, HELD_OUT, i * world.size + world.rank, 0)
+        loss, samples = part_loss(model, batch, recipe, generator, device), len(batch["images"])
+        total += torch.stack([loss, torch.ones_like(loss)]) * samples
+    loss, samples = world.sum(total).tolist()
+    return loss / samples
+
+
+def knn_accuracy(model: nn.Module, recipe: Recipe, world: World) -> float:
+    """Accuracy of the nearest of ``knn_samples`` training samples, without augmentation, on the held-out data.
+
+    Every rank computes all of it.
+    """
+    encoder = model.encoder if isinstance(model, MaskFeat) else _Trunk(model)
+    neighbours, most = getattr(recipe, "knn", 0) or 20, getattr(recipe, "knn_samples", 0) or 20_000
+    samples = min(recipe.samples or most, most)
+    plain = dict(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False, accumulate=1)
+    if isinstance(recipe, Finetune):
+        plain |= dict(rand_augment="", repeats=1)
+    queries = dataclasses.replace(recipe, batch_size=recipe.rank_batch(world.size), accumulate=1)
+    bank = dataclasses.replace(queries, **plain, samples=samples, batch_size=min(queries.batch_size, samples))
+    loaders = [
+        make_loader(part, split, seed=recipe.seed, workers=recipe.workers)
+        for part, split in ((bank, "train"), (queries, "val"))
+    ]
+    return knn(encoder, loaders, neighbours, world.device)
+
+
+def show_panel(model: MaskFeat, recipe: Recipe, path: Path, number: int = 8) -> None:
+    """Write the picture of ``number`` held-out samples; ValueError for a model that was not pre-trained."""
+    if not isinstance(recipe, Pretrain):
+        raise ValueError(f"show needs a pre-trained model that predicts HOG; {recipe.name} is a classifier")
+    generator = make_generator(recipe, torch.device("cpu"))
+    seed_part(generator, recipe.seed, HELD_OUT, 0, 0)
+    one = dataclasses.replace(recipe, batch_size=number, accumulate=1)
+    images = next(iter(make_loader(one, "val", seed=recipe.seed)))["images"]
+    masks = recipe_masks(recipe, len(images), generator, images.device)
+    panel(model, images, masks, path, mean=recipe.mean, std=recipe.std)
+
+
+def feature_map(
+    model: nn.Module,
+    pixels: Tensor,  # [B, C, H, W] or [B, C, T, H, W], normalised
+) -> Tensor:  # [B, D, rows, columns] or [B, D, time, rows, columns]
+    """Output of the last block as a picture: what a detector pools over its boxes, as for the actions of AVA."""
+    encoder = model.encoder if isinstance(model, MaskFeat) else model
+    tokens, grid = encoder.embed(pixels)
+    [(x, grid)] = encoder.encode(tokens, grid, (len(encoder.widths) - 1,))
+    return x[:, encoder.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)
+
+
+class _Trunk(nn.Module):
+    """The features that a classifier classifies."""
+
+    def __init__(self, classifier: nn.Module):
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, pixels: Tensor) -> Tensor:  # [B, D]
+        return feature_map(self.classifier, pixels).flatten(2).mean(2)
+
+
+def _has_labels(recipe: Recipe) -> bool:
+    one = dataclasses.replace(recipe, batch_size=1, accumulate=1)
+    return all("labels" in next(iter(make_loader(one, split, seed=recipe.seed))) for split in ("train", "val"))

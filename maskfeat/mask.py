@@ -1,0 +1,279 @@
+"""Which tokens to hide: seeded generators that mask an exact number of tokens, on the device or in the loader.
+
+Every generator returns the same count K for every sample, so all shapes are static and nothing waits for the device.
+``compat`` switches to the generators of SlowFast or mmpretrain, whose counts vary; these run on the CPU.
+"""
+
+import math
+import random
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ASPECT = (0.3, 1 / 0.3)
+
+
+class Masks(NamedTuple):
+    """The masked tokens of a batch, as a picture and as a list.
+
+    mask: ``[B, *grid]`` bool, True where a token is hidden; the grid is (rows, columns) or (time, rows, columns).
+    ids: ``[B, K]`` int64, positions on the flattened grid, ascending; where a sample has fewer than K masked tokens,
+        visible ones fill the rest.
+    weight: ``[B, K]`` float32, 1 for a masked id and 0 for a filler; None when all K are masked in every sample.
+    """
+
+    mask: Tensor
+    ids: Tensor
+    weight: Tensor | None = None
+
+    @classmethod
+    def from_bool(
+        cls,
+        mask: Tensor,  # [B, *grid] bool
+        count: int | None = None,
+    ) -> "Masks":
+        """Masks of any number of tokens, padded to ``count`` (by default the most that a sample has).
+
+        Looks at the values, so it waits for the device. An empty mask is allowed, with a warning: its loss is 0.
+        """
+        flat = mask.flatten(1).bool()
+        most = int(flat.sum(1).max()) if flat.shape[0] else 0
+        count = most if count is None else count
+        if most > count:
+            raise ValueError(f"a sample has {most} masked tokens, more than count={count}")
+        if most == 0:
+            warnings.warn("no token is masked in the whole batch: the loss will be 0", stacklevel=2)
+        ids = _masked_first(flat, count)
+        return cls(mask.bool(), ids, flat.gather(1, ids).float())
+
+    def resize(self, grid: tuple[int, ...]) -> "Masks":
+        """The same mask on a finer grid, every cell repeated; ValueError if ``grid`` is no multiple of this one."""
+        own = tuple(self.mask.shape[1:])
+        if own == tuple(grid):
+            return self
+        if len(own) != len(grid) or any(fine % coarse for fine, coarse in zip(grid, own, strict=True)):
+            raise ValueError(f"a mask on the grid {own} does not fit tokens on the grid {tuple(grid)}")
+        mask = self.mask
+        for axis, (fine, coarse) in enumerate(zip(grid, own, strict=True), start=1):
+            mask = mask.repeat_interleave(fine // coarse, dim=axis, output_size=fine)
+        flat = mask.flatten(1)
+        ids = _masked_first(flat, self.ids.shape[1] * (math.prod(grid) // math.prod(own)))
+        return Masks(mask, ids, None if self.weight is None else flat.gather(1, ids).float())
+
+    def to(self, device, non_blocking: bool = False) -> "Masks":
+        return Masks(*(t if t is None else t.to(device, non_blocking=non_blocking) for t in self))
+
+
+def make_masks(
+    kind: str,
+    batch: int,
+    grid: tuple[int, ...],  # (rows, columns) or (time, rows, columns)
+    ratio: float = 0.4,
+    *,
+    generator: torch.Generator | None = None,
+    device: "torch.device | str" = "cpu",
+    compat: str | None = None,
+) -> Masks:
+    """Masks for ``batch`` samples: a fraction ``ratio`` of the tokens of each, rounded to a whole number.
+
+    kind: "block" (overlapping rectangles, BEiT), "cube" (boxes in space and time), "tube" (a block mask held through
+        time), "frame" (whole time slots), "random" (uniform).
+    generator: the only source of randomness; it must live on ``device``, or on the CPU with ``compat``.
+    compat: None for an exact count, or "slowfast" or "mmpretrain" for the statistics of their generators.
+
+    Raises ValueError for an unknown kind or compat, a grid that the kind cannot use, or a ratio outside 0..1.
+
+    Source: Bao et al., BEiT, ICLR 2022 (block); Wei et al., MaskFeat, CVPR 2022 (cube, tube, frame).
+    """
+    grid = tuple(grid)
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if compat not in (None, "slowfast", "mmpretrain"):
+        raise ValueError(f"compat must be None, 'slowfast' or 'mmpretrain', got {compat!r}")
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio must be between 0 and 1, got {ratio!r}")
+    if len(grid) not in (2, 3) or min(grid) < 1:
+        raise ValueError(f"grid must be (rows, columns) or (time, rows, columns), got {grid}")
+    if len(grid) != (2 if kind == "block" else 3) and kind != "random":
+        raise ValueError(f"a {kind} mask needs {'two' if kind == 'block' else 'three'} axes, got the grid {grid}")
+    if compat and kind in ("block", "cube", "tube"):
+        return _compat_masks(kind, batch, grid, ratio, generator, compat).to(device)
+    if compat and kind == "random":
+        ratio = 1 - int(math.prod(grid) * (1 - ratio)) / math.prod(grid)
+    return KINDS[kind](batch, grid, ratio, generator, torch.device(device))
+
+
+def block_masks(batch, grid, ratio, generator, device) -> Masks:
+    """Overlapping rectangles of random size and aspect until ``ratio`` of the grid is covered."""
+    count = round(math.prod(grid) * ratio)
+    order = _laying_order(batch, (1, *grid), count, count // 5, None, generator, device, candidates=4)
+    return _first(order, grid, count)
+
+
+def cube_masks(batch, grid, ratio, generator, device) -> Masks:
+    """Overlapping boxes, from one time slot to all of them long, until ``ratio`` of the grid is covered."""
+    count, frame = round(math.prod(grid) * ratio), grid[1] * grid[2]
+    order = _laying_order(batch, grid, count, frame // 5, frame, generator, device, candidates=16)
+    return _first(order, grid, count)
+
+
+def tube_masks(batch, grid, ratio, generator, device) -> Masks:
+    """One block mask for all time slots."""
+    still = block_masks(batch, grid[1:], ratio, generator, device)
+    frame = torch.arange(grid[0], device=device).view(1, -1, 1) * (grid[1] * grid[2])
+    mask = still.mask.unsqueeze(1).expand(-1, grid[0], -1, -1).contiguous()
+    return Masks(mask, (frame + still.ids.unsqueeze(1)).flatten(1))
+
+
+def frame_masks(batch, grid, ratio, generator, device) -> Masks:
+    """Whole time slots."""
+    order = torch.rand(batch, grid[0], generator=generator, device=device)
+    slots = _first(order, grid[:1], round(grid[0] * ratio))
+    mask = slots.mask[:, :, None, None].expand(-1, *grid).contiguous()
+    frame = torch.arange(grid[1] * grid[2], device=device)
+    return Masks(mask, (slots.ids.unsqueeze(2) * len(frame) + frame).flatten(1))
+
+
+def random_masks(batch, grid, ratio, generator, device) -> Masks:
+    """Every token alike."""
+    order = torch.rand(batch, math.prod(grid), generator=generator, device=device)
+    return _first(order, grid, round(math.prod(grid) * ratio))
+
+
+KINDS = {"block": block_masks, "cube": cube_masks, "tube": tube_masks, "frame": frame_masks, "random": random_masks}
+
+
+def _laying_order(
+    batch: int,
+    grid: tuple[int, int, int],  # (T, H, W)
+    count: int,
+    least: int,
+    most: int | None,
+    generator: torch.Generator | None,
+    device: torch.device,
+    candidates: int,
+    rounds: int = 10,
+) -> Tensor:  # [B, T * H * W]
+    """When each token gets covered if boxes are laid one after another; the first ``count`` are the mask.
+
+    In each round every sample draws ``candidates`` boxes (area uniform from ``least`` to ``most`` or to what is still
+    missing, log-uniform aspect, uniform length and place) and lays the first that covers something new and not more
+    than is missing. If there is none it lays the one that adds least, and taking the first ``count`` tokens trims it:
+    a box is swept row by row, column by column or slot by slot, from either end, so what remains of it is compact.
+    Ten rounds fill 40 % of a grid; what they may leave of a larger share is drawn from the uncovered tokens.
+    """
+    tokens = math.prod(grid)
+    place = _places(grid, device)  # [3, N]
+    last = place.amax(1).view(3, 1, 1)
+    random_order = torch.rand(batch, tokens, generator=generator, device=device)
+    draws = torch.rand(6, rounds, batch, candidates, generator=generator, device=device)
+    areas, lengths, starts = draws[0], 1 + (draws[1] * grid[0]).floor(), draws[3:]
+    roots = torch.exp(0.5 * (math.log(ASPECT[0]) + draws[2] * (math.log(ASPECT[1]) - math.log(ASPECT[0]))))
+    sweep = _sweep(batch, place, generator)
+    order = (rounds + random_order) * tokens  # after every box that is laid
+    first_come = torch.arange(candidates, device=device)
+    for step in range(rounds):
+        covered = order < rounds * tokens
+        missing = (count - covered.sum(1, keepdim=True)).clamp_min(0)  # [B, 1]
+        side = (least + areas[step] * ((missing if most is None else most) - least)).sqrt()
+        sides = torch.stack([lengths[step], (side * roots[step]).round(), (side / roots[step]).round()])  # [3, B, P]
+        small = (sides[1:] <= last[1:]).all(0)
+        sides = sides.clamp_min(1).minimum(last + 1)
+        start = (starts[:, step] * (last - sides + 2)).floor().unsqueeze(-1)  # 0 to the last place at which it fits
+        offset = place[:, None, None] - start  # [3, B, P, N]
+        new = ((offset >= 0) & (offset < sides.unsqueeze(-1))).all(0) & ~covered.unsqueeze(1)  # [B, P, N]
+        gain = new.sum(2)
+        good = small & (gain > 0) & (gain <= missing)
+        cost = torch.where(good, first_come, torch.where(gain > 0, candidates + gain, candidates + tokens + 1))
+        new = new.gather(1, cost.argmin(1)[:, None, None].expand(-1, 1, tokens)).squeeze(1)
+        order = torch.where(new, step * tokens + sweep, order)
+    return order
+
+
+def _places(grid: tuple[int, int, int], device: torch.device) -> Tensor:  # [3, T * H * W] float32
+    """Time slot, row and column of every token."""
+    axes = torch.meshgrid(*(torch.arange(float(size), device=device) for size in grid), indexing="ij")
+    return torch.stack(axes).flatten(1)
+
+
+def _sweep(
+    batch: int,
+    place: Tensor,  # [3, N]
+    generator: torch.Generator | None,
+) -> Tensor:  # [B, N]
+    """For each sample the ranks of the tokens in a random walk of the grid: axis inside axis, forwards or backwards."""
+    last = place.amax(1)
+    backwards = torch.rand(batch, 3, 1, generator=generator, device=place.device) < 0.5
+    axes = torch.rand(batch, 3, generator=generator, device=place.device).argsort(1)
+    place = torch.where(backwards, last.unsqueeze(1) - place, place)  # [B, 3, N]
+    outer, middle, inner = place.gather(1, axes.unsqueeze(2).expand_as(place)).unbind(1)
+    size = (last + 1)[axes].unsqueeze(2)  # [B, 3, 1], of the axes in walking order
+    return (outer * size[:, 1] + middle) * size[:, 2] + inner
+
+
+def _first(order: Tensor, grid: tuple[int, ...], count: int) -> Masks:
+    """Masks of the ``count`` tokens that come first in ``order`` [B, N]."""
+    ids = order.topk(count, dim=1, largest=False, sorted=False).indices.sort(dim=1).values
+    mask = torch.zeros_like(order, dtype=torch.bool).scatter_(1, ids, True)
+    return Masks(mask.unflatten(1, grid), ids)
+
+
+def _masked_first(flat: Tensor, count: int) -> Tensor:
+    """``count`` positions of each row of ``flat`` [B, N]: the masked ones, ascending, then visible ones."""
+    return (~flat).byte().argsort(dim=1, stable=True)[:, :count]
+
+
+def _compat_masks(kind, batch, grid, ratio, generator, compat) -> Masks:
+    """Masks by rejection, one sample at a time, with the parameters of the two code bases."""
+    rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
+    window = (1, *grid[1:]) if kind == "tube" else (1, *grid)[-3:]
+    count = round(math.prod(window) * ratio)
+    if kind == "cube":
+        frame = grid[1] * grid[2]
+        rules = {"least": frame // 5, "most": frame, "tries": 100}
+    elif compat == "slowfast":
+        rules = {"least": count // 5, "most": None, "tries": 10}
+    else:
+        rules = {"least": count // 5, "most": None, "tries": 10, "until_full": True, "skip_last": True}
+        if count > (window[1] - 1) * (window[2] - 1):
+            raise ValueError(f"mmpretrain never masks the last row and column: it cannot mask {count} tokens of {grid}")
+    samples = torch.tensor([_reject(window, count, rng, **rules) for _ in range(batch)]).view(batch, *window)
+    repeats = (grid[0] if kind == "tube" else 1, 1, 1)
+    return Masks.from_bool(samples.repeat(1, *repeats).view(batch, *grid), count * repeats[0])
+
+
+def _reject(
+    window: tuple[int, int, int],
+    count: int,
+    rng: random.Random,
+    least: int,
+    most: int | None,
+    tries: int,
+    until_full: bool = False,
+    skip_last: bool = False,
+) -> list:
+    """Boxes drawn until one fits what is missing; after ``tries`` failures stop, or go on if ``until_full``.
+
+    ``skip_last`` leaves out the last possible place on each axis, so the last row and column are never masked.
+    """
+    mask = [[bytearray(window[2]) for _ in range(window[1])] for _ in range(window[0])]
+    missing, failures = count, 0
+    while missing > 0 and (until_full or failures < tries):
+        failures += 1
+        area = rng.uniform(least, missing if most is None else most)
+        aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        t = rng.randint(1, window[0])
+        if h >= window[1] or w >= window[2]:
+            continue
+        top, left = rng.randint(0, window[1] - h - skip_last), rng.randint(0, window[2] - w - skip_last)
+        front = rng.randint(0, window[0] - t)
+        rows = [row for slot in mask[front : front + t] for row in slot[top : top + h]]
+        gain = h * w * t - sum(sum(row[left : left + w]) for row in rows)
+        if 0 < gain <= missing:
+            for row in rows:
+                row[left : left + w] = b"\1" * w
+            missing, failures = missing - gain, 0
+    return [[[bool(cell) for cell in row] for row in slot] for slot in mask]

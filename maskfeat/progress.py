@@ -1,0 +1,100 @@
+"""What a run says while it trains: a progress line, a log with one JSON object a line, and optionally TensorBoard."""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from .checkpoint import write_atomically
+from .config import Recipe
+
+
+class Progress:
+    """The progress line and the log ``OUT/log.jsonl`` of a run that stands at ``step`` of ``total``.
+
+    Lines of the log beyond ``step`` come from a process that died after its last checkpoint; they are dropped.
+    Other ranks than the first say nothing (``silent``).
+    """
+
+    def __init__(self, out: Path, recipe: Recipe, step: int, total: int, silent: bool = False):
+        self.file, self.writer = Path(out) / "log.jsonl", None
+        self.silent = silent
+        if silent:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        kept = self.file.read_bytes().splitlines(keepends=True) if step and self.file.exists() else []
+        write_atomically(self.file, b"".join(line for line in kept if _step_of(line) <= step))
+        if recipe.tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ValueError("tensorboard=true needs the package tensorboard: pip install tensorboard") from error
+            self.writer = SummaryWriter(str(out), purge_step=step + 1)
+        self.line = tqdm(total=total, initial=step, desc=recipe.name, unit="step", dynamic_ncols=True, smoothing=0.1)
+
+    def advance(self) -> None:
+        if not self.silent:
+            self.line.update()
+
+    def log(self, step: int, **values: float) -> None:
+        """Append the values to the log and show them."""
+        if self.silent or not values:
+            return
+        with open(self.file, "a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        if self.writer is not None:
+            for name, value in values.items():
+                if value is not None:
+                    self.writer.add_scalar(name, value, step)
+        shown = {name: value for name, value in values.items() if value is not None and name != "eta_s"}
+        self.line.set_postfix_str("  ".join(_show(name, value) for name, value in shown.items()))
+
+    def close(self) -> None:
+        if not self.silent:
+            self.line.close()
+            if self.writer is not None:
+                self.writer.close()
+
+
+class Stopwatch:
+    """Seconds spent in the calls of some modules: wall time on the CPU, stream time on an accelerator.
+
+    Reading waits for the device.
+    """
+
+    def __init__(self, modules: list[nn.Module], device: torch.device):
+        self.device = device
+        self.marks: list[tuple] = []
+        for module in modules:
+            module.register_forward_pre_hook(lambda *_: self.marks.append((self._now(), None)))
+            module.register_forward_hook(lambda *_: self.marks.append((self.marks.pop()[0], self._now())))
+
+    def read(self) -> float:
+        """Seconds since the last reading."""
+        marks, self.marks = self.marks, []
+        if self.device.type == "cpu":
+            return sum(end - start for start, end in marks)
+        torch.accelerator.synchronize(self.device)
+        return sum(start.elapsed_time(end) for start, end in marks) / 1e3
+
+    def _now(self):
+        if self.device.type == "cpu":
+            return time.perf_counter()
+        event = torch.Event(self.device, enable_timing=True)
+        event.record()
+        return event
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a line of the log; infinity for one that was cut short."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return float("inf")
+
+
+def _show(name: str, value: float) -> str:
+    return f"{name} {value:.0%}" if name.endswith("_share") else f"{name} {value:.4g}"

@@ -1,0 +1,248 @@
+"""The training loop of pre-training and fine-tuning.
+
+The batch of a step is cut into ``ranks * accumulate`` parts. What is random in a part (masks, augmentation, dropped
+paths) depends on the seed, the step and the number of the part only: a run goes on from a checkpoint bit for bit, and
+two ranks compute what one process computes that accumulates two parts.
+"""
+
+import math
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+
+from .build import build
+from .checkpoint import EMA_WEIGHTS, WEIGHTS, Checkpoints, find_checkpoint, initialise, save_weights
+from .config import Finetune, Pretrain, Recipe
+from .data import Loader, make_loader
+from .distributed import World, join, share, synchronise, whole
+from .evaluate import evaluate_model, held_out
+from .finetune import EMA
+from .model import MaskFeat
+from .progress import Progress, Stopwatch
+from .step import TRAINING, make_generator, part_loss, recipe_masks, seed_part
+
+
+def train(recipe: Recipe) -> dict[str, float]:
+    """Train as the recipe says, on the ranks that torchrun started or in this process; the last evaluation."""
+    with join(recipe.device) as world:
+        return Trainer(recipe, world).fit()
+
+
+class Trainer:
+    """One run: the model, its optimizer, and the step that it has reached."""
+
+    def __init__(self, recipe: Recipe, world: World):
+        self.recipe, self.world = recipe, world
+        self.out = Path(recipe.out or f"runs/{recipe.name}")
+        self.epoch_steps = len(self.loader(0)) // recipe.accumulate
+        if self.epoch_steps == 0:
+            raise ValueError(f"the data do not fill a batch of {recipe.batch_size}; choose a smaller batch_size")
+        if recipe.eval_every:
+            held_out(recipe, world)  # missing data are an error now, not after an epoch
+        self.total = recipe.steps or recipe.epochs * self.epoch_steps
+        self.step, self.skipped, self.data_seconds = 0, 0, 0.0
+
+        torch.manual_seed(recipe.seed)
+        self.module = build(recipe)
+        if recipe.init:
+            initialise(self.module, Path(recipe.init))
+        self.model = share(self.module, recipe, world)
+        self.ema = EMA(self.module, recipe.ema) if isinstance(recipe, Finetune) and recipe.ema else None
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.module, recipe), lr=recipe.lr, betas=recipe.betas)
+        self.generator = make_generator(recipe, world.device)
+        self.checkpoints = Checkpoints(self.out, recipe, world)
+
+    def fit(self) -> dict[str, float]:
+        """Train to the end, from the newest checkpoint if there is one; the values of the last evaluation."""
+        recipe, results = self.recipe, {}
+        self.resume()
+        progress = Progress(self.out, recipe, self.step, self.total, silent=self.world.rank > 0)
+        # Clocks in the targets would break a compiled graph.
+        timed = isinstance(self.module, MaskFeat) and not recipe.compile
+        watch = Stopwatch(list(self.module.targets), self.world.device) if timed else None
+        if self.step == self.total:
+            results = self.evaluate()
+        losses, begun = [], time.perf_counter()
+        try:
+            for loss in self.steps():
+                losses.append(loss)
+                progress.advance()
+                evaluates, saves = self.is_due(recipe.eval_every * self.epoch_steps), self.is_due(self.save_every)
+                if evaluates or saves or self.is_due(recipe.log_every):
+                    mean = self.mean_loss(losses)
+                    seconds = time.perf_counter() - begun
+                    progress.log(
+                        self.step,
+                        loss=mean,
+                        lr=self.learning_rate(self.step - 1),
+                        images_per_s=len(losses) * recipe.batch_size / seconds,
+                        data_share=self.data_seconds / seconds,
+                        hog_share=watch.read() / seconds if watch else None,
+                        eta_s=seconds / len(losses) * (self.total - self.step),
+                        skipped=self.skipped,
+                    )
+                    if evaluates:
+                        results = self.evaluate()
+                        progress.log(self.step, **results)
+                    if saves:  # last, so that a run that goes on from here has missed nothing
+                        self.checkpoints.save(self.step, self.state())
+                    losses, self.data_seconds, begun = [], 0.0, time.perf_counter()
+        finally:
+            progress.close()
+            self.checkpoints.wait()
+        return results
+
+    def steps(self) -> Iterator[Tensor]:
+        """Make the steps that are left, epoch by epoch; the loss of each, over this rank's parts."""
+        while self.step < self.total:
+            epoch, done = divmod(self.step, self.epoch_steps)
+            loader, skipped = self.loader(epoch, done * self.recipe.accumulate), self.skipped
+            parts = iter(loader)
+            for _ in range(min(self.epoch_steps - done, self.total - self.step)):
+                loss = self.train_step(parts)
+                self.skipped = skipped + loader.skipped
+                yield loss
+
+    def train_step(self, source: Iterator[dict[str, Tensor]]) -> Tensor:
+        """One step of the optimizer, on the next ``accumulate`` parts of ``source``."""
+        recipe, world = self.recipe, self.world
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.step) * group["lr_scale"]
+        parts = [i * world.size + world.rank for i in range(recipe.accumulate)]
+        count = self.masked_cells(parts)
+        total = torch.zeros((), device=world.device)
+        for part in parts:
+            begun = time.perf_counter()
+            batch = next(source)
+            self.data_seconds += time.perf_counter() - begun
+            seed_part(self.generator, recipe.seed, TRAINING, self.step, part)
+            with synchronise(self.model, last=part == parts[-1]):
+                loss = part_loss(self.model, batch, recipe, self.generator, world.device, count) / len(parts)
+                loss.backward()
+            total += loss.detach()
+        if recipe.clip_grad:
+            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(self.module)
+        self.step += 1
+        return total
+
+    def masked_cells(self, parts: list[int]) -> Tensor | None:
+        """Masked cells of a part, averaged over all parts of all ranks, where the loss is to be divided by that."""
+        recipe, world = self.recipe, self.world
+        if not (isinstance(recipe, Pretrain) and recipe.global_loss and recipe.mask_compat):
+            return None  # without compat all parts have the same number
+        cells = torch.zeros((), device=world.device)
+        for part in parts:
+            seed_part(self.generator, recipe.seed, TRAINING, self.step, part)
+            cells += recipe_masks(recipe, recipe.rank_batch(world.size), self.generator, world.device).mask.sum()
+        return world.sum(cells) / (len(parts) * world.size)
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up to the cosine, which falls from ``lr`` to ``end_lr``: set anew at every step."""
+        recipe = self.recipe
+        warmup = recipe.warmup_epochs / recipe.epochs * self.total
+        if step < warmup:
+            return recipe.warmup_lr + (recipe.lr - recipe.warmup_lr) * step / warmup
+        done = (step - warmup) / max(self.total - warmup, 1)
+        return recipe.end_lr + (recipe.lr - recipe.end_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+    def is_due(self, every: int) -> bool:
+        """Whether this step is the last or a multiple of ``every``."""
+        return self.step == self.total or (every > 0 and self.step % every == 0)
+
+    @property
+    def save_every(self) -> int:
+        return self.recipe.save_every or self.epoch_steps
+
+    def mean_loss(self, losses: list[Tensor]) -> float:
+        """The mean over steps and ranks; FloatingPointError if it is not finite."""
+        mean = (self.world.sum(torch.stack(losses).mean()) / self.world.size).item()
+        if not math.isfinite(mean):
+            raise FloatingPointError(
+                f"the loss is {mean} in the steps {self.step - len(losses) + 1} to {self.step}; the checkpoints in "
+                f"{self.checkpoints.folder} are from before. Try a lower lr, a longer warm-up or precision=fp32"
+            )
+        return mean
+
+    def loader(self, epoch: int, start: int = 0) -> Loader:
+        recipe, world = self.recipe, self.world
+        place = dict(epoch=epoch, start=start, rank=world.rank, world=world.size)
+        return make_loader(recipe, "train", seed=recipe.seed, workers=recipe.workers, **place)
+
+    def state(self) -> dict[str, Any]:
+        """What changes while training, by parameter name."""
+        model, optimizer = get_state_dict(self.model, self.optimizer)
+        return {"model": model, "optimizer": optimizer} | ({"ema": self.ema.state_dict()} if self.ema else {})
+
+    def resume(self) -> None:
+        """Go on from the checkpoint that the recipe's ``resume`` names.
+
+        Raises FileExistsError rather than to write over a run that is not to be resumed.
+        """
+        choice, exists = self.recipe.resume, any(self.checkpoints.folder.glob("step_*"))
+        elsewhere = choice not in ("auto", "no") and self.out.resolve() not in (Path(choice) / "_").resolve().parents
+        if exists and (choice == "no" or elsewhere):
+            raise FileExistsError(f"{self.out} holds the checkpoints of a run; choose another out, or resume=auto")
+        if choice == "no" or (choice == "auto" and not exists):
+            return
+        state = self.state()
+        self.step = self.checkpoints.load(find_checkpoint(self.out if choice == "auto" else Path(choice)), state)
+        set_state_dict(self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+
+    def evaluate(self) -> dict[str, float]:
+        """Write the weights, and their average if there is one, as safetensors, and evaluate them if wanted."""
+        weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
+        results = self._evaluate(weights, WEIGHTS)
+        if self.ema:
+            average = {name: whole(tensor) for name, tensor in self.ema.state_dict().items()}
+            results |= {f"ema_{name}": value for name, value in self._evaluate(average, EMA_WEIGHTS).items()}
+        return results
+
+    def _evaluate(self, weights: dict[str, Tensor], file: str) -> dict[str, float]:
+        if self.world.rank == 0:
+            save_weights(self.out / file, weights, self.recipe, self.step)
+        if not self.recipe.eval_every:
+            return {}
+        model = build(self.recipe)
+        model.load_state_dict(weights)
+        return evaluate_model(model.to(self.world.device).eval(), self.recipe, self.world)
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Parameters by learning rate and weight decay.
+
+    A block learns ``layer_decay`` times as fast as the next deeper one, the embedding like a block before the first,
+    what comes after the blocks at the full rate. Biases and other parameters with one axis do not decay.
+    """
+    depth = len(getattr(model, "encoder", model).widths)
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        decay = 0.0 if parameter.ndim <= 1 or name.endswith(".bias") else recipe.weight_decay
+        scale = recipe.layer_decay ** (depth + 1 - layer_of(name, depth))
+        groups.setdefault((scale, decay), []).append(parameter)
+    return [{"params": members, "lr_scale": scale, "weight_decay": decay} for (scale, decay), members in groups.items()]
+
+
+def layer_of(name: str, depth: int) -> int:
+    """0 for the embedding, i + 1 for block i, depth + 1 for what comes after the blocks."""
+    block = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
+    if block:
+        return int(block[1]) + 1
+    return 0 if re.search(r"(?:^|\.)(cls_token|pos_embed|mask_token|patch_embed)(?:\.|$)", name) else depth + 1

@@ -1,0 +1,97 @@
+"""The command, as it is typed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from test_train import SMALL
+
+from maskfeat.cli import main
+from maskfeat.config import RECIPES
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A pre-trained model and a classifier on it."""
+    folder = tmp_path_factory.mktemp("cli")
+    settings = [*SMALL, "patch_size=8", "steps=1"]
+    assert main(["pretrain", "vit_tiny", *settings, "mask_stride=8", "knn=0", f"out={folder / 'pt'}"]) == 0
+    assert main(["finetune", "vit_tiny_ft", *settings, f"init={folder / 'pt'}", f"out={folder / 'ft'}"]) == 0
+    return folder
+
+
+def command(capsys, *arguments):
+    """Exit status, output and errors."""
+    capsys.readouterr()
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_module_runs_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "maskfeat", "recipes"], capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(RECIPES)
+
+
+def test_recipes(capsys):
+    status, out, _ = command(capsys, "recipes", "mvit_s_k400")
+    assert status == 0 and out.startswith("maskfeat pretrain mvit_s_k400\n") and "mask=cube" in out
+
+
+def test_evaluations(run, capsys):
+    status, out, _ = command(capsys, "eval", run / "pt", "samples=16")
+    assert status == 0 and json.loads(out)["val_loss"] > 0
+    status, out, _ = command(capsys, "eval", run / "ft" / "weights.safetensors", "samples=16", "workers=0")
+    assert status == 0 and json.loads(out)["samples"] == 4
+    for folder in ("pt", "ft"):
+        status, out, _ = command(capsys, "knn", run / folder)
+        assert status == 0 and 0 <= json.loads(out)["knn_accuracy"] <= 1
+
+
+def test_show(run, tmp_path, capsys):
+    status, out, _ = command(capsys, "show", run / "pt", "--output", tmp_path / "panel.png", "--number", 3)
+    assert status == 0 and out.strip() == str(tmp_path / "panel.png")
+    with Image.open(tmp_path / "panel.png") as picture:
+        assert picture.width > 4 * 32 and picture.height > 3 * 32
+
+
+def test_convert(run, tmp_path, capsys):
+    status, out, _ = command(capsys, "convert", run / "pt", tmp_path / "timm.safetensors", "--to", "timm")
+    assert status == 0 and "outputs agree" in out and (tmp_path / "timm.safetensors").exists()
+    status, out, _ = command(capsys, "convert", tmp_path / "timm.safetensors", tmp_path / "ours.safetensors")
+    assert status == 0 and out.count("outputs agree") == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["pretrain", "vit_tinny"], "there is no recipe 'vit_tinny'; did you mean 'vit_tiny'?"),
+        (["pretrain", "vit_tiny", "epoch=3"], "vit_tiny has no key 'epoch'; did you mean 'epochs'?"),
+        (["pretrain", "vit_tiny_ft"], "vit_tiny_ft is a recipe of `maskfeat finetune`"),
+        (["eval", "/nowhere"], "there are no weights /nowhere"),
+        (["show", "FT"], "show needs a pre-trained model"),
+        (["convert", "/nowhere", "out"], "there is no file /nowhere"),
+    ],
+)
+def test_mistakes_are_one_line(run, capsys, arguments, message):
+    status, out, err = command(capsys, *[run / "ft" if argument == "FT" else argument for argument in arguments])
+    assert status == 1 and out == "" and err.startswith("maskfeat: ") and message in err and err.count("\n") == 1
+    with pytest.raises((ValueError, OSError)):
+        main(["--traceback", *[str(run / "ft") if argument == "FT" else argument for argument in arguments]])
+
+
+def test_a_command_that_does_not_exist(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train"])
+    assert stopped.value.code == 2 and "invalid choice" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("maskfeat.train.train", interrupt)
+    status, _, err = command(capsys, "pretrain", "vit_tiny")
+    assert status == 130 and "same command again" in err

@@ -1,0 +1,93 @@
+"""Recipes and the changes to them that a command line makes."""
+
+import json
+
+import pytest
+import torch
+
+from maskfeat.build import build
+from maskfeat.config import RECIPES, Finetune, Pretrain, describe, from_dict, get_recipe, override, to_dict
+
+
+def test_values_are_parsed_by_type():
+    recipe = override(
+        get_recipe("vit_tiny"),
+        ["epochs=3", "lr=1e-4", "flip=no", "mask=random", "depths=1,11", "crop_scale=0.2,1", "data=a=b"],
+    )
+    assert (recipe.epochs, recipe.lr, recipe.flip, recipe.mask) == (3, 1e-4, False, "random")
+    assert recipe.depths == (1, 11) and recipe.crop_scale == (0.2, 1.0) and recipe.data == "a=b"
+    assert override(recipe, ["depths="]).depths == ()
+    assert override(recipe, {"epochs": 7}).epochs == 7
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("epoch=3", "vit_tiny has no key 'epoch'; did you mean 'epochs'"),
+        ("maskratio=0.5", "did you mean 'mask_ratio'"),
+        ("name=x", "no key 'name'"),
+        ("mixup=0.8", "vit_tiny has no key 'mixup'"),
+        ("epochs", "'epochs' is not of the form key=value; did you mean 'epochs=...'"),
+        ("epochs=2.5", "epochs must be a whole number, as epochs=2, got '2.5'"),
+        ("lr=fast", "lr must be a number, as lr=0.1, got 'fast'"),
+        ("lr=nan", "lr must be finite"),
+        ("flip=maybe", "flip must be true or false, got 'maybe'"),
+        ("mask=blok", "got 'blok'; did you mean 'block'"),
+        ("crop_scale=0.5", "crop_scale needs two numbers"),
+        ("mask_ratio=1.5", "mask_ratio must be between 0 and 1, got 1.5"),
+        ("epochs=0", "epochs must be positive, got 0"),
+        ("image_size=60", "image_size 60 is not a multiple of mask_stride 16"),
+        ("frames=4", "vit reads images"),
+    ],
+)
+def test_wrong_changes_are_refused_with_what_is_right(change, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?").replace("...", r"\.\.\.")):
+        override(get_recipe("vit_tiny"), [change])
+
+
+def test_a_choice_that_is_not_text_is_checked_too():
+    with pytest.raises(ValueError, match="did you mean 'cube'"):
+        override(get_recipe("vit_tiny"), {"mask": "cub"})
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(ValueError, match="no recipe 'vit_base_in1k'; did you mean 'vit_b_in1k'"):
+        get_recipe("vit_base_in1k")
+
+
+def test_rates_follow_the_batch_unless_given():
+    recipe = override(get_recipe("vit_b_in1k"), ["batch_size=512"])
+    assert (recipe.lr, recipe.warmup_lr, recipe.end_lr) == pytest.approx((4e-4, 2e-6, 2e-6))
+    assert override(get_recipe("vit_b_in1k"), ["lr=1e-3", "batch_size=512"]).lr == 1e-3
+    assert override(get_recipe("vit_b_in1k"), ["end_lr=0", "batch_size=512"]).end_lr == 0
+
+
+def test_a_batch_divides_into_ranks_and_parts():
+    recipe = override(get_recipe("vit_tiny"), ["batch_size=24", "accumulate=2"])
+    assert recipe.rank_batch() == 12 and recipe.rank_batch(4) == 3
+    with pytest.raises(ValueError, match="24 does not divide into 5 ranks x 2 parts; the nearest that does is 20"):
+        recipe.rank_batch(5)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_build_and_are_printed_whole_and_come_back(name):
+    recipe = get_recipe(name)
+    with torch.device("meta"):
+        build(recipe)
+    assert recipe.name == name and isinstance(recipe, Finetune if name.endswith("_ft") else Pretrain)
+    assert from_dict(json.loads(json.dumps(to_dict(recipe)))) == recipe
+    title, *lines = describe(recipe).splitlines()
+    assert title == f"maskfeat {'finetune' if name.endswith('_ft') else 'pretrain'} {name}"
+    assert override(recipe, [line.split("#")[0].strip() for line in lines]) == recipe
+
+
+def test_published_values():
+    """Those of the configurations of the paper's code, at the usual total batch."""
+    image, video = get_recipe("vit_b_in1k"), get_recipe("mvit_s_k400")
+    assert (image.batch_size, image.lr, image.clip_grad, image.mask_grid) == (2048, 1.6e-3, 0.02, (14, 14))
+    assert (video.batch_size, video.lr, video.mask_grid, video.mask) == (512, 1.6e-3, (8, 7, 7), "cube")
+    rates = {name: (RECIPES[name].layer_decay, RECIPES[name].drop_path) for name in RECIPES if name.endswith("_ft")}
+    assert rates["vit_b_in1k_ft"] == (0.65, 0.1) and rates["vit_l_in1k_ft"] == (0.75, 0.1)
+    assert rates["mvit_s_k400_ft"] == (0.75, 0.1) and rates["mvit_l_k400_ft"] == (0.875, 0.2)
+    assert [RECIPES[f"mvit_l_{data}_ft"].classes for data in ("k400", "k600", "k700", "ssv2")] == [400, 600, 700, 174]
+    assert get_recipe("mvit_s_k400_ft").test_clips == 10 and not get_recipe("mvit_s_ssv2_ft").flip

@@ -1,0 +1,204 @@
+"""Weights of other projects, from files made here in their formats."""
+
+import json
+
+import pytest
+import slow_maskfeat
+import torch
+from safetensors.torch import load_file, save_file
+from test_train import read_log, train_small
+from test_vit import random_weights
+
+from maskfeat import MaskFeat
+from maskfeat.build import build
+from maskfeat.checkpoint import load_slowfast, read_weights, save_weights
+from maskfeat.config import get_recipe, override
+from maskfeat.convert import LAYOUTS, check, convert, read, rename
+
+VIT_CFG = """
+MODEL: {MODEL_NAME: MaskMViT, NUM_CLASSES: 400}
+DATA: {TRAIN_CROP_SIZE: 32, NUM_FRAMES: 1}
+MASK: {ENABLE: true, PRETRAIN_DEPTH: [11], HEAD_TYPE: separate, PRED_HOG: true}
+MVIT: {PATCH_2D: true, PATCH_KERNEL: [16, 16], EMBED_DIM: 192, NUM_HEADS: 3, DEPTH: 12, DROPPATH_RATE: 0.0}
+"""
+MVIT_CFG = """
+MODEL: {MODEL_NAME: MaskMViT, NUM_CLASSES: 400}
+DATA: {TRAIN_CROP_SIZE: 32, NUM_FRAMES: 4}
+MASK: {ENABLE: true, PRETRAIN_DEPTH: [9], HEAD_TYPE: separate, PRED_HOG: true}
+MVIT:
+  {PATCH_KERNEL: [3, 7, 7], EMBED_DIM: 96, NUM_HEADS: 1, DEPTH: 10, DIM_MUL: [[1, 2.0], [3, 2.0], [8, 2.0]],
+  USE_ABS_POS: false, DIM_MUL_IN_ATT: false}
+"""
+
+
+def pretrained(*changes, name="vit_tiny"):
+    """A model of 32 x 32 pixels with random weights, of a size that keeps features of the order of 1."""
+    recipe = override(get_recipe(name), ["image_size=32", "patch_size=16", *changes])
+    return random_weights(build(recipe), std=0.05).eval(), recipe
+
+
+def vit_for_masks():
+    return pretrained("mask_stride=16")
+
+
+def slowfast_file(path, model, cfg):
+    """As SlowFast saves: parameters without our prefix, and the kernels of its HOG layer."""
+    state = {name.removeprefix("encoder."): tensor for name, tensor in model.state_dict().items()}
+    state |= {"hogs.0.weight_x": torch.zeros(3, 1, 3, 3), "hogs.0.weight_y": torch.zeros(3, 1, 3, 3)}
+    torch.save({"epoch": 299, "model_state": state, "optimizer_state": {}, "cfg": cfg}, path)
+    return state
+
+
+def other_file(path, model, project):
+    kind = type(vit_for_masks()[1])
+    tensors = rename(model.state_dict(), LAYOUTS["maskfeat"][kind], LAYOUTS[project][kind])
+    if project == "mmpretrain":
+        torch.save({"meta": {}, "state_dict": tensors}, path)
+    else:
+        save_file({name: t for name, t in tensors.items() if "head" not in name and "classifier" not in name}, path)
+    return tensors
+
+
+def assert_equal_weights(model, other, but=()):
+    for (name, tensor), expected in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert name.startswith(but) or torch.equal(tensor, expected), name
+
+
+def test_slowfast_vit(tmp_path):
+    model, _ = vit_for_masks()
+    state = slowfast_file(tmp_path / "file.pyth", model, VIT_CFG)
+    loaded = load_slowfast(tmp_path / "file.pyth")
+    assert isinstance(loaded, MaskFeat)
+    assert_equal_weights(loaded, model)
+    pixels = torch.randn(2, 3, 32, 32)
+    [(features, _)] = loaded.encoder.encode(*loaded.encoder.embed(pixels), depths=(11,))
+    weights = {name: tensor.double() for name, tensor in state.items()}
+    [expected] = slow_maskfeat.vit_features(weights, pixels.double(), torch.zeros(2, 2, 2), heads=3, depths=(11,))
+    torch.testing.assert_close(features.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_slowfast_mvit(tmp_path):
+    model, _ = pretrained("mask_stride=32", name="mvit_tiny")
+    state = slowfast_file(tmp_path / "file.pyth", model, MVIT_CFG)
+    loaded = load_slowfast(tmp_path / "file.pyth")
+    assert_equal_weights(loaded, model)
+    video = torch.randn(1, 3, 4, 32, 32)
+    [(features, grid)] = loaded.encoder.encode(*loaded.encoder.embed(video), depths=(9,))
+    weights = {name: tensor.double() for name, tensor in state.items()}
+    shape = dict(
+        heads=[1, 2, 2, 4, 4, 4, 4, 4, 8, 8],
+        q_strides=[1, 2, 1, 2, 1, 1, 1, 1, 1, 1],
+        kv_strides=[8, 4, 4, 2, 2, 2, 2, 2, 2, 2],
+    )
+    [(expected, expected_grid)] = slow_maskfeat.mvit_features(
+        weights, video.double(), torch.zeros(1, 2, 8, 8), depths=(9,), **shape
+    )
+    assert grid == expected_grid
+    torch.testing.assert_close(features.double(), expected, rtol=1e-4, atol=1e-4)
+    report = convert(tmp_path / "file.pyth", tmp_path / "ours.safetensors")
+    assert "mvit tiny of SlowFast" in report and "outputs agree, largest difference 0.0e+00" in report
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_ft", "mvit_tiny_ft"])
+def test_slowfast_classifiers(tmp_path, name):
+    model, _ = pretrained("classes=7", name=name)
+    image = name.startswith("vit")
+    state = {
+        name.replace("fc_norm", "norm").replace("head.", "head.projection.") if image else name: tensor
+        for name, tensor in model.state_dict().items()
+    }
+    cfg = (VIT_CFG if image else MVIT_CFG).replace("MaskMViT, NUM_CLASSES: 400", "MViT, NUM_CLASSES: 7")
+    torch.save({"model_state": state, "cfg": cfg}, tmp_path / "file.pyth")
+    loaded, x = load_slowfast(tmp_path / "file.pyth"), torch.randn(2, 3, *(() if image else (4,)), 32, 32)
+    assert loaded(x).shape == (2, 7) and torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("project", ["mmpretrain", "timm", "huggingface"])
+def test_vits_of_other_projects(tmp_path, project):
+    model, _ = vit_for_masks()
+    path = tmp_path / ("file.pth" if project == "mmpretrain" else "file.safetensors")
+    other_file(path, model, project)
+    report = convert(path, tmp_path / "ours.safetensors")
+    assert report.count("outputs agree, largest difference") == 2 and f"ViT tiny of {project}" in report
+    weights, recipe = read_weights(tmp_path / "ours.safetensors")
+    loaded = build(recipe)
+    loaded.load_state_dict(weights)
+    new = () if project == "mmpretrain" else ("mask_token", "pred_head.projections")
+    assert_equal_weights(loaded, model, but=new)
+    assert ("new: mask_token, pred_head.projections.0.weight" in report) == bool(new)
+
+
+@pytest.mark.parametrize("project", ["timm", "huggingface"])
+def test_there_and_back(tmp_path, project):
+    model, recipe = vit_for_masks()
+    save_weights(tmp_path / "ours.safetensors", model.state_dict(), recipe, 1)
+    report = convert(tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors", to=project)
+    assert "outputs agree" in report
+    back, read_recipe, _ = read(tmp_path / "theirs.safetensors")
+    assert read_recipe.image_size == 32 and read_recipe.size == "tiny"
+    assert_equal_weights(back, model, but=("mask_token", "pred_head.projections"))
+    if project == "huggingface":
+        config = json.loads((tmp_path / "theirs.safetensors" / "config.json").read_text())
+        assert (config["hidden_size"], config["num_attention_heads"], config["image_size"]) == (192, 3, 32)
+        tensors = load_file(tmp_path / "theirs.safetensors" / "model.safetensors")
+        qkv = [f"encoder.layer.3.attention.attention.{part}.weight" for part in ("query", "key", "value")]
+        assert torch.equal(torch.cat([tensors[name] for name in qkv]), model.encoder.blocks[3].attn.qkv.weight)
+
+
+def test_a_classifier_for_timm_and_back(tmp_path):
+    model, recipe = pretrained("classes=7", name="vit_tiny_ft")
+    save_weights(tmp_path / "ours.safetensors", model.state_dict(), recipe, 1)
+    convert(tmp_path / "ours.safetensors", tmp_path / "timm.safetensors", to="timm")
+    assert load_file(tmp_path / "timm.safetensors").keys() == model.state_dict().keys()
+    back, _, _ = read(tmp_path / "timm.safetensors")
+    assert_equal_weights(back, model)
+    with pytest.raises(ValueError, match="classifies the class token"):
+        convert(tmp_path / "ours.safetensors", tmp_path / "hf", to="huggingface")
+
+
+def test_converted_weights_start_a_run(tmp_path):
+    model, _ = vit_for_masks()
+    other_file(tmp_path / "timm.safetensors", model, "timm")
+    convert(tmp_path / "timm.safetensors", tmp_path / "ours.safetensors")
+    train_small(
+        tmp_path / "run", "patch_size=16", "steps=1", f"init={tmp_path / 'ours.safetensors'}", name="vit_tiny_ft"
+    )
+    assert read_log(tmp_path / "run")[-1]["samples"]
+
+
+def test_a_conversion_that_is_wrong_is_found(tmp_path):
+    model, _ = vit_for_masks()
+    tensors = other_file(tmp_path / "file.safetensors", model, "timm")
+    tensors["blocks.5.attn.qkv.weight"] = tensors["blocks.5.attn.qkv.weight"].roll(192, 0)
+    with pytest.raises(ValueError, match="the outputs do not agree"):
+        check(model, tensors, LAYOUTS["timm"][type(vit_for_masks()[1])])
+
+
+class Unsafe:
+    def __reduce__(self):
+        return print, ("code in a file is run",)
+
+
+def test_files_that_cannot_be_read(tmp_path, capsys):
+    model, _ = vit_for_masks()
+    torch.save({"model_state": Unsafe(), "cfg": VIT_CFG}, tmp_path / "unsafe.pyth")
+    torch.save([1], tmp_path / "list.pth")
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
+    torch.save({"model_state": {}}, tmp_path / "nocfg.pyth")
+    slowfast_file(tmp_path / "wide.pyth", model, VIT_CFG.replace("192", "200"))
+    slowfast_file(tmp_path / "mae.pyth", model, VIT_CFG.replace("PRED_HOG: true", "PRED_HOG: false"))
+    slowfast_file(tmp_path / "shallow.pyth", model, VIT_CFG.replace("[11]", "[3]"))
+    messages = {
+        "none.pyth": "there is no file",
+        "unsafe.pyth": "cannot be read as tensors alone",
+        "list.pth": "holds a list",
+        "resnet.pth": "no known project; its names begin with conv1.weight",
+        "nocfg.pyth": "needs model_state and cfg",
+        "wide.pyth": "no encoder with embed_dim 200, depth 12, num_heads 3; the sizes are tiny",
+        "mae.pyth": "no MaskFeat model",
+        "shallow.pyth": "not in the model: encoder.blocks.4.norm1.weight",
+    }
+    for name, message in messages.items():
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            convert(tmp_path / name, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists() and "code in a file" not in capsys.readouterr().out

@@ -1,0 +1,211 @@
+"""The loop: what it optimizes and when, what it logs, and that it learns."""
+
+import importlib.util
+import json
+import math
+
+import pytest
+import torch
+
+from maskfeat.build import build
+from maskfeat.checkpoint import read_weights
+from maskfeat.config import get_recipe, override
+from maskfeat.distributed import join
+from maskfeat.evaluate import feature_map
+from maskfeat.step import make_generator, recipe_masks, seed_part
+from maskfeat.train import Trainer, layer_of, parameter_groups, train
+
+SMALL = [
+    "image_size=32",
+    "batch_size=8",
+    "samples=32",
+    "steps=4",
+    "log_every=1",
+    "eval_every=1",
+    "lr=1e-3",
+    "device=cpu",
+]
+SMALL_VIT = ["patch_size=8", "mask_stride=8"]
+
+
+def small(out, *changes, name="vit_tiny"):
+    """The recipe on small images; pre-training with two blocks and without neighbours."""
+    settings = [*SMALL, *SMALL_VIT] if name == "vit_tiny" else [*SMALL, "patch_size=8"]
+    shallow = [] if name.endswith("_ft") else ["depths=1", "knn=0"]
+    return override(get_recipe(name), [*settings, *shallow, f"out={out}", *changes])
+
+
+def train_small(out, *changes, name="vit_tiny"):
+    return train(small(out, *changes, name=name))
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses(folder):
+    return [line["loss"] for line in read_log(folder) if "loss" in line]
+
+
+@pytest.fixture
+def trainer(request, tmp_path):
+    def make(*changes, name="vit_tiny"):
+        world = request.getfixturevalue("world")
+        return Trainer(small(tmp_path, *changes, name=name), world)
+
+    return make
+
+
+@pytest.fixture
+def world():
+    with join("cpu") as world:
+        yield world
+
+
+def test_pretraining_learns_and_logs(tmp_path):
+    results = train_small(tmp_path, "steps=12", "warmup_epochs=0", "clip_grad=0", "knn=5")
+    log = read_log(tmp_path)
+    steps = [line for line in log if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 13))
+    assert steps[-1]["loss"] < 0.7 * steps[0]["loss"]
+    assert all(line["images_per_s"] > 0 and 0 < line["hog_share"] < 1 and 0 < line["data_share"] < 1 for line in steps)
+    assert steps[-1]["eta_s"] == 0 and steps[0]["skipped"] == 0
+    assert [line["step"] for line in log if "val_loss" in line] == [4, 8, 12]
+    assert log[-1] == {"step": 12, **results} and 0 <= results["knn_accuracy"] <= 1
+    weights, recipe = read_weights(tmp_path)
+    build(recipe).load_state_dict(weights)
+
+
+@pytest.mark.parametrize("name, change", [("mvit_tiny", "depths=4"), ("mvit_tiny_ft", "repeats=2")])
+def test_video_trains(tmp_path, name, change):
+    results = train_small(tmp_path, "batch_size=2", "samples=4", "steps=1", change, name=name)
+    assert math.isfinite(results["val_loss"])
+
+
+def test_finetuning_starts_from_pretrained_weights_and_averages_its_own(tmp_path):
+    train_small(tmp_path / "pt", "steps=1", "depths=")
+    results = train_small(tmp_path / "ft", f"init={tmp_path / 'pt'}", "ema=0.5", "mixup=0.8", name="vit_tiny_ft")
+    assert results.keys() == {
+        f"{kind}{name}" for kind in ("", "ema_") for name in ("val_loss", "top1", "top5", "samples")
+    }
+    own, average = (read_weights(tmp_path / "ft" / f"weights{kind}.safetensors")[0] for kind in ("", "_ema"))
+    assert own.keys() == average.keys() and not torch.equal(own["head.weight"], average["head.weight"])
+
+
+@pytest.mark.parametrize("name, shape", [("vit_tiny", (192, 2, 2)), ("mvit_tiny_ft", (768, 2, 1, 1))])
+def test_feature_maps_for_detectors(name, shape):
+    model = build(override(get_recipe(name), ["image_size=32"])).eval()
+    pixels = torch.randn(2, 3, *(() if name == "vit_tiny" else (4,)), 32, 32)
+    picture = feature_map(model, pixels)
+    assert picture.shape == (2, *shape)
+    if name == "mvit_tiny_ft":
+        torch.testing.assert_close(model.head(model.norm(picture.flatten(2).mean(2))), model(pixels))
+
+
+def test_learning_rate_of_every_step(trainer):
+    run = trainer("steps=100", "epochs=10", "warmup_epochs=2", "lr=1", "warmup_lr=0.1", "end_lr=0.01")
+    rates = [run.learning_rate(step) for step in range(100)]
+    assert rates[0] == 0.1 and rates[20] == 1.0 and rates[10] == pytest.approx(0.55)
+    assert rates[60] == pytest.approx(0.01 + 0.99 / 2)
+    assert rates[99] == pytest.approx(0.01 + 0.99 / 2 * (1 + math.cos(math.pi * 79 / 80)))
+    assert sorted(rates[:21]) == rates[:21] and sorted(rates[20:], reverse=True) == rates[20:]
+
+
+def test_groups_by_layer_and_decay():
+    recipe = override(get_recipe("vit_tiny_ft"), ["layer_decay=0.5", "weight_decay=0.1"])
+    model = build(recipe)
+    groups = parameter_groups(model, recipe)
+    found = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert len(found) == len(list(model.parameters())) == sum(len(g["params"]) for g in groups)
+    expected = {
+        "cls_token": (0.5**13, 0.1),
+        "pos_embed": (0.5**13, 0.1),
+        "patch_embed.proj.bias": (0.5**13, 0.0),
+        "blocks.0.attn.qkv.weight": (0.5**12, 0.1),
+        "blocks.11.norm1.weight": (0.5, 0.0),
+        "fc_norm.weight": (1.0, 0.0),
+        "head.weight": (1.0, 0.1),
+    }
+    parameters = dict(model.named_parameters())
+    assert {name: found[id(parameters[name])] for name in expected} == expected
+    assert layer_of("mask_token", 12) == 0 and layer_of("encoder.vit.blocks.3.mlp.fc1.weight", 12) == 4
+    assert layer_of("pred_head.projections.0.weight", 12) == 13
+
+
+def test_accumulated_parts_are_one_batch(tmp_path):
+    """With the same masks: everything is hidden."""
+    options = ["mask_ratio=1", "clip_grad=0", "steps=3"]
+    train_small(tmp_path / "one", *options)
+    train_small(tmp_path / "two", *options, "accumulate=2")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+def test_clipping_bounds_the_gradient(trainer):
+    run = trainer("clip_grad=1e-3")
+    seen = []
+    step = run.optimizer.step
+    run.optimizer.step = lambda: (
+        seen.append(torch.cat([p.grad.flatten() for p in run.module.parameters()]).norm()),
+        step(),
+    )
+    run.train_step(iter(run.loader(0)))
+    assert seen[0] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_masks_of_a_part_depend_on_seed_step_and_part_alone(trainer):
+    run = trainer()
+    generator = make_generator(run.recipe, torch.device("cpu"))
+
+    def masks(*place):
+        seed_part(generator, *place)
+        return recipe_masks(run.recipe, 4, generator, torch.device("cpu")).mask, torch.rand(3)
+
+    first, drawn = masks(0, 0, 5, 1)
+    again, redrawn = masks(0, 0, 5, 1)
+    assert torch.equal(first, again) and torch.equal(drawn, redrawn)
+    assert not any(
+        torch.equal(first, masks(*place)[0]) for place in [(1, 0, 5, 1), (0, 1, 5, 1), (0, 0, 6, 1), (0, 0, 5, 2)]
+    )
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(trainer):
+    run = trainer("save_every=1")
+    with torch.no_grad():
+        run.module.mask_token.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match=r"the loss is nan in the steps 1 to 1.*Try a lower lr"):
+        run.fit()
+    assert not list(run.out.glob("checkpoints/step_*"))
+
+
+@pytest.mark.parametrize(
+    "change", ["recompute=true", "precision=bf16", pytest.param("compile=true", marks=pytest.mark.slow)]
+)
+def test_switches_compute_the_same(tmp_path, change):
+    train_small(tmp_path / "plain", "steps=2")
+    train_small(tmp_path / "other", "steps=2", change)
+    rel = {"recompute=true": 1e-6, "precision=bf16": 0.05, "compile=true": 1e-4}[change]
+    assert losses(tmp_path / "other") == pytest.approx(losses(tmp_path / "plain"), rel=rel)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="tensorboard is installed")
+def test_tensorboard_is_an_extra(tmp_path):
+    with pytest.raises(ValueError, match="pip install tensorboard"):
+        train_small(tmp_path, "tensorboard=true")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("batch_size=64", "fewer"),
+        ("device=cuda", "device=cuda, but this machine has no accelerator"),
+        ("device=gpu", "device must be 'auto', 'cpu', 'cuda'"),
+        ("data=/nowhere", "/nowhere"),
+        ("init=/nowhere", "no weights /nowhere"),
+        ("depths=12", "0 to 11"),
+    ],
+)
+def test_mistakes_are_found_before_training(tmp_path, change, message):
+    if change == "device=cuda" and torch.accelerator.is_available():
+        pytest.skip("this machine has an accelerator")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train_small(tmp_path, change)
