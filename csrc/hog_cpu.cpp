@@ -13,6 +13,11 @@
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a == b){__VA_ARGS__})
 #endif
 
+// Clang has no such pragma for templates: built with it, x86-64 runs the baseline.
+#if defined(__x86_64__) && !defined(__clang__)
+#define SEVERAL_INSTRUCTION_SETS
+#endif
+
 namespace maskfeat {
 namespace {
 
@@ -21,7 +26,7 @@ constexpr int kVectorBytes = 16;
 #include "hog_cpu_kernel.h"
 }  // namespace baseline
 
-#ifdef __x86_64__
+#ifdef SEVERAL_INSTRUCTION_SETS
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v3")
 namespace avx2 {
@@ -42,7 +47,7 @@ constexpr int kVectorBytes = 64;
 enum class InstructionSet { baseline, avx2, avx512 };
 
 InstructionSet instruction_set() {
-#ifdef __x86_64__
+#ifdef SEVERAL_INSTRUCTION_SETS
   __builtin_cpu_init();
   if (__builtin_cpu_supports("x86-64-v4")) return InstructionSet::avx512;
   if (__builtin_cpu_supports("x86-64-v3")) return InstructionSet::avx2;
@@ -51,7 +56,7 @@ InstructionSet instruction_set() {
 }
 
 // Calls the variant for this machine of a function of the kernel.
-#ifdef __x86_64__
+#ifdef SEVERAL_INSTRUCTION_SETS
 #define DISPATCH(function, ...)                                            \
   switch (kInstructionSet) {                                               \
     case InstructionSet::avx512: return avx512::function(__VA_ARGS__);     \

@@ -82,13 +82,24 @@ inline void load_line(const ImageView& image, const Pixel* plane, int64_t y, int
   if (x0 + columns == image.width) line[columns + 1] = widen(row[reflect(image.width, image.width) * step]);
 }
 
-// Vectors in memory that need not be aligned.
 template <typename T, int64_t LANES>
-struct Unaligned {
-  typedef T type __attribute__((vector_size(LANES * sizeof(T)), aligned(alignof(T)), may_alias));
+struct VectorOf {
+  typedef T type __attribute__((vector_size(LANES * sizeof(T))));
 };
 template <typename T, int64_t LANES>
-using Vector = typename Unaligned<T, LANES>::type;
+using Vector = typename VectorOf<T, LANES>::type;
+
+// Memory need not be aligned.
+template <typename V>
+inline V load_vector(const void* from) {
+  V v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+template <typename V>
+inline void store_vector(V v, void* to) {
+  std::memcpy(to, &v, sizeof(v));
+}
 
 // Turns gradients into the half plane; see half_plane() and flip().
 template <typename V>
@@ -116,7 +127,7 @@ inline void gradient_columns(const Line* lines, int64_t stride, int64_t columns,
   using Wide = Vector<T, kWideLanes>;
   for (int64_t x = 0; x < columns; x += kLanes) {
     const auto load = [&](int64_t line, int64_t shift) {
-      return *reinterpret_cast<const Neighbours*>(lines + line * stride + x + shift);
+      return load_vector<Neighbours>(lines + line * stride + x + shift);
     };
     Neighbours up_l = load(0, 0), up_m = load(0, 1), up_r = load(0, 2);
     Neighbours mid_l = load(1, 0), mid_m = load(1, 1), mid_r = load(1, 2);
@@ -132,9 +143,9 @@ inline void gradient_columns(const Line* lines, int64_t stride, int64_t columns,
         const int64_t at = y * stride + x + part * kWideLanes;
         const Wide wide_x = __builtin_convertvector(part_x[part], Wide);
         const Wide wide_y = __builtin_convertvector(part_y[part], Wide);
-        *reinterpret_cast<Wide*>(gx + at) = wide_x;
-        *reinterpret_cast<Wide*>(gy + at) = wide_y;
-        *reinterpret_cast<Wide*>(square + at) = wide_x * wide_x + wide_y * wide_y;
+        store_vector<Wide>(wide_x, gx + at);
+        store_vector<Wide>(wide_y, gy + at);
+        store_vector<Wide>(wide_x * wide_x + wide_y * wide_y, square + at);
       }
       up_l = mid_l, up_m = mid_m, up_r = mid_r;
       mid_l = down_l, mid_m = down_m, mid_r = down_r;
