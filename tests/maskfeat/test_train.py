@@ -15,6 +15,8 @@ from maskfeat.evaluate import feature_map
 from maskfeat.step import make_generator, recipe_masks, seed_part
 from maskfeat.train import Trainer, layer_of, parameter_groups, train
 
+torch.set_num_threads(1)  # sums have the order of one thread in this process and in those that tests start
+
 SMALL = [
     "image_size=32",
     "batch_size=8",
