@@ -179,6 +179,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(trainer):
     assert not list(run.out.glob("checkpoints/step_*"))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # in torch's inductor
 @pytest.mark.parametrize(
     "change", ["recompute=true", "precision=bf16", pytest.param("compile=true", marks=pytest.mark.slow)]
 )
