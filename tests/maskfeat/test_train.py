@@ -179,14 +179,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(trainer):
     assert not list(run.out.glob("checkpoints/step_*"))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # in torch's inductor
-@pytest.mark.parametrize(
-    "change", ["recompute=true", "precision=bf16", pytest.param("compile=true", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("change", ["recompute=true", "precision=bf16"])
 def test_switches_compute_the_same(tmp_path, change):
     train_small(tmp_path / "plain", "steps=2")
     train_small(tmp_path / "other", "steps=2", change)
-    rel = {"recompute=true": 1e-6, "precision=bf16": 0.05, "compile=true": 1e-4}[change]
+    rel = {"recompute=true": 1e-6, "precision=bf16": 0.05}[change]
     assert losses(tmp_path / "other") == pytest.approx(losses(tmp_path / "plain"), rel=rel)
 
 
