@@ -1,7 +1,7 @@
 // HOG on the CPU, one pass over the image: a row of cells is done tile by tile, and a tile in five stages that hand over
 // small buffers in the first-level cache.
 //
-//      <------ tile: whole cells, about 128 columns ------>
+//      <------ tile: whole cells, about 256 columns ------>
 //    h h h h h h h h h h h h h h h h h h h h h h h h h h h h h    load:      pixels p and their halo h, widened
 //    h|p p p p p p p p|p p p p p p p p| ...  |p p p p p p p p|h   gradient:  gx, gy and magnitude of each p
 //    h|p p p p p p p p|p p p p p p p p| ...  |p p p p p p p p|h   bin:       S_k of each column, down the rows
@@ -14,21 +14,26 @@
 //
 // Included by hog_cpu.cpp once per instruction set, in a namespace that defines kVectorBytes: no include guard.
 
-constexpr int64_t kTileColumns = 128;
+constexpr int64_t kTileColumns = 256;
 constexpr int64_t kTileRows = 8;
+constexpr int64_t kMaxSegments = 32;  // patches side by side in a tile
 constexpr int kPairs = 4;  // pairs of edges (k, bins - k) per walk: their sums and the total fit 16 vector registers
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // The buffers of one tile, in one block of memory, and the tables that all tiles share. T computes; Line holds widened
-// pixels. Rows start on cache lines and end in zeros, so that whole vectors may be read and written past the last column.
+// pixels. Rows start on cache lines and are long enough that whole vectors may be read and written past the last column;
+// what is there is of no use and does no harm.
 template <typename T, typename Line>
 struct Tile {
-  Tile(const HogParameters& hog, int64_t columns) : stride(round_up(columns + 32, 32)) {
+  Tile(const HogParameters& hog, int64_t columns, bool patches)
+      : stride(round_up(columns, 8 * kVectorBytes / sizeof(T)) + 32),
+        neighbour_stride(patches ? (kTileRows + 2) * stride : 1) {
     const bool tall = hog.cell_h > kTileRows;
-    const int64_t pairs = hog.bins / 2, rows = 3 * kTileRows + (tall ? 3 : 1) * hog.bins + 2;
+    const int64_t pairs = hog.bins / 2, rows = 3 * kTileRows + (tall ? 3 : 1) * hog.bins + 1;
     const int64_t tables = round_up(pairs + 2 * hog.gaussian_window + columns, 32);
-    const int64_t size = (rows * stride + tables) * sizeof(T) + (kTileRows + 2) * stride * sizeof(Line) + 64;
+    const int64_t line_rows = (patches ? 3 : 1) * (kTileRows + 2);
+    const int64_t size = (rows * stride + tables) * sizeof(T) + line_rows * stride * sizeof(Line) + 64;
     memory = ::operator new(size, std::align_val_t{64});
     std::memset(memory, 0, size);
     gx = static_cast<T*>(memory);
@@ -37,8 +42,7 @@ struct Tile {
     sums = magnitude + kTileRows * stride;
     above = sums + (hog.bins + 1) * stride;
     lost = above + (tall ? hog.bins * stride : 0);
-    norm = lost + (tall ? hog.bins * stride : 0);
-    cotangent = norm + stride;
+    cotangent = lost + (tall ? hog.bins * stride : 0);
     window = cotangent + pairs;
     lines = reinterpret_cast<Line*>(cotangent + tables);
     for (int64_t k = 1; k <= pairs; ++k) cotangent[k - 1] = static_cast<T>(edge_cotangent(k, hog.bins));
@@ -51,35 +55,47 @@ struct Tile {
   Tile& operator=(const Tile&) = delete;
   ~Tile() { ::operator delete(memory, std::align_val_t{64}); }
 
-  const int64_t stride;  // of the rows below
+  const int64_t stride;            // of the rows below
+  const int64_t neighbour_stride;  // from a left neighbour to the pixel, and on to the right one
   void* memory;
   T *gx, *gy, *magnitude;  // [kTileRows, stride] each
   T* sums;                 // [bins + 1, stride], the last row stays zero
   T *above, *lost;         // [bins, stride] each, of a tall cell: sums of the blocks so far, and what they lost
-  T* norm;                 // [stride]
   T* cotangent;            // [bins / 2]
   T* window;               // [gaussian_window + columns], repeated to the right
-  Line* lines;             // [kTileRows + 2, stride]
+  Line* lines;             // [kTileRows + 2, stride] with a halo, or of patches [3, kTileRows + 2, stride] without
 };
 
-// load: the line of pixels x0 - 1 .. x0 + columns of row y, mirrored at the image border.
+// load: `count` pixels, STEP apart, in chunks of a number that is known here, so that they can be vectorised; the last chunk
+// may overlap the one before.
+template <int64_t STEP, int64_t CHUNK = 16, typename Pixel, typename Line>
+inline void load_pixels(const Pixel* __restrict from, int64_t count, Line* __restrict to) {
+  if constexpr (CHUNK > 1)
+    if (count < CHUNK) return load_pixels<STEP, CHUNK / 2>(from, count, to);
+  for (int64_t begin = 0; begin < count; begin += CHUNK) {
+    const int64_t first = std::min(begin, count - CHUNK);
+    for (int64_t i = first; i < first + CHUNK; ++i) to[i] = widen(from[STEP * i]);
+  }
+}
+
+// load: `columns` pixels of row y from column x0 on, mirrored at the image border, which they overstep by one at most.
 template <typename Pixel, typename Line>
 inline void load_line(const ImageView& image, const Pixel* plane, int64_t y, int64_t x0, int64_t columns,
                       Line* __restrict line) {
   const Pixel* row = plane + reflect(y, image.height) * image.row_stride;
   const int64_t step = image.column_stride;
-  const int64_t begin = std::max<int64_t>(x0 - 1, 0), end = std::min(x0 + columns + 1, image.width);
+  const int64_t begin = std::max<int64_t>(x0, 0), end = std::min(x0 + columns, image.width);
   const Pixel* __restrict from = row + begin * step;
-  Line* __restrict to = line + (begin - x0 + 1);
+  Line* __restrict to = line + (begin - x0);
   if (step == 1) {
-    for (int64_t i = 0; i < end - begin; ++i) to[i] = widen(from[i]);
-  } else if (step == 3) {  // interleaved RGB: a stride known here can be vectorised
-    for (int64_t i = 0; i < end - begin; ++i) to[i] = widen(from[3 * i]);
+    load_pixels<1>(from, end - begin, to);
+  } else if (step == 3) {  // interleaved RGB
+    load_pixels<3>(from, end - begin, to);
   } else {
     for (int64_t i = 0; i < end - begin; ++i) to[i] = widen(from[i * step]);
   }
-  if (x0 == 0) line[0] = widen(row[reflect<int64_t>(-1, image.width) * step]);
-  if (x0 + columns == image.width) line[columns + 1] = widen(row[reflect(image.width, image.width) * step]);
+  if (begin > x0) line[0] = widen(row[reflect<int64_t>(-1, image.width) * step]);
+  if (end < x0 + columns) line[columns - 1] = widen(row[reflect(image.width, image.width) * step]);
 }
 
 template <typename T, int64_t LANES>
@@ -101,6 +117,25 @@ inline void store_vector(V v, void* to) {
   std::memcpy(to, &v, sizeof(v));
 }
 
+// The numbers of a vector in another type; 16-bit integers in two steps, each of which is one instruction.
+template <typename Wide, typename V>
+inline Wide convert(V v) {
+  if constexpr (sizeof(v[0]) == sizeof(int16_t)) {
+    const auto wide = __builtin_convertvector(v, decltype(Wide{} == Wide{}));
+    return __builtin_convertvector(wide, Wide);
+  } else {
+    return __builtin_convertvector(v, Wide);
+  }
+}
+
+// sum + addend in the lanes where `chosen` holds. 64-byte vectors have masked additions; in the others, adding zero where
+// it does not hold is cheaper than a blend, and gives the same bits: no sum here is a negative zero.
+template <typename V, typename Mask>
+inline V add_where(V sum, Mask chosen, V addend) {
+  if constexpr (sizeof(V) == 64) return chosen ? sum + addend : sum;
+  return sum + (chosen ? addend : V{});
+}
+
 // Turns gradients into the half plane; see half_plane() and flip().
 template <typename V>
 inline void fold(V& gx, V& gy) {
@@ -117,38 +152,49 @@ inline void fold(V& gx, V& gy) {
   }
 }
 
+// Widened pixels of a block of rows, from the line above it on: the left neighbours, and `apart` further on the pixels and
+// their right neighbours.
+template <typename Line>
+struct Lines {
+  const Line* first;
+  int64_t stride, apart;
+};
+
 // gradient: of a block of rows, turned into the half plane, and the square of its magnitude. Vectors of columns walk down
 // with three rows of three neighbours in registers, so that each line is loaded once.
 template <typename T, typename Line>
-inline void gradient_columns(const Line* lines, int64_t stride, int64_t columns, int64_t rows, T* gx, T* gy,
-                             T* square) {
+inline void gradient_columns(const Tile<T, Line>& tile, Lines<Line> from, int64_t to, int64_t columns, int64_t rows) {
   constexpr int64_t kLanes = kVectorBytes / sizeof(Line), kWideLanes = kVectorBytes / sizeof(T);
   using Neighbours = Vector<Line, kLanes>;
   using Wide = Vector<T, kWideLanes>;
+  const int64_t stride = tile.stride, line_stride = from.stride;
+  T *const gx = tile.gx + to, *const gy = tile.gy + to, *const square = tile.magnitude + to;
   for (int64_t x = 0; x < columns; x += kLanes) {
-    const auto load = [&](int64_t line, int64_t shift) {
-      return load_vector<Neighbours>(lines + line * stride + x + shift);
+    const Line* const column[3] = {from.first + x, from.first + from.apart + x, from.first + 2 * from.apart + x};
+    const auto load = [&](int64_t line, int64_t neighbour) {
+      return load_vector<Neighbours>(column[neighbour] + line * line_stride);
     };
-    Neighbours up_l = load(0, 0), up_m = load(0, 1), up_r = load(0, 2);
-    Neighbours mid_l = load(1, 0), mid_m = load(1, 1), mid_r = load(1, 2);
+    Neighbours up_l = load(0, 0), up_m = load(0, 1), up_r = load(0, 2), up_across = up_l - up_r;
+    Neighbours mid_l = load(1, 0), mid_m = load(1, 1), mid_r = load(1, 2), mid_across = mid_l - mid_r;
+#pragma GCC unroll 2
     for (int64_t y = 0; y < rows; ++y) {
       const Neighbours down_l = load(y + 2, 0), down_m = load(y + 2, 1), down_r = load(y + 2, 2);
-      Neighbours dx = sobel<Neighbours>(up_l, up_r, mid_l, mid_r, down_l, down_r);
-      Neighbours dy = sobel<Neighbours>(up_l, down_l, up_m, down_m, up_r, down_r);
+      const Neighbours down_across = down_l - down_r;
+      Neighbours dx = smooth<Neighbours>(up_across, mid_across, down_across);
+      Neighbours dy = smooth<Neighbours>(up_l - down_l, up_m - down_m, up_r - down_r);
       fold(dx, dy);
       Vector<Line, kWideLanes> part_x[kLanes / kWideLanes], part_y[kLanes / kWideLanes];
       std::memcpy(part_x, &dx, sizeof(dx));
       std::memcpy(part_y, &dy, sizeof(dy));
       for (int64_t part = 0; part < kLanes / kWideLanes; ++part) {
         const int64_t at = y * stride + x + part * kWideLanes;
-        const Wide wide_x = __builtin_convertvector(part_x[part], Wide);
-        const Wide wide_y = __builtin_convertvector(part_y[part], Wide);
+        const Wide wide_x = convert<Wide>(part_x[part]), wide_y = convert<Wide>(part_y[part]);
         store_vector<Wide>(wide_x, gx + at);
         store_vector<Wide>(wide_y, gy + at);
         store_vector<Wide>(wide_x * wide_x + wide_y * wide_y, square + at);
       }
-      up_l = mid_l, up_m = mid_m, up_r = mid_r;
-      mid_l = down_l, mid_m = down_m, mid_r = down_r;
+      up_l = mid_l, up_m = mid_m, up_r = mid_r, up_across = mid_across;
+      mid_l = down_l, mid_m = down_m, mid_r = down_r, mid_across = down_across;
     }
   }
 }
@@ -188,8 +234,8 @@ inline void bin_columns(const Tile<T, Line>& tile, int64_t bins, int64_t first, 
       if (FIRST) total += magnitude;
       for (int p = 0; p < PAIRS; ++p) {
         const Vector product = gx * tile.cotangent[first + p];
-        lower[p] += product >= gy ? magnitude : Vector{};
-        upper[p] += product <= minus_gy ? magnitude : Vector{};
+        lower[p] = add_where(lower[p], product >= gy, magnitude);
+        upper[p] = add_where(upper[p], product <= minus_gy, magnitude);
       }
     }
     if (FIRST) at(sums) = total;
@@ -245,41 +291,64 @@ inline void sum_columns(T* row, int64_t cells, int64_t cell_w) {
   }
 }
 
-// The same for cells eight wide, four at a time: the last two halvings are done on their transpose.
+// One step of that tree: of groups of 2 * HALF lanes, the groups of `a` and then those of `b`, the right half onto the left.
+template <int HALF, typename V, int... LANE>
+inline V halve(V a, V b, std::integer_sequence<int, LANE...>) {
+  return SHUFFLE(a, b, (LANE / HALF * 2 * HALF + LANE % HALF)...) +
+         SHUFFLE(a, b, (LANE / HALF * 2 * HALF + HALF + LANE % HALF)...);
+}
+
+// Cells eight wide, reduced to WIDTH lanes each, as many as fit into a vector.
+template <int WIDTH, typename V>
+inline V reduce(const decltype(V{}[0] + 0)* columns) {
+  constexpr int kLanes = sizeof(V) / sizeof(V{}[0]);
+  if constexpr (WIDTH == 8 && kLanes >= 8) {
+    return load_vector<V>(columns);
+  } else if constexpr (2 * WIDTH > kLanes) {
+    return load_vector<V>(columns) + load_vector<V>(columns + WIDTH);
+  } else {
+    const int64_t read = kLanes / (2 * WIDTH) * 8;
+    return halve<WIDTH>(reduce<2 * WIDTH, V>(columns), reduce<2 * WIDTH, V>(columns + read),
+                        std::make_integer_sequence<int, kLanes>());
+  }
+}
+
+// histogram: the same sums of cells eight wide, by permutations of whole vectors.
 template <typename T>
 inline void sum_eight_columns(T* row, int64_t cells) {
-  typedef T Quad __attribute__((vector_size(4 * sizeof(T))));
-  const auto halved = [row](int64_t cell) {
-    const Quad* columns = reinterpret_cast<const Quad*>(row + 8 * cell);
-    return columns[0] + columns[1];
-  };
-  const auto both = [](Quad a, Quad b) { return SHUFFLE(a, b, 0, 4, 1, 5) + SHUFFLE(a, b, 2, 6, 3, 7); };
-  for (int64_t cell = 0; cell < cells; cell += 4) {
-    const Quad ab = both(halved(cell), halved(cell + 1)), cd = both(halved(cell + 2), halved(cell + 3));
-    *reinterpret_cast<Quad*>(row + cell) = SHUFFLE(ab, cd, 0, 1, 4, 5) + SHUFFLE(ab, cd, 2, 3, 6, 7);
-  }
+  constexpr int64_t kLanes = kVectorBytes / sizeof(T);
+  for (int64_t cell = 0; cell < cells; cell += kLanes)
+    store_vector(reduce<1, Vector<T, kLanes>>(row + 8 * cell), row + cell);
 }
 
-// normalise: one over the norm of each cell.
+// normalise: from sums S_k to histograms of length 1.
 template <typename T, typename Line>
-inline void cell_norms(const Tile<T, Line>& tile, int64_t bins, int64_t cells) {
-  T* __restrict norm = tile.norm;
-  std::fill_n(norm, cells, T(0));
-  for (int64_t k = 0; k < bins; ++k) {
-    const T* __restrict sums = tile.sums + k * tile.stride, * __restrict next = sums + tile.stride;
-    for (int64_t c = 0; c < cells; ++c) norm[c] += (sums[c] - next[c]) * (sums[c] - next[c]);
+inline void normalise_cells(const Tile<T, Line>& tile, int64_t bins, int64_t cells) {
+  constexpr int64_t kLanes = kVectorBytes / sizeof(T);
+  for (int64_t first = 0; first < cells; first += kLanes) {
+    T* const sums = tile.sums + first;
+    T norm[kLanes] = {};
+    for (int64_t k = 0; k < bins; ++k)
+      for (int64_t c = 0; c < kLanes; ++c) {
+        sums[k * tile.stride + c] -= sums[(k + 1) * tile.stride + c];
+        norm[c] += sums[k * tile.stride + c] * sums[k * tile.stride + c];
+      }
+    for (int64_t c = 0; c < kLanes; ++c) norm[c] = inverse_norm(norm[c]);
+    for (int64_t k = 0; k < bins; ++k)
+      for (int64_t c = 0; c < kLanes; ++c) sums[k * tile.stride + c] *= norm[c];
   }
-  for (int64_t c = 0; c < cells; ++c) norm[c] = inverse_norm(norm[c]);
 }
 
-// normalise: writes the histograms of the cells first .. first + cells - 1, bin after bin.
+// Writes the histograms of the cells first .. first + cells - 1, bin after bin.
 template <typename T, typename Line>
 inline void write_cells(const Tile<T, Line>& tile, int64_t bins, int64_t first, int64_t cells, T* __restrict out,
                         int64_t bin_stride) {
-  const T* __restrict norm = tile.norm + first;
-  for (int64_t k = 0; k < bins; ++k, out += bin_stride) {
-    const T* __restrict sums = tile.sums + k * tile.stride + first, * __restrict next = sums + tile.stride;
-    for (int64_t c = 0; c < cells; ++c) out[c] = (sums[c] - next[c]) * norm[c];
+  const T* const histograms = tile.sums + first;
+  if (cells < 8) {  // not worth a call of memmove
+    for (int64_t c = 0; c < cells; ++c)
+      for (int64_t k = 0; k < bins; ++k) out[k * bin_stride + c] = histograms[k * tile.stride + c];
+  } else {
+    for (int64_t k = 0; k < bins; ++k) std::copy_n(histograms + k * tile.stride, cells, out + k * bin_stride);
   }
 }
 
@@ -290,6 +359,50 @@ struct Segment {
   int64_t y0, x0;
 };
 
+// load: rows of a segment and the lines above and below, to column `to` of the tile.
+template <typename T, typename Line, typename Pixel>
+inline Lines<Line> load_segment(const ImageView& image, const Segment<Pixel>& from, int64_t rows,
+                                const Tile<T, Line>& tile, int64_t to, int64_t columns) {
+  const int64_t apart = tile.neighbour_stride, copies = apart == 1 ? 1 : 3, width = columns + 3 - copies;
+  const bool inside = from.x0 > 0 && from.x0 + columns < image.width;
+  Line* line = tile.lines + to;
+  for (int64_t y = from.y0 - 1; y <= from.y0 + rows; ++y, line += tile.stride) {
+    if (copies == 3 && inside && image.column_stride == 1 && columns % 16 == 0) {
+      const Pixel* row = from.plane + reflect(y, image.height) * image.row_stride + from.x0;
+      for (int64_t x = 0; x < columns; x += 16)
+        for (int64_t n = 0; n < 3; ++n) load_pixels<1>(row + x + n - 1, 16, line + n * apart + x);
+    } else {
+      for (int64_t n = 0; n < copies; ++n) load_line(image, from.plane, y, from.x0 - 1 + n, width, line + n * apart);
+    }
+  }
+  return {tile.lines + to, tile.stride, apart};
+}
+
+// load and gradient: a block of rows of the segments, from row `done` of the cells on.
+template <typename T, typename Line, typename Pixel>
+inline void compute_gradients(const ImageView& image, const Tile<T, Line>& tile, const Segment<Pixel>* segments,
+                              int64_t count, int64_t columns, int64_t done, int64_t rows) {
+  if constexpr (std::is_same_v<Pixel, Line>) {  // nothing to widen: pixels that need no mirror are read where they are
+    for (int64_t s = 0; s < count; ++s) {
+      const Segment<Pixel> from{segments[s].plane, segments[s].y0 + done, segments[s].x0};
+      const bool whole_vectors = image.column_stride == 1 && columns % (kVectorBytes / sizeof(Line)) == 0;
+      const bool inside =
+          from.x0 > 0 && from.x0 + columns < image.width && from.y0 > 0 && from.y0 + rows < image.height;
+      if (inside && whole_vectors) {
+        const Pixel* first = from.plane + (from.y0 - 1) * image.row_stride + from.x0 - 1;
+        gradient_columns(tile, Lines<Line>{first, image.row_stride, 1}, s * columns, columns, rows);
+      } else {
+        gradient_columns(tile, load_segment(image, from, rows, tile, s * columns, columns), s * columns, columns, rows);
+      }
+    }
+  } else {  // bytes have more lanes in a vector than a small patch has columns
+    for (int64_t s = 0; s < count; ++s)
+      load_segment(image, Segment<Pixel>{segments[s].plane, segments[s].y0 + done, segments[s].x0}, rows, tile,
+                   s * columns, columns);
+    gradient_columns(tile, Lines<Line>{tile.lines, tile.stride, tile.neighbour_stride}, 0, count * columns, rows);
+  }
+}
+
 // All stages but the last write: a row of cells, from segments of `columns` pixels, whole cells each.
 template <typename T, typename Line, typename Pixel>
 inline void compute_cells(const ImageView& image, const HogParameters& hog, const Tile<T, Line>& tile,
@@ -297,16 +410,12 @@ inline void compute_cells(const ImageView& image, const HogParameters& hog, cons
   const int64_t stride = tile.stride;
   for (int64_t done = 0; done < hog.cell_h; done += kTileRows) {
     const int64_t rows = std::min(kTileRows, hog.cell_h - done);
-    for (int64_t s = 0; s < count; ++s) {
-      const Segment<Pixel>& from = segments[s];
-      const int64_t y0 = from.y0 + done, to = s * columns;
-      for (int64_t i = 0; i < rows + 2; ++i)
-        load_line(image, from.plane, y0 + i - 1, from.x0, columns, tile.lines + i * stride);
-      gradient_columns(tile.lines, stride, columns, rows, tile.gx + to, tile.gy + to, tile.magnitude + to);
-      if (hog.gaussian_window > 0)
+    compute_gradients(image, tile, segments, count, columns, done, rows);
+    if (hog.gaussian_window > 0)
+      for (int64_t s = 0; s < count; ++s)
         for (int64_t i = 0; i < rows; ++i)
-          weigh_row(tile, hog.gaussian_window, y0 + i, from.x0, columns, tile.magnitude + i * stride + to);
-    }
+          weigh_row(tile, hog.gaussian_window, segments[s].y0 + done + i, segments[s].x0, columns,
+                    tile.magnitude + i * stride + s * columns);
     bin_all_edges(tile, hog, count * columns, rows);
     if (hog.cell_h > kTileRows) add_block(tile, hog.bins, count * columns, done == 0);
   }
@@ -314,7 +423,7 @@ inline void compute_cells(const ImageView& image, const HogParameters& hog, cons
   for (int64_t k = 0; k < hog.bins; ++k)
     hog.cell_w == 8 ? sum_eight_columns(tile.sums + k * stride, cells)
                     : sum_columns(tile.sums + k * stride, cells, hog.cell_w);
-  cell_norms(tile, hog.bins, cells);
+  normalise_cells(tile, hog.bins, cells);
 }
 
 template <typename T, typename Line, typename Pixel>
@@ -322,7 +431,7 @@ inline void hog_rows(const ImageView& image, const HogParameters& hog, const Pix
                      int64_t end) {
   const int64_t cell_rows = image.height / hog.cell_h, cell_columns = image.width / hog.cell_w;
   const int64_t step = std::max<int64_t>(1, std::min(kTileColumns / hog.cell_w, cell_columns));
-  const Tile<T, Line> tile(hog, step * hog.cell_w);
+  const Tile<T, Line> tile(hog, step * hog.cell_w, false);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t plane = item / cell_rows, row = item % cell_rows;
     T* out_row = out + (plane * hog.bins * cell_rows + row) * cell_columns;
@@ -341,24 +450,27 @@ inline void hog_patches(const ImageView& image, const PatchView& patches, const 
                         T* out, int64_t begin, int64_t end) {
   const int64_t side = patches.side, down = side / hog.cell_h, across = side / hog.cell_w,
                 channels = image.lead_size[2];
-  const int64_t step = std::max<int64_t>(1, kTileColumns / side);
-  const Tile<T, Line> tile(hog, std::min(step, end - begin) * side);
-  Segment<Pixel> segments[kTileColumns];
+  const int64_t step = std::max<int64_t>(1, std::min(kMaxSegments, kTileColumns / side));
+  const Tile<T, Line> tile(hog, std::min(step, end - begin) * side, true);
+  Segment<Pixel> segments[kMaxSegments];
   for (; begin < end; begin += step) {
     const int64_t count = std::min(step, end - begin);
-    for (int64_t c = 0; c < channels; ++c)
+    for (int64_t s = 0; s < count; ++s) {
+      const int64_t b = (begin + s) / patches.count, id = patches.id(b, (begin + s) % patches.count);
+      const int64_t frame = b * image.lead_stride[0] + patches.frame(id) * image.lead_stride[1];
+      segments[s] = {pixels + frame, patches.top(id), patches.left(id)};
+    }
+    for (int64_t c = 0; c < channels; ++c) {
       for (int64_t y = 0; y < down; ++y) {
-        for (int64_t s = 0; s < count; ++s) {
-          const int64_t b = (begin + s) / patches.count, id = patches.id(b, (begin + s) % patches.count);
-          const Pixel* plane = pixels + image.plane_offset((b * patches.frames + patches.frame(id)) * channels + c);
-          segments[s] = {plane, patches.top(id) + y * hog.cell_h, patches.left(id)};
-        }
         compute_cells(image, hog, tile, segments, count, side);
         for (int64_t s = 0; s < count; ++s) {
           T* token = out + (((begin + s) * channels + c) * hog.bins * down + y) * across;
           write_cells(tile, hog.bins, s * across, across, token, down * across);
+          segments[s].y0 += hog.cell_h;
         }
       }
+      for (int64_t s = 0; s < count; ++s) segments[s].plane += image.lead_stride[2], segments[s].y0 -= side;
+    }
   }
 }
 

@@ -28,17 +28,21 @@ HOG_INLINE To bit_cast(From from) {
   return to;
 }
 
-// One component of the Sobel gradient: (a0 - b0) + 2 (a1 - b1) + (a2 - b2), subtracting before weighting, so that
-// equal pixels give an exact zero. Doubling is exact: a fused multiply-add rounds to the same result.
+// One component of the Sobel gradient from the differences of its three pairs of pixels: d0 + 2 d1 + d2. Subtracting comes
+// before weighting, so that equal pixels give an exact zero. Doubling is exact: a fused multiply-add rounds to the same.
+template <typename T>
+HOG_INLINE T smooth(T d0, T d1, T d2) {
+  const T outer = d0 + d2;
+#ifdef __CUDA_ARCH__
+  return fma(T(2), d1, outer);
+#else
+  return outer + (d1 + d1);
+#endif
+}
+
 template <typename T>
 HOG_INLINE T sobel(T a0, T b0, T a1, T b1, T a2, T b2) {
-  const T outer = (a0 - b0) + (a2 - b2);
-  const T middle = a1 - b1;
-#ifdef __CUDA_ARCH__
-  return fma(T(2), middle, outer);
-#else
-  return outer + (middle + middle);
-#endif
+  return smooth<T>(a0 - b0, a1 - b1, a2 - b2);
 }
 
 // The sign bit of `by` applied to `value`.
