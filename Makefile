@@ -27,7 +27,7 @@ CXX_TESTS := $(wildcard tests/cuda_on_host/*.h tests/cuda_on_host/*.cpp tests/cu
 CLANG_FORMAT := $(PY) -c "import clang_format; clang_format.clang_format()"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench gpu lint format wheel clean FORCE
+.PHONY: help setup demo experiment test test-slow bench results gpu lint format wheel clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,8 +35,11 @@ help:  ## list the targets
 
 setup: build/done  ## install the pinned packages and build the extension
 
-demo: setup  ## histograms of oriented gradients of some photographs: a table and a picture
+demo: setup  ## HOG of some photographs, a table and a picture; then a ViT learns to predict it for two minutes
 	$(PY) -m examples.demo
+
+experiment: setup  ## HOG, pixels or no pre-training: half an hour on one core, writes examples/results/
+	$(PY) -m examples.experiment
 
 test: setup  ## run the tests
 	$(PY) -m pytest $(PARALLEL) $(PYTEST)
@@ -45,8 +48,10 @@ test-slow: setup  ## run the tests that are marked slow
 	$(PY) -m pytest -m slow $(PYTEST)
 
 bench: setup  ## measure ours against its rivals and write benchmarks/results/
-	$(PY) -m benchmarks.bench_hog $(BENCH)
-	$(PY) -m benchmarks.bench_masked_gather $(BENCH)
+	$(PY) -m benchmarks $(BENCH)
+
+results: setup  ## bring the results in README.md up to date with benchmarks/results/
+	$(PY) -m benchmarks readme
 
 gpu:  ## on a machine with a GPU: build, tests, compute-sanitizer and benchmarks in 9 minutes (GPU=--dry-run rehearses)
 	$(PYTHON) -m benchmarks.gpu $(GPU)

@@ -26,7 +26,7 @@ def pretrainer(recipe: Pretrain) -> MaskFeat:
 
 
 def classifier(recipe: Finetune) -> nn.Module:
-    options = {"num_classes": recipe.classes, "head_init_scale": recipe.head_init}
+    options = dict(num_classes=recipe.classes, head_init_scale=recipe.head_init, dropout=recipe.dropout)
     return _encoder(recipe, {**options, "last_stride": 2} if recipe.encoder == "mvit" else options)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ examples:
   maskfeat finetune vit_b_in1k_ft init=runs/vit_b data=/data/imagenet out=runs/vit_b_ft
   maskfeat eval runs/vit_b_ft
   maskfeat show runs/vit_b --output panel.png
+  maskfeat export runs/mvit_s val_data=/data/ava/clips.csv --output features
   maskfeat convert in1k_VIT_B_MaskFeat_PT_epoch_01600.pyth vit_b.safetensors
   maskfeat convert runs/vit_b vit_b_timm.safetensors --to timm
 
@@ -68,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     show = command("show", _show, "picture of masked input, prediction, target and original", weights)
     show.add_argument("--output", default="panel.png", help="the PNG to write (%(default)s)")
     show.add_argument("--number", type=int, default=8, help="samples in the picture (%(default)s)")
+    export = command("export", _export, "feature maps of an encoder, for detectors such as those of AVA", weights)
+    export.add_argument("--output", default="features", help="the folder to write into (%(default)s)")
+    export.add_argument("--split", choices=("train", "val", "test"), default="val", help="(%(default)s)")
     convert = command("convert", _convert, "weights between maskfeat and other projects; checks that outputs agree")
     convert.add_argument("source", help="a run folder or file of maskfeat, SlowFast, mmpretrain, timm or Hugging Face")
     convert.add_argument("output", help="the file to write; a folder for Hugging Face")
@@ -90,9 +95,14 @@ def _train(options: argparse.Namespace, kind: type[Recipe]) -> None:
     if not isinstance(recipe, kind):
         raise ValueError(f"{recipe.name} is a recipe of `maskfeat {config.task(recipe)}`")
     recipe = override(recipe, options.settings)
+    from .distributed import Terminated
     from .train import train
 
-    _print(train(recipe))
+    try:
+        _print(train(recipe))
+    except Terminated as reason:
+        print(f"maskfeat: {reason}; give the same command again to go on", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _eval(options: argparse.Namespace) -> None:
@@ -118,6 +128,18 @@ def _show(options: argparse.Namespace) -> None:
 
     model, recipe = _load(options)
     show_panel(model, recipe, Path(options.output), options.number)
+    print(options.output)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from .data import make_loader
+    from .distributed import device_named
+    from .finetune import export_features
+
+    model, recipe = _load(options)
+    loader = make_loader(recipe, options.split, seed=recipe.seed, workers=recipe.workers)
+    device, encoder = device_named(recipe.device), getattr(model, "encoder", model)
+    export_features(encoder.to(device), loader, options.output, device)
     print(options.output)
 
 

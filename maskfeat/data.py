@@ -1,6 +1,7 @@
 """Batches of uint8 crops, the same for a seed and an epoch however many processes load them, from any batch on."""
 
 import logging
+import signal
 from collections.abc import Iterator
 from functools import lru_cache, partial
 
@@ -71,6 +72,7 @@ class Loader:
             sampler=range(self.start, len(self)),
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_outlive_sigterm,
             generator=torch.Generator(),  # or it would draw from the global one, and a resumed run would differ
         )
         for batch in loader:
@@ -79,6 +81,11 @@ class Loader:
                 log.warning("skipped %s", failure)
             if len(batch["images"]):
                 yield batch
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """A cluster signals all processes of a job; a worker goes on until the run has ended itself."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class Batches(Dataset):

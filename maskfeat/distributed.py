@@ -1,6 +1,8 @@
 """The ranks of a run: joining them, sharing a model between them, and sums over them."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -34,6 +36,35 @@ class World:
             dist.all_reduce(value)
         return value
 
+    def any(self, value: bool) -> bool:
+        """Whether ``value`` is true on a rank; no accelerator is waited for."""
+        if self.size == 1:
+            return value
+        flag = torch.tensor(value, dtype=torch.int32)  # on the CPU; not over `group`, which a checkpoint may be using
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
+
+
+class Terminated(Exception):
+    """The run was asked to end (SIGTERM), and did so after saving a checkpoint."""
+
+
+@contextmanager
+def watch_sigterm() -> Iterator[list[int]]:
+    """A list that is empty until this process is asked to end, as a cluster does before it takes the machine away.
+
+    Only the main thread gets signals; in another one the list stays empty.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
 
 @contextmanager
 def join(device: str = "auto") -> Iterator[World]:
@@ -41,7 +72,7 @@ def join(device: str = "auto") -> Iterator[World]:
 
     Raises ValueError if there is no such device.
     """
-    kind = _device(device)
+    kind = device_named(device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -89,7 +120,8 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device of a recipe; ValueError if this machine has none of the kind."""
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:

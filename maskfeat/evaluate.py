@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .config import Finetune, Pretrain, Recipe
 from .data import Loader, make_loader
 from .distributed import World
-from .finetune import evaluate, knn
+from .finetune import evaluate, feature_maps, knn
 from .model import MaskFeat
 from .show import panel
 from .step import HELD_OUT, make_generator, part_loss, recipe_masks, seed_part
@@ -75,17 +75,6 @@ def show_panel(model: MaskFeat, recipe: Recipe, path: Path, number: int = 8) -> 
     panel(model, images, masks, path, mean=recipe.mean, std=recipe.std)
 
 
-def feature_map(
-    model: nn.Module,
-    pixels: Tensor,  # [B, C, H, W] or [B, C, T, H, W], normalised
-) -> Tensor:  # [B, D, rows, columns] or [B, D, time, rows, columns]
-    """Output of the last block as a picture: what a detector pools over its boxes, as for the actions of AVA."""
-    encoder = model.encoder if isinstance(model, MaskFeat) else model
-    tokens, grid = encoder.embed(pixels)
-    [(x, grid)] = encoder.encode(tokens, grid, (len(encoder.widths) - 1,))
-    return x[:, encoder.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)
-
-
 class _Trunk(nn.Module):
     """The features that a classifier classifies."""
 
@@ -94,7 +83,7 @@ class _Trunk(nn.Module):
         self.classifier = classifier
 
     def forward(self, pixels: Tensor) -> Tensor:  # [B, D]
-        return feature_map(self.classifier, pixels).flatten(2).mean(2)
+        return feature_maps(self.classifier, pixels).flatten(2).mean(2)
 
 
 def _has_labels(recipe: Recipe) -> bool:

@@ -57,6 +57,7 @@ class MViT(nn.Module):
         dim_mul_in_att: bool = False,
         mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
+        dropout: float = 0.0,
         head_init_scale: float = 0.001,
         init_bias: float = 0.02,
     ):
@@ -64,7 +65,7 @@ class MViT(nn.Module):
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         self.embed_dim, self.num_prefix_tokens = embed_dim, 1
-        self.grad_checkpointing = False
+        self.dropout, self.grad_checkpointing = dropout, False
         self.stride = 4 * 2 ** (len(stages) - 1) * last_stride
         self.patch_embed = PatchEmbed(in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -132,7 +133,7 @@ class MViT(nn.Module):
         """Class scores from the mean of all tokens but the class token."""
         tokens, grid = self.embed(pixels)
         [(x, _)] = self.encode(tokens, grid, (len(self.blocks) - 1,))
-        return self.head(self.norm(x[:, 1:].mean(1)))
+        return self.head(F.dropout(self.norm(x[:, 1:].mean(1)), self.dropout, self.training))
 
     def truncate(self, depth: int) -> None:
         """Drop the blocks from ``depth`` on, and the classifier: what pre-training to that depth does not train."""

@@ -8,7 +8,7 @@ two ranks compute what one process computes that accumulates two parts.
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from .build import build
 from .checkpoint import EMA_WEIGHTS, WEIGHTS, Checkpoints, find_checkpoint, initialise, save_weights
 from .config import Finetune, Pretrain, Recipe
 from .data import Loader, make_loader
-from .distributed import World, join, share, synchronise, whole
+from .distributed import Terminated, World, join, share, synchronise, watch_sigterm, whole
 from .evaluate import evaluate_model, held_out
 from .finetune import EMA
 from .model import MaskFeat
@@ -34,9 +34,12 @@ from .step import TRAINING, make_generator, part_loss, recipe_masks, seed_part
 
 
 def train(recipe: Recipe) -> dict[str, float]:
-    """Train as the recipe says, on the ranks that torchrun started or in this process; the last evaluation."""
-    with join(recipe.device) as world:
-        return Trainer(recipe, world).fit()
+    """Train as the recipe says, on the ranks that torchrun started or in this process; the last evaluation.
+
+    Raises Terminated after SIGTERM, when the step is done and its checkpoint is on disk.
+    """
+    with join(recipe.device) as world, watch_sigterm() as sigterm:
+        return Trainer(recipe, world).fit(sigterm)
 
 
 class Trainer:
@@ -59,12 +62,19 @@ class Trainer:
             initialise(self.module, Path(recipe.init))
         self.model = share(self.module, recipe, world)
         self.ema = EMA(self.module, recipe.ema) if isinstance(recipe, Finetune) and recipe.ema else None
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.module, recipe), lr=recipe.lr, betas=recipe.betas)
+        groups = parameter_groups(self.module, recipe)
+        if recipe.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.betas[0], nesterov=True)
+        else:
+            self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
         self.generator = make_generator(recipe, world.device)
         self.checkpoints = Checkpoints(self.out, recipe, world)
 
-    def fit(self) -> dict[str, float]:
-        """Train to the end, from the newest checkpoint if there is one; the values of the last evaluation."""
+    def fit(self, sigterm: Sequence = ()) -> dict[str, float]:
+        """Train to the end, from the newest checkpoint if there is one; the values of the last evaluation.
+
+        sigterm: not empty as soon as a rank has to end early.
+        """
         recipe, results = self.recipe, {}
         self.resume()
         progress = Progress(self.out, recipe, self.step, self.total, silent=self.world.rank > 0)
@@ -78,7 +88,9 @@ class Trainer:
             for loss in self.steps():
                 losses.append(loss)
                 progress.advance()
-                evaluates, saves = self.is_due(recipe.eval_every * self.epoch_steps), self.is_due(self.save_every)
+                ends = self.world.any(bool(sigterm))
+                evaluates = self.is_due(recipe.eval_every * self.epoch_steps)
+                saves = ends or self.is_due(self.save_every)
                 if evaluates or saves or self.is_due(recipe.log_every):
                     mean = self.mean_loss(losses)
                     seconds = time.perf_counter() - begun
@@ -97,6 +109,8 @@ class Trainer:
                         progress.log(self.step, **results)
                     if saves:  # last, so that a run that goes on from here has missed nothing
                         self.checkpoints.save(self.step, self.state())
+                    if ends and self.step < self.total:
+                        raise Terminated(f"ended by SIGTERM after step {self.step} of {self.total}, which is saved")
                     losses, self.data_seconds, begun = [], 0.0, time.perf_counter()
         finally:
             progress.close()

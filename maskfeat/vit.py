@@ -30,6 +30,7 @@ class VisionTransformer(nn.Module):
     img_size: pixels, an int or (height, width), for which positions are learned; other sizes interpolate them.
     num_classes: 0 for a trunk, whose ``forward`` gives the mean patch token.
     drop_path_rate: probability of skipping a residual branch, rising linearly from 0 to this value over the blocks.
+    dropout: probability of dropping a feature before the classifier, in training.
     head_init_scale: factor on the initial weight and bias of the classifier.
     init_bias: initial bias of linear layers and norms: 0.02 in SlowFast, 0 in mmpretrain.
 
@@ -47,6 +48,7 @@ class VisionTransformer(nn.Module):
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
+        dropout: float = 0.0,
         head_init_scale: float = 0.001,
         init_bias: float = 0.02,
     ):
@@ -54,7 +56,7 @@ class VisionTransformer(nn.Module):
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         self.embed_dim, self.patch_size, self.num_prefix_tokens = embed_dim, patch_size, 1
-        self.grad_checkpointing = False
+        self.dropout, self.grad_checkpointing = dropout, False
         self.grid = self.patch_grid(*((img_size, img_size) if isinstance(img_size, int) else img_size))
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -111,7 +113,7 @@ class VisionTransformer(nn.Module):
         """Class scores from the mean of the patch tokens."""
         tokens, grid = self.embed(pixels)
         [(x, _)] = self.encode(tokens, grid, (len(self.blocks) - 1,))
-        return self.head(self.fc_norm(x[:, self.num_prefix_tokens :].mean(1)))
+        return self.head(F.dropout(self.fc_norm(x[:, self.num_prefix_tokens :].mean(1)), self.dropout, self.training))
 
     def truncate(self, depth: int) -> None:
         """Drop the blocks from ``depth`` on, and the classifier: what pre-training to that depth does not train."""

@@ -1,5 +1,6 @@
 """Nothing is lost: runs go on bit for bit, and a folder that cannot be resumed says why."""
 
+import functools
 import json
 import os
 import shutil
@@ -23,8 +24,8 @@ from maskfeat.checkpoint import (
     write_atomically,
 )
 from maskfeat.config import describe, from_dict, get_recipe, override
-from maskfeat.distributed import join
-from maskfeat.train import train
+from maskfeat.distributed import Terminated, join
+from maskfeat.train import Trainer, train
 
 CLOCKS = ("images_per_s", "data_share", "hog_share", "eta_s")
 
@@ -88,6 +89,44 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     train_small(tmp_path / "whole", *settings)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     assert [path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()] == ["step_00000040"]
+
+
+def test_sigterm_ends_a_run_after_the_step_and_a_checkpoint(tmp_path, monkeypatch):
+    settings = ["image_size=16", "batch_size=4", "samples=40", "steps=4", "eval_every=0"]
+    step, before = Trainer.train_step, signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", lambda self, parts: (self.step == 1 and kill(), step(self, parts))[1])
+        kill = functools.partial(signal.raise_signal, signal.SIGTERM)
+        with pytest.raises(Terminated, match="after step 2 of 4"):
+            train_small(tmp_path / "ended", *settings)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert read_run(find_checkpoint(tmp_path / "ended"))["step"] == 2
+    train_small(tmp_path / "ended", *settings)
+    train_small(tmp_path / "whole", *settings)
+    assert_same_run(tmp_path / "whole", tmp_path / "ended")
+
+
+@pytest.mark.slow
+def test_a_cluster_that_wants_its_machine_back_loses_nothing(tmp_path):
+    """SIGTERM to all processes of the run, those of the loader too: it ends by itself and goes on bit for bit."""
+    settings = ["image_size=16", "batch_size=4", "samples=400", "steps=100", "eval_every=0", "workers=1"]
+    recipe = small(tmp_path / "ended", *settings)
+    command = [sys.executable, "-m", "maskfeat", "pretrain", "vit_tiny"]
+    command += [line.split("#")[0].strip() for line in describe(recipe).splitlines()[1:]]
+    log, environment = tmp_path / "ended" / "log.jsonl", {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < 3):
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    step = read_run(find_checkpoint(tmp_path / "ended"))["step"]
+    assert 3 <= step < 100 and f"ended by SIGTERM after step {step} of 100" in errors and "Traceback" not in errors
+    train(recipe)
+    train_small(tmp_path / "whole", *settings)
+    assert_same_run(tmp_path / "whole", tmp_path / "ended")
 
 
 @pytest.fixture

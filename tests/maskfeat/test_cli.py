@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 from test_train import SMALL
 
 from maskfeat.cli import main
@@ -55,6 +56,15 @@ def test_show(run, tmp_path, capsys):
     assert status == 0 and out.strip() == str(tmp_path / "panel.png")
     with Image.open(tmp_path / "panel.png") as picture:
         assert picture.width > 4 * 32 and picture.height > 3 * 32
+
+
+def test_export(run, tmp_path, capsys):
+    """What detectors read: the outputs of the last block on its grid, of the encoder and of the classifier's trunk."""
+    for folder in ("pt", "ft"):
+        status, out, _ = command(capsys, "export", run / folder, "samples=8", "--output", tmp_path / folder)
+        assert status == 0 and out.strip() == str(tmp_path / folder)
+        saved = load_file(tmp_path / folder / "batch_000000.safetensors")
+        assert saved["features"].shape == (2, 192, 4, 4) and saved["labels"].tolist() == [0, 1]
 
 
 def test_convert(run, tmp_path, capsys):

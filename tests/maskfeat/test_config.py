@@ -90,4 +90,10 @@ def test_published_values():
     assert rates["vit_b_in1k_ft"] == (0.65, 0.1) and rates["vit_l_in1k_ft"] == (0.75, 0.1)
     assert rates["mvit_s_k400_ft"] == (0.75, 0.1) and rates["mvit_l_k400_ft"] == (0.875, 0.2)
     assert [RECIPES[f"mvit_l_{data}_ft"].classes for data in ("k400", "k600", "k700", "ssv2")] == [400, 600, 700, 174]
-    assert get_recipe("mvit_s_k400_ft").test_clips == 10 and not get_recipe("mvit_s_ssv2_ft").flip
+    assert get_recipe("mvit_s_k400_ft").test_clips == 10
+    small, large = get_recipe("mvit_s_ssv2_ft"), get_recipe("mvit_l_ssv2_ft")
+    assert (small.lr / small.batch_size, large.lr / large.batch_size) == (2.5e-3 / 16, 1.25e-3 / 8)
+    assert (small.epochs, small.drop_path) == (100, 0.4) and (large.epochs, large.drop_path) == (40, 0.75)
+    for recipe in (small, large):
+        assert (recipe.optimizer, recipe.weight_decay, recipe.dropout, recipe.layer_decay) == ("sgd", 1e-4, 0.5, 1.0)
+        assert (recipe.sampling, recipe.flip, recipe.test_clips, recipe.test_crops) == ("uniform", False, 1, 3)

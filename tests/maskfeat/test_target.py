@@ -1,10 +1,13 @@
 """Targets: values, element order and loss of each kind, for images, video, rectangles and several patch sizes."""
 
+import os
+
 import pytest
 import slow_maskfeat
 import torch
 from torch import nn
 
+from benchmarks.bench_step import peak_memory
 from maskfeat import FeatureTarget, HogTarget, Masks, MixTarget, PixelTarget, TokenTarget, make_masks
 from maskfeat.target import cell_size
 
@@ -166,3 +169,21 @@ def test_no_masked_token_gives_no_target():
     )
     assert HogTarget(16)(normalised(images), images, masks).shape == (2, 0, 108)
     assert PixelTarget(16)(normalised(images), images, masks).shape == (2, 0, 768)
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system keeps no resettable peak")
+@pytest.mark.parametrize("video", [False, True])
+def test_hog_targets_need_no_memory_but_their_own(video):
+    """Above it: what a thread keeps in its first-level cache, and whole pages."""
+    shape, grid = ((2, 3, 8, 224, 224), (4, 14, 14)) if video else ((8, 3, 224, 224), (14, 14))
+    images = crop(*shape)
+    masks = make_masks("random", len(images), grid)
+    target, results = HogTarget(16, 2 if video else 1), []
+
+    def run():
+        results.append(target(images, images, masks))
+
+    run()  # loads the code
+    peak = min(peak_memory(run) for _ in range(3))  # other threads of the process may allocate at the same time
+    size = results[0].nbytes
+    assert peak <= size + 128 * 1024 < images.nbytes / 2

@@ -11,7 +11,7 @@ from maskfeat.build import build
 from maskfeat.checkpoint import read_weights
 from maskfeat.config import get_recipe, override
 from maskfeat.distributed import join
-from maskfeat.evaluate import feature_map
+from maskfeat.finetune import feature_maps
 from maskfeat.step import make_generator, recipe_masks, seed_part
 from maskfeat.train import Trainer, layer_of, parameter_groups, train
 
@@ -98,7 +98,7 @@ def test_finetuning_starts_from_pretrained_weights_and_averages_its_own(tmp_path
 def test_feature_maps_for_detectors(name, shape):
     model = build(override(get_recipe(name), ["image_size=32"])).eval()
     pixels = torch.randn(2, 3, *(() if name == "vit_tiny" else (4,)), 32, 32)
-    picture = feature_map(model, pixels)
+    picture = feature_maps(getattr(model, "encoder", model), pixels)
     assert picture.shape == (2, *shape)
     if name == "mvit_tiny_ft":
         torch.testing.assert_close(model.head(model.norm(picture.flatten(2).mean(2))), model(pixels))
@@ -111,6 +111,22 @@ def test_learning_rate_of_every_step(trainer):
     assert rates[60] == pytest.approx(0.01 + 0.99 / 2)
     assert rates[99] == pytest.approx(0.01 + 0.99 / 2 * (1 + math.cos(math.pi * 79 / 80)))
     assert sorted(rates[:21]) == rates[:21] and sorted(rates[20:], reverse=True) == rates[20:]
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_ft", "mvit_tiny_ft"])
+def test_dropout_comes_before_the_classifier(name):
+    recipe = override(get_recipe(name), ["image_size=32", "dropout=0.5", "head_init=1"])
+    model = build(recipe)
+    pixels = torch.randn(2, 3, *([recipe.frames] if recipe.frames else []), 32, 32)
+    seen = []
+    getattr(model.head, "projection", model.head).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.train()(pixels)
+    model.eval()(pixels)
+    dropped, kept = seen
+    share = (dropped == 0).float().mean().item()
+    assert abs(share - 0.5) < 5 * (0.25 / dropped.numel()) ** 0.5  # five standard deviations
+    torch.testing.assert_close(dropped[dropped != 0], 2 * kept[dropped != 0])
+    assert (kept != 0).all()
 
 
 def test_groups_by_layer_and_decay():
@@ -140,6 +156,20 @@ def test_accumulated_parts_are_one_batch(tmp_path):
     train_small(tmp_path / "one", *options)
     train_small(tmp_path / "two", *options, "accumulate=2")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+def test_sgd_has_nesterov_momentum(trainer):
+    """After two steps with the gradients g and h a weight has moved by -lr ((1 + m) g) - lr (h + m (m g + h))."""
+    run = trainer("optimizer=sgd", "betas=0.9,0", "weight_decay=0", "clip_grad=0", "warmup_lr=0.1", "lr=0.1", "steps=4")
+    token, gradients, batches = run.module.mask_token, [], iter(run.loader(0))
+    before = token.detach().clone()
+    token.register_post_accumulate_grad_hook(lambda p: gradients.append(p.grad.clone()))
+    run.learning_rate = lambda step: 0.1
+    run.train_step(batches)
+    run.train_step(batches)
+    g, h = gradients
+    moved = -0.1 * (1.9 * g) - 0.1 * (h + 0.9 * (0.9 * g + h))
+    torch.testing.assert_close(token.detach() - before, moved, rtol=1e-4, atol=1e-7)
 
 
 def test_clipping_bounds_the_gradient(trainer):
@@ -177,6 +207,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(trainer):
     with pytest.raises(FloatingPointError, match=r"the loss is nan in the steps 1 to 1.*Try a lower lr"):
         run.fit()
     assert not list(run.out.glob("checkpoints/step_*"))
+
+
+@pytest.mark.slow  # the compiler takes half a minute
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # by inductor itself
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by dynamo itself
+def test_a_compiled_model_learns_the_same(tmp_path):
+    options = ["steps=2", "eval_every=0", "lr=1e-2", "warmup_epochs=0"]
+    train_small(tmp_path / "plain", *options)
+    train_small(tmp_path / "compiled", *options, "compile=true")
+    first, second = losses(tmp_path / "plain")
+    assert losses(tmp_path / "compiled") == pytest.approx([first, second], rel=1e-5)
+    assert first != pytest.approx(second, rel=0.01)
 
 
 @pytest.mark.parametrize("change", ["recompute=true", "precision=bf16"])

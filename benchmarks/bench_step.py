@@ -1,0 +1,129 @@
+"""A pre-training step with our targets and with the reference's, and the share of it that the target path takes.
+
+The target path is what a step does beside encoder, head and optimizer: draw masks, hide tokens, gather the hidden ones
+and their targets. The reference draws masks in Python, computes the HOG of all of the normalised float image by the
+operations of its layer, indexes by a boolean mask and hides tokens by ``x * (1 - m) + token * m``. Run
+``python -m benchmarks.bench_step [--batch B] [--size base] [--rounds N] [--device cpu|cuda]``.
+"""
+
+import argparse
+import ctypes
+import gc
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks import timing
+from benchmarks.rivals import hog_layer, photograph_batch
+from benchmarks.tables import table
+from benchmarks.timing import Rival
+from maskfeat import HogTarget, MaskFeat, Masks, Target, make_masks, vit
+from maskfeat.config import IMAGENET
+from maskfeat.data import normalise
+from maskfeat_kernels import fused_mask_tokens, fused_masked_gather
+
+GRID, PATCH = (14, 14), 16
+
+
+class ReferenceTarget(Target):
+    """HOG of all patches of the normalised image, of which a boolean mask takes those that are hidden."""
+
+    dim = 108
+
+    def forward(self, pixels: Tensor, images: Tensor, masks: Masks) -> Tensor:  # [B, K, 108]
+        cells = hog_layer(pixels).unflatten(4, (GRID[1], -1)).unflatten(3, (GRID[0], -1))  # [B, C, bins, 14, 2, 14, 2]
+        labels = cells.permute(0, 3, 5, 1, 2, 4, 6).flatten(3).flatten(1, 2)  # [B, 196, 108]
+        return labels[masks.mask.flatten(1)].view(len(pixels), -1, self.dim)
+
+
+def step_rivals(
+    batch: int = 8,
+    size: str = "base",  # of the ViT
+    device: "torch.device | str" = "cpu",
+) -> list[Rival]:
+    """A step and its target path, with our targets and with the reference's: the ratio of a path is its share."""
+    images = torch.from_numpy(photograph_batch(batch)).permute(0, 3, 1, 2).contiguous().to(device)
+    pixels, generator = normalise(images, **IMAGENET), torch.Generator(device).manual_seed(0)
+    tokens = torch.randn(batch, 197, vit(size).embed_dim, device=device)
+    mask_token, hog, layer = tokens[0, 0], HogTarget(), ReferenceTarget()
+
+    def step_with(target: Target) -> Callable[[Tensor], Tensor]:
+        torch.manual_seed(0)
+        model = MaskFeat(vit(size), target).to(device)
+        optimizer = torch.optim.AdamW(model.parameters())
+
+        def step(images: Tensor) -> Tensor:
+            masks = make_masks("block", batch, GRID, generator=generator, device=device)
+            loss = model(normalise(images, **IMAGENET), images, masks)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.detach()
+
+        return step
+
+    def our_path(images: Tensor) -> Tensor:
+        masks = make_masks("block", batch, GRID, generator=generator, device=device)
+        fused_mask_tokens(tokens[:, 1:], mask_token, masks.mask.flatten(1))
+        fused_masked_gather(tokens, masks.ids + 1)
+        return hog(pixels, images, masks)
+
+    def reference_path(images: Tensor) -> Tensor:
+        masks = make_masks("block", batch, GRID, device=device, compat="mmpretrain")
+        hidden = masks.mask.flatten(1)
+        m = hidden.unsqueeze(-1).float()
+        _ = tokens[:, 1:] * (1 - m) + mask_token * m
+        _ = tokens[:, 1:][hidden]
+        return layer(pixels, images, masks)
+
+    return [
+        Rival("step, our targets", step_with(hog), [images]),
+        Rival("step, reference targets", step_with(layer), [images], versus="step, our targets"),
+        Rival("our target path", our_path, [images], versus="step, our targets"),
+        Rival("reference target path", reference_path, [images], versus="step, reference targets"),
+    ]
+
+
+def peak_memory(run: Callable[[], object]) -> int:
+    """Bytes that this process held at most while ``run`` ran, above what it held before; on Linux only.
+
+    Raises OSError where the system does not allow the peak to be reset.
+    """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or freed memory would be used again without being seen
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    run()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", choices=("tiny", "small", "base", "large"), default="base")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    rivals = step_rivals(options.batch, options.size, options.device)
+    rows = timing.measure(rivals, rounds=options.rounds, device=options.device)
+    print(f"ViT-{options.size}, 224x224, batch {options.batch}, {timing.cpu_name()}, one thread\n")
+    print(*table(rows), "", sep="\n")
+    for rival, row in zip(rivals, rows, strict=True):
+        peak = row.get("peak_bytes")
+        if options.device == "cpu":
+            timing.set_threads(1)
+            peak = peak_memory(lambda rival=rival: rival.run(rival.inputs[0]))
+        rate = options.batch / row["seconds"]["median"]
+        share = f", {100 * row['ratio']['median']:.3g} % of the step" if "path" in rival.name else ""
+        print(f"{rival.name}: {rate:.4g} images/s, peak memory {peak / 1e6:.4g} MB{share}")
+
+
+if __name__ == "__main__":
+    main()
