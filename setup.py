@@ -1,10 +1,14 @@
-"""Builds the compiled kernels into maskfeat_kernels/_torch_ops.so; everything else is in pyproject.toml.
+"""Builds the compiled kernels; everything else is in pyproject.toml.
+
+Two objects are made: maskfeat_kernels/_torch_ops.so, for torch, and, where pybind11 is installed, the Python module
+maskfeat_kernels._numpy_ops, for NumPy without torch.
 
 MASKFEAT_BUILD=cuda builds the CPU and the CUDA kernels, cpu the CPU kernels, none nothing (the package then has its
 plain torch and Triton backends); auto, the default, builds CUDA where a CUDA toolkit is found. No GPU is asked for. A
 requested build that cannot be done fails. MASKFEAT_CUDA_ARCHS="80 90" chooses the architectures.
 """
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -19,19 +23,17 @@ BUILD = os.environ.get("MASKFEAT_BUILD", "auto")
 if BUILD not in ("auto", "cuda", "cpu", "none"):
     sys.exit(f"MASKFEAT_BUILD must be auto, cuda, cpu or none, got {BUILD!r}")
 
-SOURCES = [
-    "csrc/hog_torch.cpp",
-    "csrc/hog_cpu.cpp",
-    "csrc/masked_gather_torch.cpp",
-    "csrc/masked_gather_cpu.cpp",
-]
-CUDA_SOURCES = ["csrc/hog_cuda.cu", "csrc/masked_gather_cuda.cu"]
+# Compiled once, for both objects.
+SHARED_SOURCES = ["csrc/hog_blocks.cpp", "csrc/hog_blocks_cpu.cpp"]
+TORCH_OPS = ("hog_torch", "hog_cpu", "hog_blocks_torch", "masked_gather_torch", "masked_gather_cpu")
+TORCH_SOURCES = [f"csrc/{name}.cpp" for name in TORCH_OPS] + SHARED_SOURCES
+CUDA_SOURCES = ["csrc/hog_cuda.cu", "csrc/hog_blocks_cuda.cu", "csrc/masked_gather_cuda.cu"]
 HEADERS = sorted(str(path) for path in Path("csrc").glob("*.h"))
 
 # Each operation rounds once (-ffp-contract=off, -fmad=false) and nothing is reassociated: every machine returns the
 # same bits. Errno and floating-point traps are given up, or else no square root or comparison would be vectorised.
 CXX_FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fvisibility=hidden"]
-CXX_FLAGS += ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unused-parameter"]
+CXX_FLAGS += ["-g0", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unused-parameter"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "--compress-mode=size", "-Xcompiler=-fPIC"]
 CUDA_ARCHS = os.environ.get("MASKFEAT_CUDA_ARCHS", "80 90 100").split()
 # The oldest torch whose stable ABI is used: the object then runs on it and on every later one.
@@ -46,12 +48,23 @@ def cuda_home() -> Path | None:
     return next((home for home in homes if (home / "bin" / "nvcc").exists()), None)
 
 
-class BuildTorchOps(build_ext):
-    """Compiles against torch's headers; the result is loaded by torch.ops.load_library and ties itself to no Python."""
+class BuildOps(build_ext):
+    """Builds _torch_ops, which torch.ops.load_library loads and which is tied to no Python, and then _numpy_ops."""
 
     nvcc: list[subprocess.Popen] = []  # noqa: RUF012
 
     def build_extension(self, ext):
+        if ext is torch_ops:
+            self.prepare_torch_ops(ext)
+        else:
+            import pybind11
+
+            ext.include_dirs.append(pybind11.get_include())
+            ext.extra_objects += self.compiler.object_filenames(SHARED_SOURCES, output_dir=self.build_temp)
+        print(f"building {ext.name} for {platform.machine()}: {', '.join(ext.sources)}", flush=True)
+        super().build_extension(ext)
+
+    def prepare_torch_ops(self, ext):
         from torch.utils import cpp_extension
 
         ext.include_dirs += cpp_extension.include_paths()
@@ -59,13 +72,11 @@ class BuildTorchOps(build_ext):
         home = None if BUILD == "cpu" else cuda_home()
         if BUILD == "cuda" and home is None:
             sys.exit("MASKFEAT_BUILD=cuda needs a CUDA toolkit: put nvcc on the PATH or set CUDA_HOME")
-        print(f"building {ext.name} for {platform.machine()}: {', '.join(ext.sources)}", flush=True)
         if home is not None:
             ext.define_macros.append(("MASKFEAT_CUDA", "1"))
             self.nvcc = [self.compile_cuda(home / "bin" / "nvcc", source, ext) for source in CUDA_SOURCES]
             ext.library_dirs += [str(home / name) for name in ("lib64", "lib") if (home / name).exists()]
             ext.libraries += ["cudart_static", "dl", "rt", "pthread"]
-        super().build_extension(ext)
 
     def compile_cuda(self, nvcc: Path, source: str, ext: Extension) -> subprocess.Popen:
         """Plain nvcc, as the kernels include no header of torch: it works beside a CPU-only torch and without a GPU."""
@@ -85,7 +96,9 @@ class BuildTorchOps(build_ext):
         return super().get_libraries(ext)
 
     def get_ext_filename(self, fullname):
-        return os.path.join(*fullname.split(".")) + ".so"
+        if fullname.endswith("_torch_ops"):
+            return os.path.join(*fullname.split(".")) + ".so"
+        return super().get_ext_filename(fullname)
 
     def get_export_symbols(self, ext):
         return []
@@ -93,7 +106,7 @@ class BuildTorchOps(build_ext):
 
 torch_ops = Extension(
     "maskfeat_kernels._torch_ops",
-    sources=SOURCES,
+    sources=TORCH_SOURCES,
     depends=[*HEADERS, *CUDA_SOURCES],
     include_dirs=["csrc"],
     define_macros=[STABLE_ABI],
@@ -101,4 +114,16 @@ torch_ops = Extension(
     libraries=["torch", "torch_cpu"],
     language="c++",
 )
-setup(ext_modules=[] if BUILD == "none" else [torch_ops], cmdclass={"build_ext": BuildTorchOps})
+numpy_ops = Extension(
+    "maskfeat_kernels._numpy_ops",
+    sources=["csrc/numpy_module.cpp"],
+    depends=HEADERS,
+    include_dirs=["csrc"],
+    extra_compile_args=CXX_FLAGS,
+    language="c++",
+)
+extensions = [torch_ops, numpy_ops]
+if importlib.util.find_spec("pybind11") is None:
+    print("pybind11 is not installed: building without maskfeat_kernels._numpy_ops", flush=True)
+    extensions.remove(numpy_ops)
+setup(ext_modules=[] if BUILD == "none" else extensions, cmdclass={"build_ext": BuildOps})

@@ -2,7 +2,8 @@
 
 Builds against the Python and torch that run this script, installs nothing and uses no network. A step that fails does
 not keep the next from running. Output goes to ``build/gpu/<step>.log``; the end is a summary, and the exit status says
-whether all was well. ``--dry-run`` takes the same steps with the backends of a machine without a GPU::
+whether all was well. ``--dry-run`` takes the same steps with the backends of a machine without a GPU, and takes its
+time, because such a machine may have few cores::
 
     python -m benchmarks.gpu [--dry-run] [--out FOLDER]
 """
@@ -20,12 +21,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LOGS = ROOT / "build" / "gpu"
 SECONDS = 530  # for everything
+PATIENCE = 4  # times as long for a rehearsal
 
-BENCHMARKS = ("bench_hog", "bench_masked_gather")
-"""Scripts that take ``--device`` and ``--out``, and ``--quick`` for a rehearsal."""
-
-PROGRAMS = "tests/test_cuda_on_host.py"
+PROGRAMS = sorted(f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*cuda_on_host.py"))
 """Tests that run each kernel as a program of its own, on a GPU under compute-sanitizer."""
+
+SHARES = max(1, min(8, (os.cpu_count() or 1) // 2))
+"""Processes that the other tests are dealt to."""
 
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 
@@ -55,30 +57,43 @@ class Outcome:
 
 
 def stages(dry_run: bool, out: Path) -> list[list[Step]]:
-    """Steps of a stage run at the same time; benchmarks have the machine for themselves."""
+    """Steps of a stage run at the same time; the benchmarks have the machine for themselves."""
     python, pytest = [sys.executable, "-m"], [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    slower = PATIENCE if dry_run else 1
     device = "cpu" if dry_run else "cuda"
     backends = "cpu,reference" if dry_run else "cuda,triton,cpu,reference"
     require = {"MASKFEAT_REQUIRE_BACKENDS": backends}
     build = ["make", "setup", "ENV=none", f"PYTHON={sys.executable}", f"MASKFEAT_BUILD={'auto' if dry_run else 'cuda'}"]
     in_torch = [*python, "benchmarks.small_calls", "--device", device]
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // SHARES))}
     checks = [
-        Step("tests", [*pytest, f"--ignore={PROGRAMS}"], 240, require),
-        Step("programs", [*pytest, "-v", PROGRAMS], 240, require),
-        Step("kernel-report", [*python, "benchmarks.kernel_report"], 240),
+        Step(f"tests-{i + 1}", [*pytest, *files], 240 * slower, {**require, **threads})
+        for i, files in enumerate(shares_of_tests())
+    ]
+    checks += [
+        Step("programs", [*pytest, "-v", *PROGRAMS], 240 * slower, require),
+        Step("kernel-report", [*python, "benchmarks.kernel_report"], 240 * slower),
     ]
     if dry_run:
-        checks.append(Step("calls", in_torch, 240))
+        checks.append(Step("calls", in_torch, 240 * slower))
     for tool in () if dry_run else SANITIZERS:
         watched = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "99", *in_torch]
         checks.append(Step(f"calls-{tool}", watched, 240, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}))
     options = ["--device", device, "--out", str(out), *(["--quick"] if dry_run else [])]
     return [
         [Step("machine", ["nvidia-smi"], 20)] if not dry_run else [],
-        [Step("build", build, 150)],
+        [Step("build", build, 150 * slower)],
         checks,
-        *([Step(name, [*python, f"benchmarks.{name}", *options], 200)] for name in BENCHMARKS),
+        [Step("benchmarks", [*python, "benchmarks", "all", *options], 240 * slower)],
     ]
+
+
+def shares_of_tests() -> list[list[str]]:
+    """All files of tests but the programs, dealt to processes that run side by side: pytest-xdist may be missing."""
+    files = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").rglob("test_*.py"))]
+    files = [file for file in files if file not in PROGRAMS]
+    shares = [files[i::SHARES] for i in range(SHARES)]
+    return [share for share in shares if share]
 
 
 def run_stage(steps: list[Step], deadline: float, clock=time.monotonic) -> list[Outcome]:
@@ -135,7 +150,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.dry_run and missing_tools():
         parser.error(f"not found: {', '.join(missing_tools())}; --dry-run rehearses without a GPU")
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + SECONDS * (PATIENCE if options.dry_run else 1)
     shutil.rmtree(LOGS, ignore_errors=True)
     LOGS.mkdir(parents=True)
     results = options.out or (LOGS if options.dry_run else ROOT / "benchmarks" / "results")

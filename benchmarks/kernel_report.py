@@ -21,14 +21,28 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CUDA_SOURCES = sorted((ROOT / "csrc").glob("*.cu"))
-TRITON_MODULES = sorted(path.stem for path in (ROOT / "maskfeat_kernels").glob("*_triton.py"))
+TRITON_MODULES = sorted(
+    path.stem
+    for path in (ROOT / "maskfeat_kernels").glob("*_triton.py")
+    if "def ahead_of_time_cases" in path.read_text()
+)
 
 CUDA_ARCHITECTURES = (80, 90, 100)
 AMD_ARCHITECTURE = "gfx942"
+TRITON_TARGETS = (*map(str, CUDA_ARCHITECTURES), AMD_ARCHITECTURE)
 NVCC_FLAGS = ("-std=c++17", "-O3", "-fmad=false")
 
-DYNAMIC_SHARED: dict[str, int] = {}
-"""Bytes of dynamic shared memory that a CUDA C++ kernel is launched with, by its name in the report."""
+DYNAMIC_SHARED: dict[str, int] = {
+    f"hog_{kernel}": size << 10
+    for types in ("unsigned char, float", "Float16, float", "BFloat16, float", "float, float", "double, double")
+    for kernel, size in (
+        (f"blocks_kernel<{types}, false>", 32),
+        (f"blocks_kernel<{types}, true>", 32),
+        (f"pixels_kernel<{types}>", 28 if types == "double, double" else 16),
+    )
+}
+"""Bytes of dynamic shared memory that a CUDA C++ kernel is launched with, by its name in the report: where the launch
+chooses, what it aims at, or as much as the blocks of OpenCV take."""
 
 MAX_REGISTERS: dict[str, int] = {}
 """Limits below those of the hardware, by the name in the report without its template arguments."""
@@ -160,17 +174,17 @@ def _ptxas() -> str:
 # Triton
 
 
-def triton_kernels(modules: list[str]) -> list[Kernel]:
+def triton_kernels(modules: list[str], targets: tuple[str, ...] = TRITON_TARGETS) -> list[Kernel]:
     """The kernels of some modules, in a process of its own: Triton's interpreter and its compiler do not mix."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.kernel_report", "--triton-process", *modules]
+    command = [sys.executable, "-m", "benchmarks.kernel_report", "--triton-process", *modules, "--targets", *targets]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CompileError(done.stderr)
     return [Kernel(**facts) for facts in json.loads(done.stdout.splitlines()[-1])]
 
 
-def compile_triton(modules: list[str]) -> list[Kernel]:
+def compile_triton(modules: list[str], targets: list[str]) -> list[Kernel]:
     """Compile the ``ahead_of_time_cases()`` of each module, (name, kernel, signature, constexprs, num_warps) each.
 
     ``signature`` maps every argument to its Triton type ("*fp32", "i64", "constexpr"), ``constexprs`` the constant ones
@@ -185,15 +199,16 @@ def compile_triton(modules: list[str]) -> list[Kernel]:
     for module in modules:
         for name, kernel, signature, constexprs, warps in importlib.import_module(module).ahead_of_time_cases():
             options = {"num_warps": warps, "enable_fp_fusion": False}
-            for architecture in CUDA_ARCHITECTURES:
-                target = GPUTarget("cuda", architecture, 32)
-                built = triton.compile(ASTSource(kernel, signature, constexprs), target=target, options=options)
-                ptxas = tools / ("ptxas-blackwell" if architecture >= 100 else "ptxas")
+            for target in targets:
+                amd = target == AMD_ARCHITECTURE
+                gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target), 32)
+                built = triton.compile(ASTSource(kernel, signature, constexprs), target=gpu, options=options)
+                if amd:
+                    kernels.append(kernel_of_amdgcn(name, built.asm["amdgcn"]))
+                    continue
+                ptxas = tools / ("ptxas-blackwell" if int(target) >= 100 else "ptxas")
                 (facts,) = kernels_of_ptx("triton", built.asm["ptx"], str(ptxas), built.metadata.shared)
                 kernels.append(dataclasses.replace(facts, name=name))
-            target = GPUTarget("hip", AMD_ARCHITECTURE, 64)
-            built = triton.compile(ASTSource(kernel, signature, constexprs), target=target, options=options)
-            kernels.append(kernel_of_amdgcn(name, built.asm["amdgcn"]))
     return kernels
 
 
@@ -258,9 +273,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
     parser.add_argument("--only", choices=("cuda", "triton"), help="kernels of one language")
     parser.add_argument("--triton-process", nargs="*", metavar="MODULE", help=argparse.SUPPRESS)
+    parser.add_argument("--targets", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.triton_process is not None:
-        print(json.dumps([dataclasses.asdict(kernel) for kernel in compile_triton(options.triton_process)]))
+        print(
+            json.dumps(
+                [dataclasses.asdict(kernel) for kernel in compile_triton(options.triton_process, options.targets)]
+            )
+        )
         return
     kernels = [] if options.only == "triton" else cuda_kernels(CUDA_SOURCES)
     if options.only != "cuda":

@@ -1,15 +1,16 @@
 """The implementations we are compared with, and the photographs that all of them are given.
 
-All take 8x8-pixel cells and 9 unsigned orientation bins; each docstring says what else is computed differently.
+Unless a docstring says otherwise, they take 8x8-pixel cells and 9 unsigned orientation bins. Each docstring says what
+else is computed differently; :data:`CANNOT` says what cannot be done at all. Each is called in the way that is fastest
+for it: :data:`CANNOT` names that too where there is a choice.
 """
 
 import functools
+import importlib
 import math
+from collections.abc import Callable
 
-import cv2
 import numpy as np
-import skimage.data
-import skimage.feature
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +18,23 @@ from torch import Tensor
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 """Colour photographs that scikit-image ships in its package, so that nothing is downloaded."""
 
+CANNOT = {
+    "reference layer": "float32 images of three channels only. Taken "
+    "eagerly, under torch.compile, and under fp16 autocast, as MaskFeat trains it; on a CPU its convolutions are then "
+    "cast by hand, because CPU autocast would fail in its scatter.",
+    "soft conv HOG": "float32 images only. Convolutions, votes shared between the two nearest bins: how HOG is usually "
+    "written for a GPU (kornia has its parts, and no HOG).",
+    "OpenCV": "uint8 images only, no batch, no GPU in the wheels, no separate channels (of three it keeps the "
+    "strongest at each pixel: a third of our histograms). The descriptor is made once, its window is the image.",
+    "OpenCV OpenCL": "as OpenCV; gray images only, cells of 8x8 in blocks of 2x2 only, no padding.",
+    "scikit-image": "no batch, no GPU, one thread, no separate channels (a third of our histograms).",
+    "fasthog": "float64 gray images only, no batch, no GPU, one thread; the blocks are summed, not concatenated.",
+    "hogpp": "no batch, no GPU, one thread, no separate channels. Its integral histogram is made for many windows of "
+    "one image, which this job does not need; float32 input is its fastest.",
+}
+
+NUMPY_OPS = "maskfeat_kernels._numpy_ops"
+"""What our drop-in modules need for arrays."""
 
 SKIMAGE_OPTIONS = {
     "orientations": 9,
@@ -28,41 +46,86 @@ SKIMAGE_OPTIONS = {
 }
 
 
+@functools.cache
+def optional(name: str):
+    """A module that a rival needs, or the reason (str) why it cannot be imported."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:  # OSError: a shared library that is not found
+        return f"{type(error).__name__}: {error}"
+
+
+def is_there(name: str) -> bool:
+    return not isinstance(optional(name), str)
+
+
+def absent() -> dict[str, str]:
+    """Rivals that cannot take part here, and why."""
+    modules = {
+        "OpenCV": "cv2",
+        "fasthog": "fasthog",
+        "hogpp": "hogpp",
+        "compat.skimage and compat.opencv": NUMPY_OPS,
+    }
+    reasons = {rival: optional(name) for rival, name in modules.items() if not is_there(name)}
+    if is_there("cv2"):
+        cv2 = optional("cv2")
+        if not cv2.ocl.haveOpenCL():
+            reasons["OpenCV OpenCL"] = "OpenCV finds no OpenCL device"
+        if not hasattr(cv2, "cuda") or not hasattr(cv2.cuda, "HOG"):
+            reasons["OpenCV CUDA"] = "the installed build of OpenCV has no cuda.HOG"
+    return reasons
+
+
 def photograph(name: str) -> np.ndarray:  # [H, W, 3] uint8
     """A photograph, cut at the right and at the bottom to whole cells."""
-    image = getattr(skimage.data, name)()
+    from skimage import data  # here, because it would slow the cold start of every other rival
+
+    image = getattr(data, name)()
     height, width = image.shape[0] // 8 * 8, image.shape[1] // 8 * 8
     return np.ascontiguousarray(image[:height, :width])
 
 
 def photograph_batch(batch: int, side: int = 224) -> np.ndarray:  # [batch, side, side, 3] uint8
-    """Crops of the photographs in turn, each at another place."""
+    """Crops of the photographs in turn, each at another place; what is smaller than a crop is mirrored at its edges."""
     rng = np.random.default_rng(0)
     crops = []
     for i in range(batch):
         image = photograph(PHOTOGRAPHS[i % len(PHOTOGRAPHS)])
+        beyond = [(0, max(side - size, 0)) for size in image.shape[:2]]
+        image = np.pad(image, [*beyond, (0, 0)], mode="symmetric")
         y, x = (rng.integers(0, size - side + 1) for size in image.shape[:2])
         crops.append(image[y : y + side, x : x + side])
     return np.stack(crops)
+
+
+def gray_batch(batch: int, side: int = 224) -> np.ndarray:  # [batch, side, side] uint8
+    """The green channels of the same crops."""
+    return np.ascontiguousarray(photograph_batch(batch, side)[..., 1])
 
 
 def hog_layer(
     x: Tensor,  # [B, C, H, W] float32
     bins: int = 9,
     cell: int = 8,
+    conv_dtype: torch.dtype | None = None,
+    weights: tuple[Tensor, Tensor] | None = None,  # of sobel_weights()
 ) -> Tensor:  # [B, C, bins, H // cell, W // cell] float32
     """The operations of the MaskFeat reference layer in eager torch, one after the other.
 
     The definition is that of ``fused_hog``. Differences: the Sobel sums are convolutions, whose rounding leaves noise
     where the gradient is exactly zero (harmless on whole numbers, not on normalised images), and orientations go
-    through an arc tangent. Every step is a pass over memory, and the votes are as large as ``bins`` images.
+    through an arc tangent. Every step is a pass over memory, and the votes are as large as ``bins`` images. With
+    ``conv_dtype`` it does what autocast to that dtype makes of it: convolutions and arc tangent in it, the norms in
+    the dtype of ``x``.
     """
     batch, channels, height, width = x.shape
-    weight_x, weight_y = _sobel_weights(channels, x.dtype, x.device)
-    padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+    conv_dtype = conv_dtype or x.dtype
+    weight_x, weight_y = weights or sobel_weights(channels, conv_dtype, x.device)
+    padded = F.pad(x, (1, 1, 1, 1), mode="reflect").to(conv_dtype)
     gx = F.conv2d(padded, weight_x, groups=channels)
     gy = F.conv2d(padded, weight_y, groups=channels)
-    magnitude = torch.stack([gx, gy], dim=-1).norm(dim=-1)
+    magnitude = torch.stack([gx, gy], dim=-1).to(x.dtype).norm(dim=-1)
     phase = torch.atan2(gx, gy) / math.pi * bins
     votes = torch.zeros(batch, channels, bins, height, width, dtype=x.dtype, device=x.device)
     votes.scatter_add_(2, (phase.floor().long() % bins).unsqueeze(2), magnitude.unsqueeze(2))
@@ -70,15 +133,53 @@ def hog_layer(
     return F.normalize(histogram, p=2, dim=2)
 
 
+def hog_layer_compiled(device: str) -> Callable[[Tensor], Tensor]:
+    """:func:`hog_layer` under torch.compile, which would make the weights anew in each call were they not given."""
+    weights = sobel_weights(3, torch.float32, torch.device(device))
+    return torch.compile(functools.partial(hog_layer, weights=weights))
+
+
+def hog_layer_autocast(x: Tensor, bins: int = 9, cell: int = 8) -> Tensor:
+    """:func:`hog_layer` as mixed-precision training runs it."""
+    if x.is_cuda:
+        with torch.autocast("cuda", torch.float16, cache_enabled=False):  # a cache would outlive a CUDA graph
+            return hog_layer(x, bins, cell)
+    return hog_layer(x, bins, cell, conv_dtype=torch.float16)
+
+
 @functools.cache
-def _sobel_weights(channels: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def sobel_weights(channels: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Depthwise kernels [channels, 1, 3, 3] of left minus right and above minus below; kept, as a layer keeps them."""
     sobel = torch.tensor([[1, 0, -1], [2, 0, -2], [1, 0, -1]], dtype=dtype, device=device)
     return tuple(w.expand(channels, 1, 3, 3).contiguous() for w in (sobel, sobel.T))
 
 
+def soft_conv_hog(
+    x: Tensor,  # [B, C, H, W] floating
+    bins: int = 9,
+    cell: int = 8,
+) -> Tensor:  # [B, C, bins, H // cell, W // cell]
+    """Sobel convolutions, triangular votes as elementwise maps, and an average over each cell.
+
+    Differences: the border is repeated instead of reflected; a pixel votes for the two bins whose centres are nearest;
+    bins are centred on multiples of 180 / bins degrees.
+    """
+    channels = x.shape[1]
+    weight_x, weight_y = sobel_weights(channels, x.dtype, x.device)
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    gx = F.conv2d(padded, weight_x, groups=channels)
+    gy = F.conv2d(padded, weight_y, groups=channels)
+    magnitude = torch.hypot(gx, gy)
+    phase = torch.atan2(gy, gx) / math.pi * bins
+    histogram = []
+    for k in range(bins):
+        distance = torch.remainder(phase - k + bins / 2, bins) - bins / 2
+        histogram.append(F.avg_pool2d(magnitude * (1 - distance.abs()).clamp_min(0), cell))
+    return F.normalize(torch.stack(histogram, dim=2), p=2, dim=2)
+
+
 def opencv_hog(
-    images: np.ndarray,  # [B, H, W, 3] uint8
+    images: np.ndarray,  # [B, H, W, 3] or [B, H, W], uint8
 ) -> np.ndarray:  # [B, H // 8, W // 8, 9] float32
     """``cv2.HOGDescriptor`` with blocks of one cell, image after image: it takes no batch.
 
@@ -87,24 +188,63 @@ def opencv_hog(
     Gaussian over the cell; clipped L2 normalisation with a large epsilon.
     """
     height, width = images.shape[1:3]
-    compute = _opencv_descriptor(height, width).compute
+    compute = opencv_descriptor(height, width, 8).compute
     # Its cells run down the columns first.
     return np.stack([compute(image).reshape(width // 8, height // 8, 9).swapaxes(0, 1) for image in images])
 
 
 @functools.cache
-def _opencv_descriptor(height: int, width: int) -> cv2.HOGDescriptor:
-    """Sizes are (width, height): window, block, block stride, cell; then the number of bins."""
-    return cv2.HOGDescriptor((width, height), (8, 8), (8, 8), (8, 8), 9)
+def opencv_descriptor(height: int, width: int, block: int):
+    """Its sizes are (width, height): window, block, block stride, cell; then the number of bins."""
+    return optional("cv2").HOGDescriptor((width, height), (block, block), (8, 8), (8, 8), 9)
+
+
+def opencv_opencl_hog(
+    images: list,  # of cv2.UMat [H, W] uint8
+) -> np.ndarray:  # [B, features] float32
+    """``cv2.HOGDescriptor`` on an OpenCL device, blocks of 2x2 cells, image after image."""
+    compute = opencv_descriptor(*images[0].get().shape, 16).compute
+    return np.stack([compute(image) for image in images])
 
 
 def skimage_hog(
-    images: np.ndarray,  # [B, H, W, 3], uint8 or floating
-) -> np.ndarray:  # [B, H // 8, W // 8, 9] float64, float32 for float32 images
+    images: np.ndarray,  # [B, H, W, 3] or [B, H, W], uint8 or floating
+    cell: int = 8,
+) -> np.ndarray:  # [B, H // cell, W // cell, 9] float64, float32 for float32 images
     """``skimage.feature.hog`` with blocks of one cell, image after image: it takes no batch.
 
     Differences: central differences in place of Sobel, zero at the border; of the three channels only the strongest at
     each pixel, so a third of the histograms; the angle measured from the other axis; the mean instead of the sum over
     a cell, against an epsilon of 1e-5 in the L2 norm.
     """
-    return np.stack([skimage.feature.hog(image, **SKIMAGE_OPTIONS)[:, :, 0, 0] for image in images])
+    from skimage.feature import hog
+
+    options = {**SKIMAGE_OPTIONS, "pixels_per_cell": (cell, cell), "channel_axis": -1 if images.ndim == 4 else None}
+    return np.stack([hog(image, **options)[:, :, 0, 0] for image in images])
+
+
+def fasthog_hog(
+    images: np.ndarray,  # [B, H, W] float64
+) -> np.ndarray:  # [B, H // 8, W // 8, 9] float64
+    """``fasthog.hog`` with blocks of one cell, image after image.
+
+    Differences: central differences, one-sided at the border; votes shared between neighbouring bins.
+    """
+    hog = optional("fasthog").hog
+    return np.stack([hog(image, (8, 8), (1, 1), 9, False, "L2") for image in images])
+
+
+def hogpp_hog(
+    images: np.ndarray,  # [B, H, W] or [B, H, W, 3], any dtype
+) -> np.ndarray:  # [B, H // 8, W // 8, 9] float32 for float32 images, else float64
+    """``hogpp.IntegralHOGDescriptor`` with blocks of one cell, image after image.
+
+    Differences: central differences; of the three channels only the strongest; votes shared between neighbouring bins;
+    the sum over a cell is a difference of four sums over the image.
+    """
+    sizes, results = dict.fromkeys(("cell_size", "block_size", "block_stride"), (8, 8)), []
+    descriptor = optional("hogpp").IntegralHOGDescriptor(**sizes, block_norm="l2")
+    for image in images:
+        descriptor.compute(image)
+        results.append(descriptor.features_[:, :, 0, 0])
+    return np.stack(results)

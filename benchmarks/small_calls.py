@@ -7,7 +7,16 @@ import argparse
 
 import torch
 
-from maskfeat_kernels import available_backends, fused_hog, fused_hog_tokens, fused_mask_tokens, fused_masked_gather
+from maskfeat_kernels import (
+    DALAL_TRIGGS,
+    OPENCV,
+    SKIMAGE,
+    available_backends,
+    fused_hog,
+    fused_hog_tokens,
+    fused_mask_tokens,
+    fused_masked_gather,
+)
 from maskfeat_kernels.testing import DTYPES, FLOATS, check_hog, images
 
 
@@ -17,6 +26,14 @@ def hog(backend: str, device: str) -> None:
         check_hog(fused_hog(x.to(device), backend=backend).cpu(), x)
         interleaved = images(2, 16, 24, 3, dtype=dtype).permute(0, 3, 1, 2)
         check_hog(fused_hog(interleaved.to(device), backend=backend).cpu(), interleaved)
+
+
+def hog_dialects(backend: str, device: str) -> None:
+    x = images(2, 3, 40, 56, dtype=torch.uint8)
+    for spec in (SKIMAGE, OPENCV, DALAL_TRIGGS):
+        result = fused_hog(x.to(device), spec, backend=backend).cpu()
+        expected = fused_hog(x.double(), spec, backend="reference")
+        torch.testing.assert_close(result.double(), expected, rtol=0, atol=5e-6)
 
 
 def hog_tokens(backend: str, device: str) -> None:
@@ -47,7 +64,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="cuda or cpu (default cuda)")
     device = parser.parse_args().device
     for backend in available_backends(device):
-        for call in (hog, hog_tokens, token_moves):
+        for call in (hog, hog_dialects, hog_tokens, token_moves):
             call(backend, device)
             print(f"{backend}: {call.__name__}", flush=True)
     if device == "cuda":

@@ -8,22 +8,14 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__clang__) || __GNUC__ >= 12
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a == b){__VA_ARGS__})
-#endif
-
-// Clang has no such pragma for templates: built with it, x86-64 runs the baseline.
-#if defined(__x86_64__) && !defined(__clang__)
-#define SEVERAL_INSTRUCTION_SETS
-#endif
+#include "instruction_set.h"
 
 namespace maskfeat {
 namespace {
 
 namespace baseline {  // SSE2 on x86-64, NEON on arm64
 constexpr int kVectorBytes = 16;
+#include "cpu_vector.h"
 #include "hog_cpu_kernel.h"
 }  // namespace baseline
 
@@ -32,6 +24,7 @@ constexpr int kVectorBytes = 16;
 #pragma GCC target("arch=x86-64-v3")
 namespace avx2 {
 constexpr int kVectorBytes = 32;
+#include "cpu_vector.h"
 #include "hog_cpu_kernel.h"
 }  // namespace avx2
 #pragma GCC pop_options
@@ -40,21 +33,11 @@ constexpr int kVectorBytes = 32;
 #pragma GCC target("arch=x86-64-v4")
 namespace avx512 {
 constexpr int kVectorBytes = 64;
+#include "cpu_vector.h"
 #include "hog_cpu_kernel.h"
 }  // namespace avx512
 #pragma GCC pop_options
 #endif
-
-enum class InstructionSet { baseline, avx2, avx512 };
-
-InstructionSet instruction_set() {
-#ifdef SEVERAL_INSTRUCTION_SETS
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("x86-64-v4")) return InstructionSet::avx512;
-  if (__builtin_cpu_supports("x86-64-v3")) return InstructionSet::avx2;
-#endif
-  return InstructionSet::baseline;
-}
 
 // Calls the variant for this machine of a function of the kernel.
 #ifdef SEVERAL_INSTRUCTION_SETS

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "hog_cpu.h"
-#include "torch_device.h"
+#include "torch_image.h"
 #ifdef MASKFEAT_CUDA
 #include "hog_cuda.h"
 #endif
@@ -21,29 +21,6 @@ using maskfeat::PatchView;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kPixelsPerThread = 1 << 15;  // some 50 us of work, of which another thread costs 10
-
-// [lead..., H, W] in place: where asked to, neighbouring leading axes that step evenly through memory become one.
-ImageView view_images(const Tensor& x, bool merge) {
-  const auto sizes = x.sizes(), strides = x.strides();
-  const int64_t spatial = x.dim() - 2;
-  STD_TORCH_CHECK(spatial >= 0 && spatial <= ImageView::kMaxLead, "x must have the axes [..., H, W]");
-  ImageView view;
-  view.data = x.data_ptr();
-  view.dtype = maskfeat::dtype_of(x);
-  view.height = sizes[spatial], view.width = sizes[spatial + 1];
-  view.row_stride = strides[spatial], view.column_stride = strides[spatial + 1];
-  view.lead = 0;
-  for (int64_t axis = 0; axis < spatial; ++axis) {
-    if (merge && sizes[axis] == 1) continue;
-    const bool even = view.lead > 0 && view.lead_stride[view.lead - 1] == sizes[axis] * strides[axis];
-    if (!(merge && even)) view.lead_size[view.lead++] = 1;
-    view.lead_size[view.lead - 1] *= sizes[axis];
-    view.lead_stride[view.lead - 1] = strides[axis];
-  }
-  return view;
-}
-
 HogParameters hog_parameters(const ImageView& image, int64_t bins, int64_t cell_h, int64_t cell_w, int64_t window) {
   STD_TORCH_CHECK(bins >= 1 && cell_h >= 1 && cell_w >= 1 && window >= 0, "parameters out of range");
   STD_TORCH_CHECK(window == 0 || (image.height % window == 0 && image.width % window == 0), "gaussian_window ", window,
@@ -51,17 +28,12 @@ HogParameters hog_parameters(const ImageView& image, int64_t bins, int64_t cell_
   return {bins, cell_h, cell_w, window};
 }
 
-Tensor new_histograms(const Tensor& x, const std::vector<int64_t>& size) {
-  const bool wide = x.scalar_type() == ScalarType::Double;
-  return torch::stable::new_empty(x, size, wide ? ScalarType::Double : ScalarType::Float);
-}
-
 // The kernels of a device, with the same names and arguments for all devices.
 struct Cpu {
   explicit Cpu(std::initializer_list<const Tensor*>) {}
 
   void hog(const ImageView& image, const HogParameters& hog, int64_t cell_rows, void* out) const {
-    const int64_t grain = std::max<int64_t>(1, kPixelsPerThread / (hog.cell_h * image.width));
+    const int64_t grain = std::max<int64_t>(1, maskfeat::kPixelsPerThread / (hog.cell_h * image.width));
     torch::stable::parallel_for(0, cell_rows, grain,
                                 [&](int64_t begin, int64_t end) { maskfeat::hog_cpu(image, hog, out, begin, end); });
   }
@@ -72,7 +44,7 @@ struct Cpu {
       for (int64_t k = 0; k < patches.count; ++k)
         if (!patches.holds(patches.id(b, k)))
           maskfeat::refuse_id(b, k, patches.id(b, k), patches.frames * patches.grid_h * patches.grid_w);
-    const int64_t grain = std::max<int64_t>(1, kPixelsPerThread / (channels * patches.side * patches.side));
+    const int64_t grain = std::max<int64_t>(1, maskfeat::kPixelsPerThread / (channels * patches.side * patches.side));
     torch::stable::parallel_for(0, batch * patches.count, grain, [&](int64_t begin, int64_t end) {
       maskfeat::hog_tokens_cpu(image, patches, hog, out, begin, end);
     });
@@ -105,11 +77,11 @@ struct Cuda : maskfeat::CudaDevice {
 template <typename Device>
 Tensor hog(const Tensor& x, int64_t bins, int64_t cell_h, int64_t cell_w, int64_t gaussian_window) {
   const Device device{&x};
-  const ImageView image = view_images(x, true);
+  const ImageView image = maskfeat::view_images(x, x.dim() - 2, true);
   const HogParameters hog = hog_parameters(image, bins, cell_h, cell_w, gaussian_window);
   std::vector<int64_t> size(x.sizes().begin(), x.sizes().end() - 2);
   size.insert(size.end(), {bins, image.height / cell_h, image.width / cell_w});
-  Tensor out = new_histograms(x, size);
+  Tensor out = maskfeat::new_histograms(x, size);
   const int64_t cells = out.numel() / bins;
   if (cells > 0) device.hog(image, hog, cells / (image.width / cell_w), out.data_ptr());
   return out;
@@ -120,7 +92,7 @@ Tensor hog_tokens(const Tensor& x, const Tensor& token_ids, int64_t patch_size, 
                   int64_t cell_w, int64_t gaussian_window) {
   const Device device{&x, &token_ids};
   STD_TORCH_CHECK(x.dim() == 5, "x must have the axes [B, T, C, H, W]");
-  const ImageView image = view_images(x, false);
+  const ImageView image = maskfeat::view_images(x, x.dim() - 2, false);
   const HogParameters hog = hog_parameters(image, bins, cell_h, cell_w, gaussian_window);
   STD_TORCH_CHECK(patch_size >= 1 && patch_size % cell_h == 0 && patch_size % cell_w == 0,
                   "patch_size must be a multiple of the cell");
@@ -135,7 +107,7 @@ Tensor hog_tokens(const Tensor& x, const Tensor& token_ids, int64_t patch_size, 
                           image.height / patch_size,
                           image.width / patch_size};
   const int64_t features = x.size(2) * bins * (patch_size / cell_h) * (patch_size / cell_w);
-  Tensor out = new_histograms(x, {x.size(0), patches.count, features});
+  Tensor out = maskfeat::new_histograms(x, {x.size(0), patches.count, features});
   if (out.numel() > 0) device.hog_tokens(image, patches, hog, out.data_ptr());
   return out;
 }

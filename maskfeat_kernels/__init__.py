@@ -9,14 +9,20 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
+    "DALAL_TRIGGS": "spec",
     "HogSpec": "spec",
     "MASKFEAT": "spec",
+    "OPENCV": "spec",
+    "SKIMAGE": "spec",
     "available_backends": "backend",
+    "convert_layout": "layouts",
     "fused_hog": "hog",
     "fused_hog_tokens": "hog",
     "fused_mask_tokens": "masked_gather",
     "fused_masked_gather": "masked_gather",
     "hog_image": "visualize",
+    "planes_to_tokens": "layouts",
+    "tokens_to_planes": "layouts",
 }
 __all__ = ["__version__", *_HOME]
 

@@ -1,9 +1,12 @@
 """fused_hog and fused_hog_tokens: histograms of oriented gradients of a batch, or of chosen patches, in one pass."""
 
+import dataclasses
+
 import torch
 
-from . import hog_reference, ops
+from . import hog_blocks_reference, hog_reference, ops
 from .backend import choose_backend
+from .blocks import Region, whole
 from .masked_gather import check_companion, check_token_ids
 from .spec import MASKFEAT, HogSpec, at_least
 
@@ -16,41 +19,52 @@ def fused_hog(
     *,
     backend: str = "auto",
     **changes,
-) -> torch.Tensor:  # [..., C, bins, H // cell_h, W // cell_w]
-    r"""Histogram of oriented gradients of every channel, L2-normalised per cell.
+) -> torch.Tensor:  # [..., C, bins, H // cell_h, W // cell_w] for MASKFEAT; see below
+    r"""Histograms of oriented gradients, as of MaskFeat or in the dialect of any library.
 
-    With the 3x3 Sobel gradient (gx, gy) of a pixel (reflected at the image border), its orientation
+    For MASKFEAT: with the 3x3 Sobel gradient (gx, gy) of a pixel (reflected at the image border), its orientation
     :math:`\phi = \operatorname{atan2}(g_x, g_y) \bmod \pi` and magnitude :math:`m = \sqrt{g_x^2 + g_y^2}`, the
     histogram of a cell is :math:`h_k = \sum m\,[\lfloor \phi\,\mathrm{bins}/\pi \rfloor = k]` over its pixels, and
     the result :math:`h / \max(\lVert h \rVert_2, 10^{-12})`.
 
+    In general, the histograms of the cells of a block are :math:`h_{ck} = \sum_p w_c(p)\,m(p)\,s_k(\phi(p))` over its
+    pixels p, where :math:`w_c` is the weight of a pixel in a cell and :math:`s_k` its share for a bin, and are
+    normalised as one vector; :class:`HogSpec` has the choices.
+
     Args:
         x: images ``[..., C, H, W]`` with any leading axes (video: ``[B, T, C, H, W]``), of dtype uint8, float16,
             bfloat16, float32 or float64 and any strides; read in place, never copied. uint8 is exact: every pixel is
-            in the bin of exact arithmetic, on every backend.
+            in the bin of exact arithmetic, on every backend. ``[H, W]`` is one channel.
         spec: a :class:`HogSpec`; ``changes`` are changes to it, as in ``fused_hog(x, bins=12)``.
         backend: "auto", or one of ``available_backends(x.device)``.
 
     Returns:
-        ``[..., C, bins, H // cell_h, W // cell_w]``, float64 for float64 images and float32 for all others; on the
-        device of ``x``, contiguous, without a gradient. Rows and columns that do not fill a cell are dropped, a flat
-        cell is exactly zero, and a NaN pixel stays in the cells that its 3x3 neighbourhood touches.
+        The leading axes, then C unless channels are "strongest", then those of ``spec.layout`` for
+        ``(H - block_h) // stride_h + 1`` by ``(W - block_w) // stride_w + 1`` blocks, sizes in pixels: for blocks of
+        one cell and "planes" ``[bins, H // cell_h, W // cell_w]``. float64 for float64 images and float32 for all
+        others; on the device of ``x``, contiguous. Rows and columns that do not fill a cell are dropped, a flat block
+        is exactly zero, and a NaN pixel stays in the blocks whose gradients it touches.
+
+        Differentiable once, in every dialect: hard votes through the magnitudes and the normalisation, with the bins as
+        they are, linear votes also through the orientation; zero, never NaN, at flat pixels and where ``clip`` cuts.
 
     Raises:
         TypeError: ``x`` is not a tensor or not of a dtype above; an unknown option.
-        ValueError: fewer than two axes, an image smaller than a cell, a Gaussian window that does not tile the
-            image; an unknown or unavailable backend; on "cuda", more than 256 bins or a window of more than 256.
+        ValueError: fewer than two axes, an image smaller than a block, no channel to choose from, a Gaussian window
+            that does not tile the image; an unknown or unavailable backend; on "cuda", tables beyond the memory of its
+            kernels (for MASKFEAT, more than 256 bins or a window of more than 256).
 
-    Source: Wei et al., Masked Feature Prediction for Self-Supervised Visual Pre-Training, CVPR 2022.
+    Source: Wei et al., Masked Feature Prediction for Self-Supervised Visual Pre-Training, CVPR 2022; Dalal and Triggs,
+    Histograms of Oriented Gradients for Human Detection, CVPR 2005.
     """
-    if not isinstance(spec, HogSpec):
-        raise TypeError(f"spec must be a HogSpec, got {spec!r}")
     spec = _spec(spec, changes)
     _check(x, spec)
     backend = choose_backend(x.device, backend)
-    if backend == "reference":
-        return hog_reference.hog(x.detach(), spec)
-    return _kernels(backend).hog(_constant(x), spec.bins, *spec.cell, spec.gaussian_window)
+    if spec.is_maskfeat and not _needs_gradient(x):
+        if backend == "reference":
+            return hog_reference.hog(x, spec)
+        return _kernels(backend).hog(x, spec.bins, *spec.cell, spec.gaussian_window)
+    return hog_blocks(x, spec, whole(spec, *x.shape[-2:]), backend)
 
 
 def fused_hog_tokens(
@@ -75,7 +89,8 @@ def fused_hog_tokens(
         token_ids: ``[B, K]``, int64, on the device of ``x``, in any order: places in the grid of patches, row by row,
             for video frame by frame. Give every second frame as ``x[:, ::2]``: it is read in place.
         patch_size: side of a patch in pixels, a multiple of the cell.
-        spec: a :class:`HogSpec`; ``changes`` are changes to it.
+        spec: a :class:`HogSpec` that differs from MASKFEAT in bins, cell and gaussian_window alone; ``changes`` are
+            changes to it.
         check_ids: raise IndexError for an id out of range on every backend, which costs a pass over the ids, on a GPU a
             synchronisation with the host, and under torch.compile a graph break. Without it the backend "cpu" raises
             all the same, and the others return NaN for such a token; none reads outside ``x``.
@@ -86,12 +101,14 @@ def fused_hog_tokens(
 
     Raises:
         TypeError: ``x`` or ``token_ids`` is not a tensor or not of a dtype above; an unknown option.
-        ValueError: a shape or device that does not fit; an unknown or unavailable backend.
+        ValueError: another dialect; a shape or device that does not fit; an unknown or unavailable backend.
         IndexError: an id out of range; see ``check_ids``.
 
     Source: as :func:`fused_hog`; the order of elements is that of SlowFast's labels.
     """
     spec = _spec(spec, changes)
+    if not spec.is_maskfeat:
+        raise ValueError(f"fused_hog_tokens takes the dialect of MASKFEAT, got {_difference(spec)}; use fused_hog")
     _check(x, spec)
     if x.ndim not in (4, 5):
         raise ValueError(f"x must be [B, C, H, W] or [B, T, C, H, W], got shape {tuple(x.shape)}")
@@ -114,8 +131,75 @@ def _spec(spec: HogSpec, changes: dict) -> HogSpec:
     return spec.replace(**changes) if changes else spec
 
 
+def _difference(spec: HogSpec) -> str:
+    """The first field in which a spec is not of the MASKFEAT family."""
+    family = HogSpec(spec.bins, spec.cell)
+    fields = (field.name for field in dataclasses.fields(spec) if field.name != "gaussian_window")
+    return next(f"{name} {getattr(spec, name)!r}" for name in fields if getattr(spec, name) != getattr(family, name))
+
+
 def _constant(x: torch.Tensor) -> torch.Tensor:
     return x.detach() if x.requires_grad else x
+
+
+def hog_blocks(
+    x: torch.Tensor,  # [..., C, H, W]
+    spec: HogSpec,
+    region: Region,
+    backend: str,
+) -> torch.Tensor:  # [..., (C unless channels are "strongest"), *block_shape(spec, region)]
+    """HOG in any dialect, of any region that holds a block, on a chosen backend; checks nothing else."""
+    if backend == "reference":
+        return hog_blocks_reference.hog_blocks(x, spec, region)
+    if _needs_gradient(x):
+        return _Hog.apply(x, spec, region, backend)
+    return _block_kernels(backend).hog_blocks(x, spec, region)
+
+
+def _needs_gradient(x: torch.Tensor) -> bool:
+    """Whether to pay for an autograd.Function.
+
+    Under a transform of torch.func a tensor does not tell: inside vmap, requires_grad is that of the wrapper.
+    """
+    if x.requires_grad:
+        return torch.is_grad_enabled()
+    return torch._C._are_functorch_transforms_active() and x.is_floating_point()
+
+
+class _Hog(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, spec, region, backend):
+        if spec.is_maskfeat and region == whole(spec, *x.shape[-2:]):
+            return _kernels(backend).hog(x, spec.bins, *spec.cell, spec.gaussian_window)
+        return _block_kernels(backend).hog_blocks(x, spec, region)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, *ctx.parameters = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return _HogGradient.apply(grad, x, *ctx.parameters), None, None, None
+
+
+class _HogGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad, x, spec, region, backend):
+        return _block_kernels(backend).hog_blocks_backward(grad.contiguous(), x, spec, region).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError("fused_hog is differentiable once; backend 'reference' is as often as you like")
 
 
 def _kernels(backend: str):
@@ -127,6 +211,15 @@ def _kernels(backend: str):
     return ops
 
 
+def _block_kernels(backend: str):
+    """The functions hog_blocks and hog_blocks_backward of a backend."""
+    if backend == "triton":
+        from . import hog_blocks_triton
+
+        return hog_blocks_triton
+    return ops
+
+
 def _check(x: torch.Tensor, spec: HogSpec) -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"x must be a torch.Tensor [..., C, H, W], got {type(x).__name__}")
@@ -135,9 +228,12 @@ def _check(x: torch.Tensor, spec: HogSpec) -> None:
     if x.ndim < 2:
         raise ValueError(f"x must have the axes [..., C, H, W], got shape {tuple(x.shape)}")
     height, width = x.shape[-2:]
-    cell_h, cell_w = spec.cell
-    if height < cell_h or width < cell_w:
-        raise ValueError(f"an image of {height} x {width} pixels is smaller than a cell of {cell_h} x {cell_w}")
+    block_h, block_w = spec.block_size
+    if height < block_h or width < block_w:
+        block = "cell" if spec.block == (1, 1) else "block"
+        raise ValueError(f"an image of {height} x {width} pixels is smaller than a {block} of {block_h} x {block_w}")
+    if spec.channels == "strongest" and x.ndim > 2 and x.shape[-3] == 0:
+        raise ValueError(f"channels 'strongest' needs a channel, got shape {tuple(x.shape)}")
     window = spec.gaussian_window
     if window and (height % window or width % window):
         raise ValueError(f"gaussian_window {window} does not tile an image of {height} x {width} pixels")

@@ -3,18 +3,28 @@
 The kernels themselves are registered per device by ``csrc/*_torch.cpp``, in a shared object that is loaded here.
 """
 
+import dataclasses
+import operator
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
+from . import blocks
+from .blocks import Region, block_shape
+from .spec import HogSpec
 
 _NAMESPACE = "maskfeat_kernels"
 _library = torch.library.Library(_NAMESPACE, "DEF")
+_STRONGEST = 3  # its place in the numbers of a HOG of blocks
 TAGS = (torch.Tag.needs_exact_strides,)
 for _schema in (
     "hog(Tensor x, int bins, int cell_h, int cell_w, int gaussian_window) -> Tensor",
     "hog_tokens(Tensor x, Tensor token_ids, int patch_size, int bins, int cell_h, int cell_w, int gaussian_window)"
     " -> Tensor",
+    "hog_blocks(Tensor x, int[] numbers, float[] reals, SymInt[] region, SymInt[] shape) -> Tensor",
+    "hog_blocks_backward(Tensor grad, Tensor x, int[] numbers, float[] reals, SymInt[] region) -> Tensor",
     "masked_gather(Tensor tokens, Tensor token_ids) -> Tensor",
     "masked_scatter_add(Tensor values, Tensor token_ids, SymInt length) -> Tensor",
     "mask_tokens(Tensor tokens, Tensor mask_token, Tensor mask) -> Tensor",
@@ -38,6 +48,55 @@ masked_gather = torch.ops.maskfeat_kernels.masked_gather.default
 masked_scatter_add = torch.ops.maskfeat_kernels.masked_scatter_add.default
 mask_tokens = torch.ops.maskfeat_kernels.mask_tokens.default
 masked_sum = torch.ops.maskfeat_kernels.masked_sum.default
+_hog_blocks = torch.ops.maskfeat_kernels.hog_blocks.default
+_hog_blocks_backward = torch.ops.maskfeat_kernels.hog_blocks_backward.default
+
+
+def hog_blocks(
+    x: Tensor,  # [..., C, H, W]
+    spec: HogSpec,
+    region: Region,
+) -> Tensor:  # [..., (C unless channels are "strongest"), *block_shape(spec, region)]
+    """Histograms of oriented gradients of overlapping blocks; see :class:`maskfeat_kernels.HogSpec`."""
+    return _hog_blocks(x, *pack(spec), list(region), list(block_shape(spec, region)))
+
+
+def hog_blocks_backward(
+    grad: Tensor,  # of the result, contiguous
+    x: Tensor,  # [..., C, H, W]
+    spec: HogSpec,
+    region: Region,
+) -> Tensor:  # [..., C, H, W]
+    """The gradient of :func:`hog_blocks` to its pixels."""
+    return _hog_blocks_backward(grad, x, *pack(spec), list(region))
+
+
+def pack(spec: HogSpec) -> tuple[list[int], list[float]]:
+    """(numbers, reals) of a spec, see ``blocks.pack``; constants of the graph under torch.compile."""
+    if not torch.compiler.is_compiling():
+        return blocks.pack(spec)
+    return _pack(*(_constant(getattr(spec, field.name)) for field in dataclasses.fields(spec)))
+
+
+def _constant(value):
+    """A field of a spec as what the compiler knows to be a constant: of other numbers it would make variables."""
+    if isinstance(value, tuple):
+        return tuple(_constant(number) for number in value)
+    if isinstance(value, float):
+        return value.hex()
+    return operator.index(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _pack(*values) -> tuple[list[int], list[float]]:
+    """Of the constants of the fields of a spec."""
+    fields = dataclasses.fields(HogSpec)
+    return blocks.pack(HogSpec(*(
+        float.fromhex(value) if isinstance(field.default, float) else value
+        for field, value in zip(fields, values, strict=True)
+    )))  # fmt: skip
+
+
+_pack._dynamo_marked_constant = True  # what torch.compiler.assume_constant_result does, which first loads the compiler
 
 
 def why_not_compiled(device: str) -> str | None:
@@ -69,6 +128,35 @@ def register_hog_ops(hog, hog_tokens) -> None:
     torch.library.register_vmap(hog, lambda info, dims, x, *rest: (hog(x.movedim(dims[0], 0), *rest), 0), lib=_library)
     torch.library.register_fake(hog_tokens, hog_tokens_fake, lib=_library)
     torch.library.register_vmap(hog_tokens, partial(_fold, hog_tokens), lib=_library)
+
+
+def register_hog_blocks_ops(hog_blocks, hog_blocks_backward) -> None:
+    """Give these ops their fake kernels and batching rules, the same for each backend."""
+
+    def hog_blocks_fake(x, numbers, reals, region, shape):
+        lead = x.shape[: -3 if numbers[_STRONGEST] and x.ndim > 2 else -2]
+        return x.new_empty((*lead, *shape), dtype=hog_dtype(x))
+
+    def hog_blocks_backward_fake(grad, x, numbers, reals, region):
+        return x.new_empty(x.shape, dtype=hog_dtype(x))
+
+    def with_channel(x, numbers):  # a batch of planes [H, W] is no plane of channels
+        return x.unsqueeze(1) if numbers[_STRONGEST] and x.ndim == 3 else x
+
+    def hog_blocks_vmap(info, in_dims, x, *parameters):
+        return hog_blocks(with_channel(x.movedim(in_dims[0], 0), parameters[0]), *parameters), 0
+
+    def hog_blocks_backward_vmap(info, in_dims, grad, x, *parameters):
+        grad, x = (
+            t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+            for t, dim in zip((grad, x), in_dims, strict=False)
+        )
+        return hog_blocks_backward(grad.contiguous(), with_channel(x, parameters[0]), *parameters).view(x.shape), 0
+
+    torch.library.register_fake(hog_blocks, hog_blocks_fake, lib=_library)
+    torch.library.register_fake(hog_blocks_backward, hog_blocks_backward_fake, lib=_library)
+    torch.library.register_vmap(hog_blocks, hog_blocks_vmap, lib=_library)
+    torch.library.register_vmap(hog_blocks_backward, hog_blocks_backward_vmap, lib=_library)
 
 
 def register_token_ops(masked_gather, masked_scatter_add, mask_tokens, masked_sum) -> None:
@@ -106,4 +194,5 @@ def _loop(op, info, in_dims, *args):
 
 
 register_hog_ops(hog, hog_tokens)
+register_hog_blocks_ops(_hog_blocks, _hog_blocks_backward)
 register_token_ops(masked_gather, masked_scatter_add, mask_tokens, masked_sum)

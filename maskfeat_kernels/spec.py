@@ -1,19 +1,74 @@
-"""What to compute: the parameters of a histogram of oriented gradients."""
+"""What to compute: the parameters of a histogram of oriented gradients, and presets for the libraries that have one."""
 
 import dataclasses
 import difflib
 import math
 import operator
 
+CHOICES = {
+    "gradient": ("sobel", "central"),
+    "channels": ("each", "strongest"),
+    "angle_from": ("vertical", "horizontal"),
+    "votes": ("hard", "linear"),
+    "cells": ("box", "bilinear"),
+    "reduction": ("sum", "mean"),
+    "norm": ("unit", "none", "l1", "l1-sqrt", "l2", "l2-hys"),
+    "arithmetic": ("exact", "opencv"),
+    "layout": ("planes", "rows", "columns"),
+}
+"""The words that some parameters take; the first is that of MASKFEAT."""
+
 
 @dataclasses.dataclass(frozen=True)
 class HogSpec:
-    """Parameters of a HOG, checked once when the object is made.
+    r"""Parameters of a HOG, stage by stage, checked once when the object is made.
 
-    bins: number of unsigned orientation bins over 180 degrees, at least 1.
-    cell: cell size in pixels, ``int`` for a square or ``(height, width)``; kept as a tuple.
+    *Gradient.* The image is mirrored at its border (without repeating the last pixel), which makes the derivative
+    across the border zero.
+
+    sqrt: take the square root of every pixel first.
+    gradient: "sobel", or "central": the pixel after minus the pixel before.
+    channels: "each" gives histograms of every channel; "strongest" gives one, of the channel that has the longest
+        gradient at each pixel (the first of equals), and the result has no channel axis.
+
+    *Votes.* A pixel votes with the length of its gradient.
+
+    bins: number of orientation bins, at least 1.
+    signed: orientations run over 360 degrees instead of 180.
+    angle_from: the direction of the gradient that has orientation 0: "vertical" is atan2(gx, gy), "horizontal"
+        atan2(gy, gx).
+    votes: "hard" votes for the bin that holds the orientation (bin 0 begins at orientation 0); "linear" shares
+        the vote between the two bins with the nearest centres (that of bin 0 is half a bin wide away from 0).
     gaussian_window: side in pixels of a Gaussian (standard deviation ``side // 2``) that is tiled over the image
-        and weights the magnitudes; 0 for none. Image height and width must be multiples of it.
+        and weights the votes; 0 for none. Image height and width must be multiples of it.
+
+    *Cells.*
+
+    cell: cell size in pixels, ``int`` for a square or ``(height, width)``; kept as a tuple.
+    cells: "box" gives the vote of a pixel to the cell that holds it; "bilinear" shares it between the four cells of the
+        block with the nearest centres, and drops what would go to cells outside the block.
+    reduction: a cell is the "sum" of its votes, or their "mean" over the pixels of a cell.
+
+    *Blocks*, each normalised as one vector v.
+
+    block: cells of a block, ``int`` or ``(down, across)``.
+    block_stride: pixels from a block to the next, ``int`` or ``(down, across)``; None for one cell.
+    block_sigma: standard deviation in pixels of a Gaussian over each block that weights the votes; 0 for none.
+    norm: "unit": v / max(|v|, eps); "none"; "l1": v / (sum v + eps); "l1-sqrt": the square root of that; "l2":
+        v / sqrt(v.v + eps^2); "l2-hys": "l2", then limited to ``clip``, then "l2" again.
+    eps, clip: as above.
+    arithmetic: "opencv" does as OpenCV does where it departs from the formulas here: orientations from a polynomial,
+        off by up to 1.7e-4 radians; the Gaussian of a block centred half a pixel late; an epsilon that is added to
+        the norm, a tenth of the length of v and then 1e-3; of equal channels the last in the last ``W % 4`` columns.
+
+    *Result.*
+
+    layout: the order of the axes after the leading ones and the channel: "planes" is [bins, rows, columns] of blocks of
+        one cell, else [block_h, block_w, bins, rows, columns]; "rows" is [rows, columns, block_h, block_w, bins], the
+        order of scikit-image; "columns" is [columns, rows, block_w, block_h, bins], the order of OpenCV.
+
+    Besides the parameters, a spec has ``block_size``, the (height, width) of a block in pixels, and ``is_maskfeat``:
+    nothing but bins, cell and gaussian_window differs from MASKFEAT, a case with kernels of its own.
 
     Raises TypeError or ValueError naming the value that makes no sense.
     """
@@ -21,14 +76,55 @@ class HogSpec:
     bins: int = 9
     cell: int | tuple[int, int] = 8
     gaussian_window: int = 0
+    sqrt: bool = False
+    gradient: str = "sobel"
+    channels: str = "each"
+    signed: bool = False
+    angle_from: str = "vertical"
+    votes: str = "hard"
+    cells: str = "box"
+    reduction: str = "sum"
+    block: int | tuple[int, int] = 1
+    block_stride: int | tuple[int, int] | None = None
+    block_sigma: float = 0.0
+    norm: str = "unit"
+    eps: float = 1e-12
+    clip: float = 0.2
+    arithmetic: str = "exact"
+    layout: str = "planes"
 
     def __post_init__(self):
-        cell = self.cell if isinstance(self.cell, (tuple, list)) else (self.cell, self.cell)
-        if len(cell) != 2:
-            raise ValueError(f"cell must be an int or (height, width), got {self.cell!r}")
-        object.__setattr__(self, "bins", at_least("bins", self.bins, 1))
-        object.__setattr__(self, "cell", tuple(at_least("cell", side, 1) for side in cell))
-        object.__setattr__(self, "gaussian_window", at_least("gaussian_window", self.gaussian_window, 0))
+        def keep(name, value):
+            object.__setattr__(self, name, value)
+
+        for name, words in CHOICES.items():
+            if getattr(self, name) not in words:
+                raise ValueError(f"{name} must be one of {', '.join(words)}, got {getattr(self, name)!r}")
+        for name in ("sqrt", "signed"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for name in ("block_sigma", "eps", "clip"):
+            keep(name, _not_negative(name, getattr(self, name)))
+        keep("bins", at_least("bins", self.bins, 1))
+        keep("gaussian_window", at_least("gaussian_window", self.gaussian_window, 0))
+        keep("cell", _pair("cell", self.cell, "(height, width)"))
+        keep("block", _pair("block", self.block, "(down, across)"))
+        if self.block_stride is not None:
+            stride = _pair("block_stride", self.block_stride, "(down, across)")
+            keep("block_stride", None if stride == self.cell else stride)
+        keep("block_size", (self.block[0] * self.cell[0], self.block[1] * self.cell[1]))
+        fixed = (f for f in dataclasses.fields(self) if f.name not in ("bins", "cell", "gaussian_window", "block"))
+        keep("is_maskfeat", self.block == (1, 1) and all(getattr(self, f.name) == f.default for f in fixed))
+        if self.arithmetic == "opencv" and (self.votes, self.norm) != ("linear", "l2-hys"):
+            raise ValueError(
+                f"arithmetic 'opencv' goes with votes 'linear' and norm 'l2-hys', got {self.votes!r} and {self.norm!r}"
+            )
+        if self.gaussian_window and not self.shares_cells:
+            got = f"{self.cells!r}, {self.block_sigma} and {self.block_stride}"
+            raise ValueError(
+                f"gaussian_window {self.gaussian_window} goes with cells that blocks share: 'box' cells, no block_sigma"
+                f", and a block_stride of whole cells; got {got}"
+            )
 
     def replace(self, **changes) -> "HogSpec":
         """This spec with some parameters changed; TypeError names an unknown one and the nearest that exists."""
@@ -40,13 +136,24 @@ class HogSpec:
                 raise TypeError(f"unknown HOG option {name!r}; {hint}")
         return dataclasses.replace(self, **changes)
 
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Pixels from a block to the next, (down, across)."""
+        return self.block_stride or self.cell
+
+    @property
+    def shares_cells(self) -> bool:
+        """A pixel weighs the same in a cell whatever the block, so that blocks which overlap share cells."""
+        whole = all(stride % side == 0 for stride, side in zip(self.stride, self.cell, strict=True))
+        return self.cells == "box" and self.block_sigma == 0 and whole
+
 
 def edge_cotangents(bins: int) -> list[float]:
     """cot(k * pi / bins) for the inner bin edges k = 1 .. bins - 1, exact at 45, 90 and 135 degrees.
 
     Exactly antisymmetric about 90 degrees, so that mirrored images land in mirrored bins.
     """
-    return [_cotangent(k, bins) for k in range(1, bins)]
+    return [cotangent(k, bins) for k in range(1, bins)]
 
 
 def gaussian_kernel(side: int) -> list[float]:
@@ -56,9 +163,10 @@ def gaussian_kernel(side: int) -> list[float]:
     return [v / sum(e) for v in e]
 
 
-def _cotangent(k: int, bins: int) -> float:
+def cotangent(k: int, bins: int) -> float:
+    """cot(k * pi / bins), 0 < k < bins, exact where it is 0, 1 or -1."""
     if 2 * k > bins:
-        return -_cotangent(bins - k, bins)
+        return -cotangent(bins - k, bins)
     if 2 * k == bins:
         return 0.0
     if 4 * k == bins:
@@ -77,5 +185,64 @@ def at_least(name: str, value, least: int) -> int:
     return number
 
 
+def _pair(name: str, value, axes: str) -> tuple[int, int]:
+    pair = value if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2:
+        raise ValueError(f"{name} must be an int or {axes}, got {value!r}")
+    return at_least(name, pair[0], 1), at_least(name, pair[1], 1)
+
+
+def _not_negative(name: str, value) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+    return number
+
+
 MASKFEAT = HogSpec(bins=9, cell=8)
 """The target of MaskFeat (CVPR 2022): SlowFast's ``HOGLayerC(nbins=9, pool=8)``."""
+
+SKIMAGE = HogSpec(
+    gradient="central",
+    channels="strongest",
+    angle_from="horizontal",
+    reduction="mean",
+    block=3,
+    norm="l2-hys",
+    eps=1e-5,
+    layout="rows",
+)
+"""The defaults of ``skimage.feature.hog``, before ``feature_vector=True`` flattens the result."""
+
+OPENCV = HogSpec(
+    sqrt=True,
+    gradient="central",
+    channels="strongest",
+    angle_from="horizontal",
+    votes="linear",
+    cells="bilinear",
+    block=2,
+    block_sigma=4.0,
+    norm="l2-hys",
+    arithmetic="opencv",
+    layout="columns",
+)
+"""The defaults of ``cv2.HOGDescriptor()``: blocks of the whole image. Windows are cut out of these."""
+
+DALAL_TRIGGS = HogSpec(
+    sqrt=True,
+    gradient="central",
+    channels="strongest",
+    angle_from="horizontal",
+    votes="linear",
+    cells="bilinear",
+    block=2,
+    block_sigma=8.0,
+    norm="l2-hys",
+    eps=1e-2,
+    layout="rows",
+)
+"""The detector of Dalal and Triggs (CVPR 2005): what the paper says, which no library computes."""

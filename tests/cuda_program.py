@@ -23,9 +23,13 @@ CSRC, SHIM = ROOT / "csrc", ROOT / "tests" / "cuda_on_host"
 KERNELS = {
     "seeded_bugs": SHIM / "seeded_bugs.cu",
     "hog": CSRC / "hog_cuda.cu",
+    "hog_blocks": CSRC / "hog_blocks_cuda.cu",
     "masked_gather": CSRC / "masked_gather_cuda.cu",
 }
 """Source of each kernel; its program is ``tests/cuda_on_host/<name>_driver.cpp``."""
+
+NEEDED = {"hog_blocks": (CSRC / "hog_blocks.cpp",)}
+"""What a program needs besides."""
 
 ON_HOST = {"address": "-fsanitize=address,undefined", "thread": "-fsanitize=thread"}
 HOST_FLAGS = ("-std=c++17", "-g1", "-Wall", "-Wno-unknown-pragmas", "-ffp-contract=off", f"-I{CSRC}", f"-I{SHIM}")
@@ -52,10 +56,11 @@ class Out:
     dtype: torch.dtype = torch.float32
 
 
-def run(kernel: str, checker: str, *arguments, seed: int = 0) -> Result:
+def run(kernel: str, checker: str, *arguments, seed: int = 0, change: tuple[str, str] | None = None) -> Result:
     """Run a program. Arguments: an int, a Tensor (any strides) or :class:`Out` (contiguous).
 
-    ``seed`` chooses the order in which the host takes blocks and threads.
+    ``seed`` chooses the order in which the host takes blocks and threads. ``change`` is a text of the kernel's source,
+    and what stands there instead.
     """
     environment = {**os.environ, "CUDA_ON_HOST_SEED": str(seed)}
     environment["TSAN_OPTIONS"] = "halt_on_error=1"
@@ -73,7 +78,7 @@ def run(kernel: str, checker: str, *arguments, seed: int = 0) -> Result:
                 written.append((argument, path))
             else:
                 words.append(str(argument))
-        command = [*_watcher(checker), program(kernel, checker), *words]
+        command = [*_watcher(checker), program(kernel, checker, change), *words]
         done = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )
@@ -81,32 +86,43 @@ def run(kernel: str, checker: str, *arguments, seed: int = 0) -> Result:
     return Result(done.returncode, out, done.stdout)
 
 
-def checked(kernel: str, checker: str, *arguments, seed: int = 0) -> list[Tensor]:
+def checked(kernel: str, checker: str, *arguments, **options) -> list[Tensor]:
     """The tensors that a program wrote; AssertionError with the checker's words if it found anything."""
-    result = run(kernel, checker, *arguments, seed=seed)
+    result = run(kernel, checker, *arguments, **options)
     if result.status:
         raise AssertionError(f"{kernel} under {checker} ended with {result.status}:\n{result.text}")
     return result.out
 
 
 @functools.cache
-def program(kernel: str, checker: str) -> Path:
-    """The program of a kernel, built once a session."""
+def program(kernel: str, checker: str, change: tuple[str, str] | None = None) -> Path:
+    """The program of a kernel, as it is or with a change of its source, built once a session."""
     driver = SHIM / f"{kernel}_driver.cpp"
     if checker in ON_DEVICE:
         return _built_by_nvcc(kernel, driver)
-    target = _folder() / f"{kernel}-{checker}"
+    source, target = (KERNELS[kernel], kernel_object(kernel, checker)) if change is None else _changed(kernel, *change)
     sanitizer = (ON_HOST[checker], "-fno-sanitize-recover=all")
     script = f"-Wl,-T,{SHIM / 'shared_memory.ld'}"
-    _call("g++", *HOST_FLAGS, *sanitizer, "-x", "c++", "-c", KERNELS[kernel], "-o", kernel_object(kernel, checker))
-    parts = (_plain_object(driver), kernel_object(kernel, checker), _plain_object(SHIM / "cuda_on_host.cpp"))
-    _call("g++", *sanitizer, *parts, script, "-o", target)
-    return target
+    _call("g++", *HOST_FLAGS, *sanitizer, "-x", "c++", "-c", source, "-o", target)
+    plain = map(_plain_object, (driver, SHIM / "cuda_on_host.cpp", *NEEDED.get(kernel, ())))
+    _call("g++", *sanitizer, target, *plain, script, "-o", target.with_suffix(""))
+    return target.with_suffix("")
 
 
 def kernel_object(kernel: str, checker: str) -> Path:
     """The object file of a kernel, as ``program`` left it."""
     return _folder() / f"{kernel}-{checker}.kernel.o"
+
+
+def _changed(kernel: str, old: str, new: str) -> tuple[Path, Path]:
+    """Source and object of a kernel in whose files ``new`` stands instead of ``old``, which is there once."""
+    folder = Path(tempfile.mkdtemp(dir=_folder()))
+    family = sorted(CSRC.glob(f"{KERNELS[kernel].stem}*"))
+    if sum(path.read_text().count(old) for path in family) != 1:
+        raise ValueError(f"{old!r} must occur once in {', '.join(path.name for path in family)}")
+    for path in family:
+        (folder / path.name).write_text(path.read_text().replace(old, new))
+    return folder / KERNELS[kernel].name, folder / "changed.kernel.o"
 
 
 def why_not(checker: str) -> str | None:
@@ -120,7 +136,7 @@ def why_not(checker: str) -> str | None:
 def _built_by_nvcc(kernel: str, driver: Path) -> Path:
     target = _folder() / f"{kernel}-device"
     flags = ("-std=c++17", "-O3", "-fmad=false", "-lineinfo", "-arch=native", f"-I{CSRC}")
-    _call("nvcc", *flags, "-x", "cu", driver, KERNELS[kernel], "-o", target)
+    _call("nvcc", *flags, "-x", "cu", driver, KERNELS[kernel], *NEEDED.get(kernel, ()), "-o", target)
     return target
 
 

@@ -27,16 +27,16 @@ X = torch.randint(4, (3, 64), generator=torch.Generator().manual_seed(0)).float(
 @pytest.fixture(params=CHECKERS)
 def checker(request) -> str:
     """Every tool that watches a program."""
-    return _usable(request.param)
+    return usable(request.param)
 
 
 @pytest.fixture(params=ON_HOST)
 def sanitizer(request) -> str:
     """The tools that watch on the host."""
-    return _usable(request.param)
+    return usable(request.param)
 
 
-def _usable(checker: str) -> str:
+def usable(checker: str) -> str:
     reason = why_not(checker)
     if reason is None:
         return checker
@@ -72,7 +72,7 @@ def test_hog(checker, shape, dtype, spec):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_hog_of_interleaved_channels_and_of_a_crop(dtype):
-    checker = _usable("address")
+    checker = usable("address")
     interleaved = images(2, 20, 28, 3, dtype=dtype).permute(0, 3, 1, 2)
     crop = images(2, 3, 30, 40, dtype=dtype)[..., 5:24, 7:35]
     for x in (interleaved, crop, crop.flip(0).transpose(-1, -2)):
@@ -229,7 +229,7 @@ def test_the_small_kernels_are_right(checker):
 @pytest.mark.parametrize("bug, kernel, sanitizer, words", [(*key, words) for key, words in STOPPED.items()])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_bug_is_stopped(bug, kernel, sanitizer, words, seed):
-    result = small(kernel, bug, _usable(sanitizer), seed)
+    result = small(kernel, bug, usable(sanitizer), seed)
     assert result.status != 0
     assert re.search(words, result.text), result.text
     assert result.out == []
@@ -238,7 +238,7 @@ def test_a_bug_is_stopped(bug, kernel, sanitizer, words, seed):
 @pytest.mark.parametrize("bug", POISONED)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_bug_leaves_nan(bug, seed):
-    result = small(SUM, bug, _usable("address"), seed)
+    result = small(SUM, bug, usable("address"), seed)
     assert result.out[0].isnan().any()
 
 

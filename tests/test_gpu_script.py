@@ -6,7 +6,8 @@ import time
 import pytest
 
 from benchmarks import gpu
-from benchmarks.gpu import SECONDS, Step, run_stage, stages
+from benchmarks.__main__ import SUITES, parse
+from benchmarks.gpu import PATIENCE, PROGRAMS, ROOT, SECONDS, Step, run_stage, shares_of_tests, stages
 
 
 @pytest.fixture(autouse=True)
@@ -62,11 +63,30 @@ def test_without_a_gpu_only_a_rehearsal_runs(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_benchmarks_run_alone_and_have_time(dry_run, tmp_path):
-    *checks, first, second = stages(dry_run, tmp_path)
-    assert [len(first), len(second)] == [1, 1]
+def test_the_benchmarks_run_alone_and_have_time(dry_run, tmp_path):
+    *checks, (benchmarks,) = stages(dry_run, tmp_path)
     assert SECONDS < 9 * 60
-    assert sum(max((step.limit for step in stage), default=0) for stage in checks) <= SECONDS - 100
+    available = SECONDS * (PATIENCE if dry_run else 1)
+    assert sum(max((step.limit for step in stage), default=0) for stage in checks) <= available - 100
+    assert ("--quick" in benchmarks.command) is dry_run
     names = [step.name for stage in stages(dry_run, tmp_path) for step in stage]
     assert len(set(names)) == len(names)
     assert ("calls-racecheck" in names) is not dry_run
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_the_benchmarks_know_their_words(dry_run, tmp_path):
+    *_, (benchmarks,) = stages(dry_run, tmp_path)
+    words = benchmarks.command[benchmarks.command.index("benchmarks") + 1 :]
+    options = parse(words)
+    assert options.suites == list(SUITES)
+    assert (options.quick, options.device, options.out) == (dry_run, "cpu" if dry_run else "cuda", tmp_path)
+
+
+@pytest.mark.parametrize("shares", [1, 3, 8, 1000])
+def test_every_file_of_tests_is_dealt_once(shares, monkeypatch):
+    monkeypatch.setattr(gpu, "SHARES", shares)
+    dealt = [file for share in shares_of_tests() for file in share]
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
+    assert "tests/test_cuda_on_host.py" in PROGRAMS
+    assert sorted([*dealt, *PROGRAMS]) == sorted(files)

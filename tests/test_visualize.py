@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from maskfeat_kernels import fused_hog, hog_image
+from maskfeat_kernels import DALAL_TRIGGS, OPENCV, SKIMAGE, HogSpec, fused_hog, hog_image
 from maskfeat_kernels.visualize import glyph_stamps
 
 # Degrees of an edge counter-clockwise from horizontal, as seen, and an image whose edges all run that way.
@@ -59,7 +59,7 @@ def test_a_vertical_edge_is_an_upright_stroke():
 
 @pytest.mark.parametrize("bins", [1, 2, 9, 18])
 def test_stamps_turn_counter_clockwise_from_horizontal(bins):
-    stamps = glyph_stamps(bins, 33)
+    stamps = glyph_stamps(HogSpec(bins=bins), 33)
     assert stamps.shape == (bins, 33, 33) and stamps.dtype == torch.float32
     for k, stamp in enumerate(stamps):
         assert angle_between(stroke_degrees(stamp), (k + 0.5) * 180 / bins) < 0.1
@@ -129,3 +129,59 @@ def test_nan_stays_in_its_cell():
 def test_bad_input_is_named(arguments, options, error, names):
     with pytest.raises(error, match=names):
         hog_image(*arguments, **options)
+
+
+DIALECTS = {"skimage": SKIMAGE, "opencv": OPENCV, "signed": DALAL_TRIGGS.replace(signed=True)}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("layout", ["planes", "rows", "columns"])
+@pytest.mark.parametrize("name", EDGES)
+def test_strokes_of_other_dialects_run_along_the_edge(name, layout, dialect):
+    degrees, is_bright = EDGES[name]
+    spec, glyph = DIALECTS[dialect].replace(layout=layout), 32
+    picture = hog_image(fused_hog(edge_image(is_bright), spec), spec, glyph=glyph)
+    assert picture.shape == (3 * glyph, 3 * glyph)
+    centre = picture[glyph : 2 * glyph, glyph : 2 * glyph]
+    assert centre.max() > 0.1
+    assert angle_between(stroke_degrees(centre), degrees) <= (180 if spec.signed else 90) / spec.bins + 0.1
+
+
+@pytest.mark.parametrize("stride", [(8, 8), (16, 8), (24, 16)])
+def test_a_cell_of_several_blocks_is_their_mean(stride):
+    spec = HogSpec(block=2, block_stride=stride, norm="l2", layout="rows", channels="strongest")
+    hog = torch.rand(2, 3, 2, 2, 9, generator=torch.Generator().manual_seed(0))
+    step_y, step_x = stride[0] // 8, stride[1] // 8
+    cells = torch.zeros(9, step_y + 2, 2 * step_x + 2)
+    for y in range(step_y + 2):
+        for x in range(2 * step_x + 2):
+            held = [
+                hog[r, c, y - r * step_y, x - c * step_x]
+                for r in range(2)
+                for c in range(3)
+                if 0 <= y - r * step_y < 2 and 0 <= x - c * step_x < 2
+            ]
+            if held:
+                cells[:, y, x] = torch.stack(held).mean(0)
+    alone = spec.replace(block=1, block_stride=None, layout="planes")
+    torch.testing.assert_close(hog_image(hog, spec), hog_image(cells, alone))
+
+
+def test_channels_of_blocks():
+    spec = HogSpec(block=2, norm="l2", layout="columns")
+    hog = fused_hog(torch.stack([edge_image(is_bright) for _, is_bright in EDGES.values()]), spec)
+    for c in range(4):
+        assert torch.equal(hog_image(hog, spec, channel=c), hog_image(hog[c], spec))
+
+
+@pytest.mark.parametrize(
+    "shape, spec, names",
+    [
+        ((2, 2, 3, 9), SKIMAGE, r"\[..., rows, columns, block_rows, block_columns, bins\]"),
+        ((2, 2, 3, 3, 0), SKIMAGE, "bins empty"),
+        ((2, 2, 2, 2, 9), OPENCV.replace(block_stride=4), r"whole cells of \(8, 8\)"),
+    ],
+)
+def test_bad_input_of_other_dialects_is_named(shape, spec, names):
+    with pytest.raises(ValueError, match=names):
+        hog_image(torch.zeros(shape), spec)

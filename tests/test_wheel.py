@@ -12,6 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 USE = """
+import sys, numpy
+from maskfeat_kernels.compat.skimage import hog
+assert hog(numpy.zeros((24, 24), numpy.uint8)).shape == (81,)
+assert "torch" not in sys.modules
 import torch, maskfeat_kernels
 from maskfeat_kernels import ops
 assert maskfeat_kernels.__file__.startswith({environment!r}), maskfeat_kernels.__file__
@@ -46,6 +50,8 @@ def test_a_wheel_with_cuda_kernels_is_built_and_imported_without_a_gpu(tmp_path)
     # Torch and what it needs are those of this environment, found behind the wheel's own files.
     (packages / "torch.pth").write_text(sysconfig.get_path("purelib"))
     (wheel,) = tmp_path.glob("*.whl")
+    # The module for NumPy ties the wheel to this Python.
+    assert f"-cp{sys.version_info.major}{sys.version_info.minor}-" in wheel.name
     subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, packages], check=True)
     run = [clean / "bin" / "python", "-c", USE.format(environment=str(clean))]
     used = subprocess.run(run, check=True, cwd=tmp_path, capture_output=True, text=True)

@@ -1,26 +1,11 @@
 // whole images:   0 IMAGES BINS CELL_H CELL_W GAUSSIAN_WINDOW OUT
 // chosen patches: 1 IMAGES BINS CELL_H CELL_W GAUSSIAN_WINDOW IDS SIDE OUT; the images are [B, T, C, H, W]
-#include <algorithm>
-
-#include "driver.h"
 #include "hog_cuda.h"
+#include "images.h"
 
 namespace {
 
 using namespace maskfeat;
-
-ImageView images_of(const Tensor& x) {  // [lead..., H, W]
-  const size_t lead = x.size.size() - 2;
-  ImageView image{};
-  image.data = x.data;
-  image.dtype = static_cast<Dtype>(x.dtype);
-  image.lead = static_cast<int32_t>(lead);
-  std::copy_n(x.size.begin(), lead, image.lead_size);
-  std::copy_n(x.stride.begin(), lead, image.lead_stride);
-  image.height = x.size[lead], image.width = x.size[lead + 1];
-  image.row_stride = x.stride[lead], image.column_stride = x.stride[lead + 1];
-  return image;
-}
 
 int call(Arguments& arguments) {
   const bool chosen = arguments.number() == 1;

@@ -1,0 +1,128 @@
+"""The benchmarks: one command, every rival, and what it wrote as tables, plots and the results of the README.
+
+::
+
+    python -m benchmarks [hog|tokens|gather|mask|step|compat|loader|accuracy|memory|all ...]
+                         [--device cpu|cuda] [--threads N] [--quick] [--out FOLDER] [--base COMMIT]
+    python -m benchmarks report FILE... [--out FOLDER]    tables and plots from JSON alone, machines side by side
+    python -m benchmarks readme [--check]                 the results in README.md, from benchmarks/results/*.json
+"""
+
+import argparse
+import importlib
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from benchmarks import base, machine, readme, report, rivals, tables, timing
+from benchmarks.timing import Case, Settings
+
+RESULTS = Path(__file__).parent / "results"
+
+SUITES = {
+    "hog": "bench_hog",
+    "tokens": "bench_hog",
+    "gather": "bench_masked_gather",
+    "mask": "bench_masked_gather",
+    "compat": "bench_compat",
+    "loader": "bench_training",
+    "step": "bench_training",
+    "accuracy": "bench_accuracy",
+    "memory": "bench_memory",
+}
+"""Each is a function of that name in that file: from the settings of a run to its cases."""
+
+
+def cases(suite: str, settings: Settings) -> list[Case]:
+    return getattr(importlib.import_module(f"benchmarks.{SUITES[suite]}"), suite)(settings)
+
+
+def run(suites: list[str], settings: Settings, keep: Callable[[dict], None] = lambda result: None) -> dict:
+    """Measure, telling the progress; the report has all that tables and plots are made from.
+
+    ``keep`` is given the report after each case, so that a run which is cut short is not lost.
+    """
+    import torch
+
+    environment = machine.environment(settings.device)
+    device = torch.device(settings.device)
+    threads = sorted({1, settings.threads}) if settings.device == "cpu" else [1]
+    ceilings = {str(n): timing.ceilings_of(device, n) for n in threads}
+    absent = rivals.absent()
+    if settings.quick:
+        absent["reference layer compiled"] = "left out of a quick run: compiling takes longer than all of it"
+    result = {
+        "device": settings.device,
+        "quick": settings.quick,
+        "environment": environment,
+        "ceilings": ceilings,
+        "cannot": rivals.CANNOT,
+        "absent": absent,
+        "cases": [],
+    }
+    todo = [(suite, case) for suite in suites for case in cases(suite, settings)]
+    begin = time.monotonic()
+    for i, (suite, case) in enumerate(todo):
+        print(f"## [{i + 1}/{len(todo)}, {time.monotonic() - begin:.0f} s] {suite}: {case.title}\n", flush=True)
+        rows = case.measure(case.prepare(), settings)
+        result["cases"].append({"suite": suite, "title": case.title, "axis": case.axis, "rows": rows})
+        print(*tables.table(rows), "", sep="\n", flush=True)
+        keep(result)
+    result["seconds"] = round(time.monotonic() - begin, 1)
+    return result
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    choices = [*SUITES, "all"]
+    parser.add_argument("suites", nargs="*", default=["all"], metavar="SUITE", help=f"of {', '.join(choices)}")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--threads", type=int, default=machine.usable_cpus(), metavar="N", help="the most to use, for the curve"
+    )
+    parser.add_argument("--quick", action="store_true", help="small cases and few samples")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where to write (default for a full run: benchmarks/results)"
+    )
+    parser.add_argument("--base", metavar="COMMIT", help="compare with this commit, built in a throw-away worktree")
+    options = parser.parse_args(words)
+    for suite in options.suites:
+        if suite not in choices:
+            parser.error(f"there is no suite {suite!r}; there are {', '.join(choices)}")
+    if options.threads < 1:
+        parser.error(f"--threads must be at least 1, got {options.threads}")
+    options.suites = list(SUITES) if "all" in options.suites else list(dict.fromkeys(options.suites))
+    return options
+
+
+def main(words: list[str]) -> int:
+    if words[:1] == ["report"]:
+        return report.main(words[1:])
+    if words[:1] == ["readme"]:
+        return readme.main(words[1:])
+    options = parse(words)
+    settings = Settings(options.device, options.threads, options.quick)
+    if options.base:
+        print(base.compare(options.base, options.suites, settings))
+        return 0
+    complete = set(options.suites) == set(SUITES) and not options.quick
+    folder = options.out or (RESULTS if complete else None)
+    result = run(options.suites, settings, partial(keep_in, folder) if folder else lambda result: None)
+    if folder:
+        print(f"wrote {keep_in(folder, result)}, and the tables beside it, in {result['seconds']:.0f} s")
+    return 0
+
+
+def keep_in(folder: Path, result: dict) -> Path:
+    """Write the report into ``folder``, under the name of its device and hardware."""
+    path = folder / f"{result['device']}_{machine.slug(machine.name_of(result['environment']))}.json"
+    report.write(result, path)
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,70 @@
+"""Compare with another commit: built in a throw-away worktree, and measured by the benchmarks of this tree, in turn."""
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.machine import ROOT
+from benchmarks.tables import aligned
+from benchmarks.timing import Settings, summary
+
+TURNS = 3
+
+
+@contextlib.contextmanager
+def worktree(commit: str) -> Iterator[Path]:
+    """The files of a commit, with its extension built and with the benchmarks of this tree; gone afterwards."""
+    git = ["git", "-C", str(ROOT), "worktree"]
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder, "base")
+        subprocess.run([*git, "add", "--quiet", "--detach", str(tree), commit], check=True)
+        try:
+            subprocess.run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], cwd=tree, check=True)
+            shutil.rmtree(tree / "benchmarks", ignore_errors=True)
+            shutil.copytree(ROOT / "benchmarks", tree / "benchmarks", ignore=shutil.ignore_patterns("results"))
+            yield tree
+        finally:
+            subprocess.run([*git, "remove", "--force", str(tree)], check=True)
+
+
+def compare(commit: str, suites: list[str], settings: Settings) -> str:
+    """A table of both, each measured ``TURNS`` times by turns in processes of its own.
+
+    The ratio is time of the base over time now, more than 1 where this tree is faster: the middle one of the turns, and
+    the range of them. Rows of rivals, which did not change, show how far the ratios can be trusted.
+    """
+    taken: dict[str, list[dict]] = {"now": [], "base": []}
+    with worktree(commit) as tree, tempfile.TemporaryDirectory() as folder:
+        for turn in range(TURNS):
+            for side, root in (("now", ROOT), ("base", tree)):
+                out = Path(folder, f"{side}-{turn}")
+                print(f"turn {turn + 1} of {TURNS}: {side}", flush=True)
+                command = [sys.executable, "-m", "benchmarks", *suites, "--out", str(out)]
+                command += ["--device", settings.device, "--threads", str(settings.threads)]
+                command += ["--quick"] if settings.quick else []
+                subprocess.run(command, cwd=root, stdout=subprocess.DEVNULL, check=True)
+                (path,) = out.glob("*.json")
+                taken[side].append(json.loads(path.read_text()))
+    lines = [["", "ms now", "ms base", "base / now", "range"]]
+    now, base = ([_medians(report) for report in taken[side]] for side in ("now", "base"))
+    for row in now[0]:
+        if all(row in medians for medians in (*now, *base)):
+            ratios = [b[row] / n[row] for n, b in zip(now, base, strict=True)]
+            times = [f"{1e3 * summary([m[row] for m in side])['median']:.4g}" for side in (now, base)]
+            spread = f"{min(ratios):.3g} to {max(ratios):.3g}"
+            lines.append([row, *times, f"{summary(ratios)['median']:.3g}", spread])
+    return "\n".join(["", f"Base: {commit}.", "", *aligned(lines)])
+
+
+def _medians(report: dict) -> dict[str, float]:
+    return {
+        f"{case['title']}: {row['name']}": row["seconds"]["median"]
+        for case in report["cases"]
+        for row in case["rows"]
+        if "seconds" in row
+    }

@@ -1,0 +1,170 @@
+"""Accuracy as a benchmark: how much of a HOG rounding moves, against exact arithmetic, for every rival and precision.
+
+Scale, mean and deviation cancel in a HOG, so that the truth about a photograph is that of its bytes, on which all
+gradients are integers. Each rival is judged by its own definition: in float64 on the bytes, or for OpenCV, which has no
+float64, in the formulas of its source with an exact arc tangent.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import rivals as r
+from benchmarks.bench_hog import our_backends, planar
+from benchmarks.timing import Case, Settings
+from maskfeat_kernels import fused_hog
+
+OFF = 1e-3
+"""A cell is off if one of its bins differs by more: a thousandth of the length of the normalised histogram."""
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+INPUTS = ("bytes", "floats /255, mean, deviation")
+
+
+@dataclasses.dataclass
+class Contender:
+    """An implementation, what it takes, and the truth.
+
+    cells: gives the histograms of cells of 8x8 pixels, [..., bins] with the bins on axis ``bins_axis``.
+    pixels: the same of cells of one pixel, whose only bin that is not zero is that of the pixel; None where a pixel has
+        more than one bin.
+    """
+
+    name: str
+    given: str
+    cells: Callable[[Any], Any]
+    pixels: Callable[[Any], Any] | None
+    x: Any
+    exact_cells: Any
+    exact_pixels: Any
+    bins_axis: int
+
+
+def accuracy(settings: Settings) -> list[Case]:
+    batch = 1 if settings.quick else 8
+    return [Case(f"Accuracy on {batch} photographs of 224x224", partial(contenders, settings, batch), measure=judge)]
+
+
+def contenders(settings: Settings, batch: int) -> list[Contender]:
+    images = r.photograph_batch(batch)
+    planes = planar(images).to(settings.device)
+    floats = normalised(planes)
+    ours = [_truth(fused_hog, planes, backend="reference", cell=side) for side in (8, 1)]
+    result = []
+    for name, backend in our_backends(settings.device).items():
+        run = partial(fused_hog, backend=backend)
+        one = partial(run, cell=1)
+        result.append(Contender(f"{name} uint8", INPUTS[0], run, one, planes, *ours, 2))
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            precise = f"{name} {str(dtype).removeprefix('torch.')}"
+            result.append(Contender(precise, INPUTS[0], run, one, planes.to(dtype), *ours, 2))
+            result.append(Contender(precise, INPUTS[1], run, one, floats.to(dtype), *ours, 2))
+    layers = {"reference layer float32": r.hog_layer, "reference layer fp16 autocast": r.hog_layer_autocast}
+    if not settings.quick:
+        layers["reference layer compiled"] = r.hog_layer_compiled(settings.device)
+    for name, layer in layers.items():
+        for given, x in zip(INPUTS, (planes.float(), floats), strict=True):
+            result.append(Contender(name, given, layer, partial(layer, cell=1), x, *ours, 2))
+    soft = _truth(r.soft_conv_hog, planes)
+    for given, x in zip(INPUTS, (planes.float(), floats), strict=True):
+        result.append(Contender("soft conv HOG float32", given, r.soft_conv_hog, None, x, soft, None, 2))
+    return result + (libraries(images) if settings.device == "cpu" else [])
+
+
+def libraries(images: np.ndarray) -> list[Contender]:
+    """On gray, so that the choice of a channel, which is no rounding, does not enter."""
+    gray = np.ascontiguousarray(images[..., 1])
+    floats = np.ascontiguousarray(normalised(torch.from_numpy(images).movedim(-1, 1)).numpy()[:, 1])
+    truth = r.skimage_hog(gray), r.skimage_hog(gray, cell=1)
+    run, one = r.skimage_hog, partial(r.skimage_hog, cell=1)
+    result = [
+        Contender("scikit-image uint8", INPUTS[0], run, one, gray, *truth, -1),
+        Contender("scikit-image float32", INPUTS[1], run, one, floats, *truth, -1),
+    ]
+    if r.is_there("cv2"):
+        truth = np.stack([exact_opencv_hog(image) for image in gray])
+        result.append(Contender("OpenCV uint8", INPUTS[0], r.opencv_hog, None, gray, truth, None, -1))
+    if r.is_there("hogpp"):
+        truth = r.hogpp_hog(gray)  # computed in float64
+        for given, x in zip(INPUTS, (gray.astype(np.float32), floats), strict=True):
+            result.append(Contender("hogpp float32", given, r.hogpp_hog, None, x, truth, None, -1))
+    return result
+
+
+def normalised(planes: Tensor) -> Tensor:  # [B, 3, H, W] uint8 -> float32
+    """As for training: scaled to [0, 1], minus the mean, over the deviation."""
+    mean, std = (torch.tensor(v, device=planes.device).view(3, 1, 1) for v in (MEAN, STD))
+    return (planes.float() / 255 - mean) / std
+
+
+def exact_opencv_hog(
+    image: np.ndarray,  # [H, W] uint8
+) -> np.ndarray:  # [H // 8, W // 8, 9] float64
+    """``cv2.HOGDescriptor`` with blocks of one 8x8 cell and without gamma, by the formulas of its source.
+
+    Central differences, mirrored at the border; votes shared between the two nearest bin centres; weights of a Gaussian
+    (deviation 2, centred half a pixel late) and of the distance to the centre of the cell; L2-Hys with the epsilons of
+    the source, 0.1 for each bin and then 1e-3.
+    """
+    padded = np.pad(image.astype(np.float64), 1, mode="reflect")
+    dx = padded[1:-1, 2:] - padded[1:-1, :-2]
+    dy = padded[2:, 1:-1] - padded[:-2, 1:-1]
+    place = np.arctan2(dy, dx) / np.pi * 9 - 0.5
+    lower = np.floor(place)
+    share = place - lower
+    i = np.arange(8)
+    axis = np.exp(-((i - 4) ** 2) / (2 * 2.0**2)) * (1 - np.abs((i + 0.5) / 8 - 0.5))
+    height, width = (size // 8 * 8 for size in image.shape)
+    votes = np.hypot(dx, dy)[:height, :width] * np.tile(np.outer(axis, axis), (height // 8, width // 8))
+    histogram = np.zeros((height // 8, width // 8, 9))
+    for k in range(9):
+        of_bin = np.where(lower % 9 == k, 1 - share, 0) + np.where((lower + 1) % 9 == k, share, 0)
+        cells = (votes * of_bin[:height, :width]).reshape(height // 8, 8, width // 8, 8)
+        histogram[..., k] = cells.sum(axis=(1, 3))
+    once = histogram / (np.linalg.norm(histogram, axis=-1, keepdims=True) + 0.9)
+    once = np.minimum(once, 0.2)
+    return once / (np.linalg.norm(once, axis=-1, keepdims=True) + 1e-3)
+
+
+def judge(contenders: list[Contender], settings: Settings) -> list[dict]:
+    """The shares of pixels in the wrong bin and of cells that are off, and the largest error of a cell.
+
+    Pixels without a gradient belong to no bin and are not counted; what noise makes of them shows in the cells.
+    """
+    rows = []
+    for c in contenders:
+        error = (_float64(c.cells(c.x)) - _float64(c.exact_cells)).abs().amax(c.bins_axis)
+        row = {
+            "name": c.name,
+            "given": c.given,
+            "cells": error.numel(),
+            "cells_off": (error > OFF).double().mean().item(),
+        }
+        row["largest_error"] = error.max().item()
+        if c.pixels is not None:
+            bins, exact_bins = _bin(c.pixels(c.x), c.bins_axis), _bin(c.exact_pixels, c.bins_axis)
+            wrong = (bins != exact_bins)[exact_bins >= 0]
+            row |= {"pixels": wrong.numel(), "pixels_wrong": wrong.double().mean().item()}
+        rows.append(row)
+    return rows
+
+
+def _truth(run, planes: Tensor, **options) -> Tensor:
+    """In float64, image after image: the votes of many at once would fill the memory."""
+    return torch.cat([run(image.unsqueeze(0).double(), **options) for image in planes])
+
+
+def _float64(x) -> Tensor:
+    return torch.as_tensor(x).double()
+
+
+def _bin(histograms, axis: int) -> Tensor:
+    """The bin of each cell of one pixel, -1 where there is no gradient."""
+    histograms = torch.as_tensor(histograms)
+    return torch.where((histograms > 0).any(axis), histograms.argmax(axis), -1)

@@ -1,0 +1,166 @@
+"""Cold start and peak memory: every rival in a process of its own, several times, in turn.
+
+This file is also the program of these processes, and so it imports torch nowhere but for those who need it.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+
+
+def memory(settings) -> list:
+    from benchmarks.timing import Case
+
+    batch = 2 if settings.quick else 16
+    title = f"Cold start and peak memory, RGB 224x224, batch {batch}"
+    return [Case(title, partial(contenders, settings, batch), measure=measure_processes)]
+
+
+def contenders(settings, batch: int) -> list[tuple[str, int]]:
+    from benchmarks.rivals import NUMPY_OPS, is_there
+
+    modules = {"OpenCV uint8": "cv2", "compat.skimage": NUMPY_OPS, "compat.opencv": NUMPY_OPS}
+    on_device = ("fused_hog uint8", "reference layer float32")
+    names = [name for name in LOADERS if settings.device == "cpu" or name in on_device]
+    return [(name, batch) for name in names if name not in modules or is_there(modules[name])]
+
+
+def measure_processes(contenders: list[tuple[str, int]], settings) -> list[dict]:
+    """From the start of Python to the first result, and the memory that a later call takes beyond its input."""
+    from benchmarks.rivals import photograph_batch
+    from benchmarks.timing import summary
+
+    taken: dict[str, list[dict]] = {name: [] for name, _ in contenders}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "images.npy")
+        np.save(path, photograph_batch(contenders[0][1]))
+        for _ in range(1 if settings.quick else 3):
+            for name, _ in contenders:
+                command = [sys.executable, "-m", "benchmarks.bench_memory", name, str(path), settings.device]
+                begin = ["--begin", str(time.time())]
+                run = subprocess.run([*command, *begin], cwd=ROOT, capture_output=True, text=True, check=True)
+                taken[name].append(json.loads(run.stdout.splitlines()[-1]))
+    rows = []
+    for name, facts in taken.items():
+        samples = [f["cold_start"] for f in facts]
+        row = {"name": name, "threads": 1, "seconds": summary(samples)}
+        row["import_seconds"] = summary([f["import"] for f in facts])["median"]
+        row["peak_bytes"] = summary([f["peak_bytes"] for f in facts])["median"]
+        rows.append({**row, "result_bytes": facts[0]["result_bytes"], "samples": samples})
+    return rows
+
+
+def main() -> None:
+    """The process of one rival."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("name", choices=list(LOADERS))
+    parser.add_argument("images", type=Path)
+    parser.add_argument("device")
+    parser.add_argument("--begin", type=float, required=True, help="time.time() when the process was asked for")
+    options = parser.parse_args()
+    begin = time.time()
+    hog = LOADERS[options.name](options.device)
+    imported = time.time() - begin
+    images = np.load(options.images)
+    hog(images[:1])
+    facts = {"cold_start": time.time() - options.begin, "import": imported}
+    result, facts["peak_bytes"] = peak_bytes(lambda: hog(images), options.device)
+    print(json.dumps({**facts, "result_bytes": result.nbytes}))
+
+
+def peak_bytes(call, device: str):
+    """The result of a call, and the memory that it took at most, the result included."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        return call(), torch.cuda.max_memory_allocated() - before
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not reset.exists():
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return call(), unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
+    trim(0)  # of glibc, which would else take freed memory again without being seen
+    reset.write_text("5")  # the high-water mark goes down to what is in use
+
+    def high_water():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+
+    before = high_water()
+    return call(), high_water() - before
+
+
+def _ours(device):
+    import torch
+
+    from maskfeat_kernels import fused_hog
+
+    torch.set_num_threads(1)
+    return lambda images: fused_hog(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
+
+
+def _layer(device):
+    import torch
+
+    from benchmarks.rivals import hog_layer
+
+    torch.set_num_threads(1)
+    return lambda images: hog_layer(torch.from_numpy(images).permute(0, 3, 1, 2).to(device, torch.float32))
+
+
+def _opencv(device):
+    import cv2
+
+    cv2.setNumThreads(1)
+    describe = cv2.HOGDescriptor((224, 224), (16, 16), (8, 8), (8, 8), 9)
+    return lambda images: np.stack([describe.compute(image) for image in images])
+
+
+def _skimage(device):
+    from skimage.feature import hog
+
+    return lambda images: np.stack([hog(image, channel_axis=-1) for image in images])
+
+
+def _compat_opencv(device):
+    from maskfeat_kernels.compat import opencv
+
+    describe = opencv.HOGDescriptor((224, 224), (16, 16), (8, 8), (8, 8), 9)
+    return lambda images: np.stack([describe.compute(image) for image in images])
+
+
+def _compat_skimage(device):
+    from maskfeat_kernels.compat.skimage import hog
+
+    return lambda images: np.stack([hog(image, channel_axis=-1) for image in images])
+
+
+LOADERS = {
+    "fused_hog uint8": _ours,
+    "reference layer float32": _layer,
+    "compat.opencv": _compat_opencv,
+    "OpenCV uint8": _opencv,
+    "compat.skimage": _compat_skimage,
+    "scikit-image uint8": _skimage,
+}
+"""For each rival, a function that imports it and returns its HOG of images [B, 224, 224, 3]."""
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What a number means nothing without: hardware, driver, versions, compiler and its flags, commit and date."""
+
+import ast
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+import maskfeat_kernels
+from benchmarks.timing import cache_bytes, cpu_name
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("numpy", "opencv-python-headless", "scikit-image", "fasthog", "hogpp", "triton")
+
+
+def environment(device: "torch.device | str" = "cpu") -> dict:
+    """Facts about this machine and this build, as they go into a report. No host name."""
+    device = torch.device(device)
+    facts = {
+        "cpu": cpu_name(),
+        "cpus": usable_cpus(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "cache_bytes": cache_bytes(device),
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": versions(),
+        "compiler": compiler(),
+        "flags": flags(),
+        "backends": maskfeat_kernels.available_backends(device),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    if device.type == "cuda":
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index or 0}"]
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["driver"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+        facts["cuda"] = torch.version.cuda
+    return facts
+
+
+def versions() -> dict[str, str]:
+    """Ours, and those of the installed packages that take part."""
+    found = {"maskfeat_kernels": maskfeat_kernels.__version__, "torch": str(torch.__version__)}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def name_of(facts: dict) -> str:
+    """The hardware that the numbers of an environment are of."""
+    return facts.get("gpu", facts["cpu"])
+
+
+def compiler() -> str | None:
+    """The compiler that left its name in the extension; None if there is none, or it is not built."""
+    for extension in sorted(Path(maskfeat_kernels.__file__).parent.glob("_torch_ops*.so")):
+        name = re.search(rb"GCC: [^\0]+|clang version [^\0]+", extension.read_bytes())
+        if name:
+            return name[0].decode()
+    return None
+
+
+def flags() -> dict[str, str]:
+    """What the compilers are told, as setup.py says it, and CXXFLAGS of the environment."""
+    setup = ROOT / "setup.py"
+    text = setup.read_text() if setup.exists() else ""
+    told: dict[str, list[str]] = {}
+    for name, words in re.findall(r"^(CXX_FLAGS|NVCC_FLAGS) \+?= (\[.*\])$", text, re.MULTILINE):
+        told.setdefault(name, []).extend(ast.literal_eval(words))
+    extra = os.environ.get("CXXFLAGS")
+    return {name: " ".join(words) for name, words in told.items()} | ({"CXXFLAGS": extra} if extra else {})
+
+
+def commit(tree: Path = ROOT) -> str | None:
+    """The commit of the sources, with "+" if tracked files differ from it; None outside a git repository."""
+    git = ["git", "-C", str(tree)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    if head.returncode:
+        return None
+    changes = subprocess.run(
+        [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
+    )
+    return head.stdout.strip() + ("+" if changes.stdout else "")
+
+
+def slug(name: str) -> str:
+    """A file name of lower-case words: "AMD EPYC (TM) 7B13" becomes "amd-epyc-7b13"."""
+    return "-".join(re.findall(r"[a-z0-9]+", re.sub(r"\((r|tm)\)", "", name.lower())))

@@ -1,0 +1,137 @@
+"""The plots of reports: curves, times, accuracy at a glance, and the roofline. Needs matplotlib, and no display."""
+
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.machine import name_of, slug
+from benchmarks.report import curves
+from benchmarks.tables import share
+
+COLOURS = ["#0b6e4f", "#c8553d", "#28536b", "#f0a202", "#7a5c99", "#5b8e7d", "#8d99ae", "#d17b88", "#444444", "#9a8c2c"]
+FLOOR = 1e-6
+"""Where a share of zero is drawn on a logarithmic axis."""
+
+
+def draw(reports: list[dict], stem: Path) -> list[Path]:
+    """Every plot that the reports have data for, as ``stem``_NAME.png."""
+    figures = {}
+    for case in reports[0]["cases"]:
+        if case["axis"]:
+            figures[slug(case["title"])] = curve(reports, case["suite"], case["title"])
+    for suite in dict.fromkeys(case["suite"] for case in reports[0]["cases"]):
+        panels = [c for c in reports[0]["cases"] if c["suite"] == suite and not c["axis"] and "seconds" in c["rows"][0]]
+        if panels:
+            figures[f"{suite}-times"] = times(panels)
+    for i, report in enumerate(reports):
+        number = f"-{i + 1}" if len(reports) > 1 else ""
+        judged = [case for case in report["cases"] if case["suite"] == "accuracy"]
+        if judged:
+            figures[f"accuracy{number}"] = accuracy(judged[0], name_of(report["environment"]))
+        if any("operations" in row for case in report["cases"] for row in case["rows"]):
+            figures[f"roofline{number}"] = roofline(report)
+    paths = []
+    for name, figure in figures.items():
+        paths.append(stem.with_name(f"{stem.name}_{name}.png"))
+        FigureCanvasAgg(figure).print_png(str(paths[-1]))
+    return paths
+
+
+def _figure(width: float, height: float, **options):
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    return figure, figure.subplots(**options)
+
+
+def curve(reports: list[dict], suite: str, title: str) -> Figure:
+    """Time along the axis of a case, the machines over each other."""
+    figure, axes = _figure(8, 5)
+    for report, line in zip(reports, ("-", "--", ":", "-."), strict=False):
+        case = next((c for c in report["cases"] if (c["suite"], c["title"]) == (suite, title)), None)
+        for i, (series, rows) in enumerate(curves(case).items() if case else ()):
+            machine = f", {name_of(report['environment'])}" if len(reports) > 1 else ""
+            at, colour = [row["at"] for row in rows], COLOURS[i % len(COLOURS)]
+            median, p20, p80 = ([1e3 * row["seconds"][k] for row in rows] for k in ("median", "p20", "p80"))
+            axes.plot(at, median, line, marker="o", markersize=4, color=colour, label=series + machine)
+            axes.fill_between(at, p20, p80, color=colour, alpha=0.2)
+            axis = case["axis"]
+            if axis.startswith("pixels") and i == 0:
+                slope_one = [median[-1] * x / at[-1] for x in at]
+                axes.plot(at, slope_one, ":", color="0.4", label="slope 1 through the last point")
+    axes.set(xlabel=axis, ylabel="ms", title=title)
+    if axis.startswith("share"):
+        axes.set_ylim(bottom=0)
+    else:
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def times(cases: list[dict]) -> Figure:
+    """A panel for each case: medians, with whiskers from p20 to p80."""
+    heights = [1.2 + 0.3 * len(case["rows"]) for case in cases]
+    figure, axes = _figure(9, sum(heights), nrows=len(cases), squeeze=False, height_ratios=heights)
+    for axis, case in zip(axes[:, 0], cases, strict=True):
+        for row in case["rows"][::-1]:
+            median, p20, p80 = (1e3 * row["seconds"][k] for k in ("median", "p20", "p80"))
+            spread = [[max(median - p20, 0)], [max(p80 - median, 0)]]
+            colour = COLOURS[0] if row["name"].startswith(("fused", "ours", "our ", "compat")) else COLOURS[1]
+            axis.errorbar([median], [row["name"]], xerr=spread, fmt="o", capsize=3, color=colour)
+        axis.set(xscale="log", xlabel="ms", title=case["title"])
+        axis.grid(alpha=0.3, which="both")
+    return figure
+
+
+def accuracy(case: dict, machine: str) -> Figure:
+    """What rounding moves, on bytes and on normalised floats; zero is a bar that is not there."""
+    rows = case["rows"]
+    names, inputs = list(dict.fromkeys(r["name"] for r in rows))[::-1], list(dict.fromkeys(r["given"] for r in rows))
+    figure, axes = _figure(12, 1.5 + 0.42 * len(names), ncols=2, sharey=True)
+    for axis, key, title in zip(
+        axes, ("pixels_wrong", "cells_off"), ("pixels in the wrong bin", "cells off by more than 1e-3"), strict=True
+    ):
+        for i, given in enumerate(inputs):
+            found = {row["name"]: row.get(key) for row in rows if row["given"] == given}
+            for place, name in enumerate(names):
+                value, y = found.get(name), place + 0.2 - 0.4 * i
+                if value:
+                    axis.barh(y, value - FLOOR, 0.38, left=FLOOR, color=COLOURS[i])
+                if name in found:
+                    word = "no single bin" if value is None else share(value)
+                    axis.text(max(value or 0, FLOOR) * 1.15, y, word, va="center", fontsize=8)
+            axis.barh(0, 0, left=FLOOR, color=COLOURS[i], label=given)
+        axis.set(xscale="log", xlim=(FLOOR, 20), xlabel="share", title=f"{title}, {machine}")
+        axis.set_yticks(range(len(names)), names)
+        axis.grid(axis="x", alpha=0.3)
+    axes[1].legend(fontsize=8, loc="upper right")
+    return figure
+
+
+def roofline(report: dict) -> Figure:
+    """Arithmetic per second against arithmetic per byte, under the measured ceilings of one thread (or of the GPU)."""
+    ceilings = report["ceilings"]["1"]
+    copy, arithmetic = ceilings["copy_bytes_per_second"], ceilings["operations_per_second"]
+    figure, axes = _figure(9, 6)
+    ridge = arithmetic / copy
+    intensity = [ridge / 64, ridge / 2, ridge, max(64.0, 4 * ridge)]
+    axes.plot(intensity, [min(x * copy, arithmetic) for x in intensity], "-", color="0.2", label="measured ceilings")
+    unfused = [min(x * copy, arithmetic / 2) for x in intensity]
+    axes.plot(intensity, unfused, ":", color="0.2", label="rounding after each operation")
+    points = {}
+    for case in report["cases"]:
+        if case["suite"] == "hog" and not case["axis"]:
+            for row in case["rows"]:
+                if row.get("operations") and row.get("bytes") and row.get("threads") == 1:
+                    amount = row["operations"]
+                    place = amount / row["bytes"], amount / row["seconds"]["median"]
+                    points[f"{row['name']} ({case['title']})"] = place
+    for i, (name, (x, y)) in enumerate(points.items()):
+        marker = "os^vDP*X"[i // len(COLOURS) % 8]
+        axes.plot([x], [y], marker, color=COLOURS[i % len(COLOURS)], label=name)
+    axes.set(xscale="log", yscale="log", xlabel="operations of the job for each byte", ylabel="operations a second")
+    axes.set_title(f"Roofline, {name_of(report['environment'])}")
+    axes.grid(alpha=0.3, which="both")
+    figure.legend(fontsize=6, loc="outside right upper")
+    return figure

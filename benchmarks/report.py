@@ -1,0 +1,142 @@
+"""A report as text: written as JSON, and as Markdown tables made from that JSON alone, machines side by side.
+
+``{"device", "quick", "environment", "ceilings", "cannot", "absent", "cases": [{"suite", "title", "axis", "rows"}]}``
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import re
+from pathlib import Path
+
+from benchmarks.machine import name_of
+from benchmarks.tables import aligned, table, time_of
+
+LEGEND = """\
+Median (p20 to p80) of the samples, the rivals taken in turn. A time ratio is the median of the ratios within a round: \
+more than 1 is slower than the row it is taken to. Nothing is timed before its result has passed the check; errors are \
+against float64, and a dash means another definition, of which only finiteness is checked. GB/s counts each input read \
+and each result written once. "Of a copy" and "of arithmetic" are shares of what a plain copy and a float32 matrix \
+product or convolution reach on the same number of threads (above): what stays in the cache can be faster than a copy, \
+and float32 arithmetic that rounds after each operation reaches half of the second. "Of arithmetic" counts the \
+operations that the definition needs, however a rival does them. Peak MB is memory beyond the input, the result \
+included."""
+
+
+def about(report: dict) -> str:
+    """The machine, the build, and what the machine can do."""
+    facts = report["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    flags = "; ".join(f"{name} {words}" for name, words in facts["flags"].items())
+    gpu = f"{facts['gpu']}, driver {facts['driver']}, CUDA {facts['cuda']}; " if "gpu" in facts else ""
+    can = ", ".join(
+        f"{c['copy_bytes_per_second'] / 1e9:.3g} GB/s copied and {c['operations_per_second'] / 1e9:.4g} Gop/s with {n} "
+        f"thread{'s' if n != '1' else ''}"
+        for n, c in report["ceilings"].items()
+    )
+    return (
+        f"{gpu}{facts['cpu']}, {facts['cpus']} CPUs, {facts['instruction_set']}, {facts['system']}; Python "
+        f"{facts['python']}, {versions}; compiler {facts['compiler']}, {flags}; commit {facts['commit']}; "
+        f"{facts['date']}. This machine: {can}." + (" A quick run: its numbers are rough." if report["quick"] else "")
+    )
+
+
+def markdown(report: dict) -> str:
+    """One machine: every table, and what the rivals cannot do."""
+    lines = [f"# Benchmarks on {name_of(report['environment'])}", "", about(report), "", LEGEND]
+    for case in report["cases"]:
+        lines += ["", f"## {case['suite']}: {case['title']}", "", *table(case["rows"])]
+        powers = exponents(case)
+        if powers:
+            told = ", ".join(f"{series} {power:.2f}" for series, power in powers.items())
+            lines += ["", f"Exponent of time against pixels, from 256x256 on: {told}."]
+    lines += ["", "## What the rivals cannot do", "", *(f"* {name}: {note}" for name, note in report["cannot"].items())]
+    lines += ["", "Absent from this run:", "", *(f"* {name}: {why}" for name, why in report["absent"].items())]
+    return "\n".join(lines) + "\n"
+
+
+def exponents(case: dict) -> dict[str, float]:
+    """By least squares on logarithms, for each series over pixels with three sizes or more; 1 means proportional."""
+    result = {}
+    if case["axis"] and case["axis"].startswith("pixels"):
+        for series, rows in curves(case).items():
+            points = [(math.log(r["at"]), math.log(r["seconds"]["median"])) for r in rows if r["at"] >= 256**2]
+            if len(points) >= 3:
+                x0, y0 = (sum(column) / len(points) for column in zip(*points, strict=True))
+                covariance = sum((x - x0) * (y - y0) for x, y in points)
+                result[series] = covariance / sum((x - x0) ** 2 for x, _ in points)
+    return result
+
+
+def curves(case: dict) -> dict[str, list[dict]]:
+    """The rows of each series of a case, along its axis."""
+    result: dict[str, list[dict]] = {}
+    for row in sorted((row for row in case["rows"] if "at" in row), key=lambda row: row["at"]):
+        result.setdefault(row["series"], []).append(row)
+    return result
+
+
+def side_by_side(reports: list[dict]) -> str:
+    """Several machines: of each timed row the ms and the ratio on each machine that has it, whatever its batch."""
+    names = [f"{name_of(r['environment'])}, {r['environment']['commit']}" for r in reports]
+    lines = ["# Benchmarks side by side", "", *(f"* {about(r)}" for r in reports), "", LEGEND]
+    tables: dict[str, list[dict[str, dict]]] = {}  # by title, for each machine its rows by name
+    for i, report in enumerate(reports):
+        for case in report["cases"]:
+            title = f"{case['suite']}: {re.sub(r', batch [0-9]+', ', batch', case['title'])}"
+            columns = tables.setdefault(title, [{} for _ in reports])
+            columns[i] |= {row["name"]: row for row in case["rows"] if "seconds" in row}
+    for title, columns in tables.items():
+        rows = dict.fromkeys(name for column in columns for name in column)
+        body = [[name, *(_brief(column.get(name)) for column in columns)] for name in rows]
+        if body:
+            lines += ["", f"## {title}, ms (time ratio)", "", *aligned([["", *names], *body])]
+    return "\n".join(lines) + "\n"
+
+
+def _brief(row: dict | None) -> str:
+    if row is None:
+        return ""
+    return f"{time_of(row)} ({row['ratio']['median']:.3g})" if "ratio" in row else str(time_of(row))
+
+
+def write(report: dict, path: Path) -> None:
+    """Write ``path`` (.json, raw samples included), and beside it the tables made from what was written (.md)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_rounded(report), indent=1)
+    # A list of samples on one line.
+    text = re.sub(r"\[\s+(-?[\d.][^\[\]{}\"]*?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]", text)
+    path.write_text(text + "\n")
+    path.with_suffix(".md").write_text(markdown(json.loads(path.read_text())))
+
+
+def _rounded(value):
+    """With six digits, more than any clock has to say."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    return [_rounded(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks report", description="Tables and plots from JSON alone.")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: beside the first file)")
+    options = parser.parse_args(words)
+    reports = [json.loads(path.read_text()) for path in options.files]
+    folder = options.out or options.files[0].parent
+    folder.mkdir(parents=True, exist_ok=True)
+    one = len(reports) == 1
+    text = folder / (f"{options.files[0].stem}.md" if one else "side_by_side.md")
+    text.write_text(markdown(reports[0]) if one else side_by_side(reports))
+    written = [text]
+    if importlib.util.find_spec("matplotlib"):
+        from benchmarks import plots
+
+        written += plots.draw(reports, folder / text.stem)
+    else:
+        print("no plots: matplotlib is not installed")
+    print("\n".join(f"wrote {path}" for path in written))
+    return 0

@@ -1,0 +1,135 @@
+"""A HogSpec as what the kernels of blocks work from: weights of pixels in cells, and a few numbers.
+
+Whatever a dialect says of cells (box or bilinear, a Gaussian, the mean, shared between blocks or not) is a table of
+weights for each axis, since all of it is separable: a pixel (y, x) counts ``weight_y[y] * weight_x[x]`` times its vote.
+The kernels know such tables and nothing of the words. Knows neither torch nor numpy.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import NamedTuple
+
+from .spec import CHOICES, HogSpec, gaussian_kernel
+
+OPENCV_ARC_TANGENT = (0.9997878412794807, -0.3258083974640975, 0.1555786518463281, -0.04432655554792128)
+"""Of a, a^3, a^5 and a^7 in the arc tangent of cv::cartToPolar, 0 <= a <= 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CellAxis:
+    """The cells along an axis. Cell ``a`` weights the pixels from ``(a // kinds) * step + starts[a % kinds]`` on with
+    ``weights[a % kinds]``; cell ``k`` of block ``b`` is ``a = b * block_step + k``."""
+
+    pixels: int  # of a block
+    stride: int  # pixels from a block to the next
+    per_block: int  # cells of a block
+    block_step: int  # cells from a block to the next
+    step: int  # pixels
+    starts: tuple[int, ...]  # [kinds]
+    weights: tuple[tuple[float, ...], ...]  # [kinds, length]
+
+    def blocks(self, size: int) -> int:
+        """Blocks that fit into ``size`` pixels, at least a block."""
+        return (size - self.pixels) // self.stride + 1
+
+    def cells(self, size: int) -> int:
+        return (self.blocks(size) - 1) * self.block_step + self.per_block
+
+    def start(self, cell: int) -> int:
+        return cell // len(self.starts) * self.step + self.starts[cell % len(self.starts)]
+
+
+@functools.lru_cache
+def cell_axes(spec: HogSpec) -> tuple[CellAxis, CellAxis]:
+    """The cells down and across."""
+    return _cell_axis(spec, 0), _cell_axis(spec, 1)
+
+
+def _cell_axis(spec: HogSpec, axis: int) -> CellAxis:
+    side, per_block, stride, pixels = spec.cell[axis], spec.block[axis], spec.stride[axis], spec.block_size[axis]
+    scale = 1 / side if spec.reduction == "mean" else 1.0
+    if spec.shares_cells:
+        window = [scale * e for e in gaussian_kernel(spec.gaussian_window)] or [scale]
+        kinds = math.lcm(side, len(window)) // side
+        starts = tuple(k * side for k in range(kinds))
+        weights = tuple(tuple(window[(start + i) % len(window)] for i in range(side)) for start in starts)
+        return CellAxis(pixels, stride, per_block, stride // side, kinds * side, starts, weights)
+    centre = pixels / 2 if spec.arithmetic == "opencv" else (pixels - 1) / 2
+
+    def weight(cell, i):
+        gaussian = math.exp(-0.5 * ((i - centre) / spec.block_sigma) ** 2) if spec.block_sigma else 1.0
+        return scale * gaussian * _share(spec.cells, side, cell, i)
+
+    used = [[i for i in range(pixels) if _share(spec.cells, side, k, i) > 0] for k in range(per_block)]
+    length = max(map(len, used))
+    starts = tuple(min(pixels_of[0], pixels - length) for pixels_of in used)
+    weights = tuple(tuple(weight(k, start + i) for i in range(length)) for k, start in enumerate(starts))
+    return CellAxis(pixels, stride, per_block, per_block, stride, starts, weights)
+
+
+def _share(cells: str, side: int, cell: int, i: int) -> float:
+    """The share of pixel ``i`` of a block in a cell."""
+    if cells == "box":
+        return float(i // side == cell)
+    return max(0.0, 1 - abs((i + 0.5) / side - 0.5 - cell))
+
+
+class Region(NamedTuple):
+    """A rectangle in the plane that the mirrored images of an image tile without end.
+
+    It may begin before the image, and end after it. ``tie_column``: from this column on, the last of equally strong
+    channels is taken, before it the first.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    tie_column: int
+
+
+def whole(spec: HogSpec, height: int, width: int) -> Region:
+    """The region that is the image itself."""
+    return Region(0, 0, height, width, width // 4 * 4 if spec.arithmetic == "opencv" else width)
+
+
+def block_shape(spec: HogSpec, region: Region) -> tuple[int, ...]:
+    """The axes of the result after the leading ones and the channel."""
+    (block_h, block_w), (down, across) = spec.block_size, spec.stride
+    rows, columns = (region.height - block_h) // down + 1, (region.width - block_w) // across + 1
+    block = () if spec.layout == "planes" and spec.block == (1, 1) else spec.block
+    if spec.layout == "planes":
+        return *block, spec.bins, rows, columns
+    return (rows, columns, *block, spec.bins) if spec.layout == "rows" else (columns, rows, *block[::-1], spec.bins)
+
+
+def epsilons(spec: HogSpec) -> tuple[float, float]:
+    """The epsilon of the first and of the second normalisation."""
+    if spec.arithmetic == "opencv":
+        return 0.1 * spec.bins * math.prod(spec.block), 1e-3
+    return spec.eps, spec.eps
+
+
+@functools.lru_cache
+def pack(spec: HogSpec) -> tuple[list[int], list[float]]:
+    """(numbers, reals): a spec as the compiled ops take it, in the order that csrc/hog_blocks.h reads."""
+    y, x = cell_axes(spec)
+    numbers = [
+        spec.bins,
+        int(spec.sqrt),
+        CHOICES["gradient"].index(spec.gradient),
+        CHOICES["channels"].index(spec.channels),
+        int(spec.signed),
+        CHOICES["angle_from"].index(spec.angle_from),
+        CHOICES["votes"].index(spec.votes),
+        CHOICES["norm"].index(spec.norm),
+        CHOICES["arithmetic"].index(spec.arithmetic),
+        CHOICES["layout"].index(spec.layout),
+    ]
+    reals = [*epsilons(spec), spec.clip]
+    for axis in (y, x):
+        numbers += [axis.pixels, axis.stride, axis.per_block, axis.block_step, axis.step]
+        numbers += [len(axis.starts), len(axis.weights[0]), *axis.starts]
+        reals += [weight for weights in axis.weights for weight in weights]
+    return numbers, reals

@@ -1,0 +1,56 @@
+"""HOG of NumPy arrays and of torch tensors by one call: arrays never import torch."""
+
+import sys
+from importlib import import_module
+
+import numpy as np
+
+from ..blocks import Region, block_shape, pack
+from ..spec import HogSpec
+
+try:
+    _numpy_ops = import_module("maskfeat_kernels._numpy_ops")
+except ModuleNotFoundError:  # not built; a module that does not load raises
+    _numpy_ops = None
+
+
+def is_tensor(x) -> bool:
+    """Whether ``x`` is a torch.Tensor, which nobody has before torch is imported."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def hog_blocks(
+    x,  # [..., C, H, W]: a tensor of a dtype of fused_hog, or an array, uint8, float16, float32 or float64
+    spec: HogSpec,
+    region: Region,
+):  # [..., (C unless the strongest is taken), *block_shape(spec, region)]
+    """Blocks of histograms, float64 for float64 images, else float32: a tensor on the device of ``x``, or an array.
+
+    Raises RuntimeError where ``x`` is an array and the module for arrays is not built.
+    """
+    if is_tensor(x):
+        from .. import backend, hog
+
+        return hog.hog_blocks(x, spec, region, backend.choose_backend(x.device, "auto"))
+    if _numpy_ops is None:
+        raise RuntimeError(
+            "HOG of NumPy arrays needs the compiled module maskfeat_kernels._numpy_ops, which is not built; run"
+            " `pip install .` in the source tree, or give torch tensors"
+        )
+    if not (x.flags.aligned and x.dtype.isnative and not any(stride % x.itemsize for stride in x.strides)):
+        x = np.array(x, x.dtype.newbyteorder("="))
+    return _numpy_ops.hog_blocks(x, *pack(spec), region, block_shape(spec, region))
+
+
+def like(
+    x,  # an array or a tensor
+    values: np.ndarray,
+):
+    """``values`` as what ``x`` is: the array itself, or a tensor on the device of ``x``."""
+    return sys.modules["torch"].from_numpy(values).to(x.device) if is_tensor(x) else values
+
+
+def to_numpy(x) -> np.ndarray:
+    """The values of an array or a tensor."""
+    return x.detach().cpu().numpy() if is_tensor(x) else np.asarray(x)

@@ -1,0 +1,213 @@
+"""HOG of blocks in plain torch: the meaning of every dialect, stage by stage, with gradients by autograd."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .blocks import OPENCV_ARC_TANGENT, CellAxis, Region, cell_axes, epsilons
+from .hog_reference import orientation_bin
+from .spec import HogSpec, cotangent
+
+
+def hog_blocks(
+    x: Tensor,  # [..., C, H, W]
+    spec: HogSpec,
+    region: Region,
+) -> Tensor:  # [..., (C unless channels are "strongest"), *block_shape(spec, region)]
+    """Histograms of oriented gradients of overlapping blocks; see :class:`maskfeat_kernels.HogSpec`."""
+    x = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    gx, gy = gradient(_sqrt(x) if spec.sqrt else x, spec.gradient, region)
+    if spec.channels == "strongest":
+        gx, gy = strongest_channel(gx, gy, region.tie_column)
+    votes = dense_votes(gx, gy, spec)
+    y, x = cell_axes(spec)
+    cells = cell_sums(cell_sums(votes, x, region.width).mT, y, region.height).mT  # [..., bins, cell rows, cell columns]
+    rows, columns = block_cells(y, region.height), block_cells(x, region.width)
+    blocks = cells[..., rows[:, None, :, None], columns[None, :, None, :]]  # [..., bins, R, C, block_h, block_w]
+    return lay_out(normalise(blocks.movedim(-5, -1), spec), spec)
+
+
+def gradient(
+    x: Tensor,  # [..., H, W]
+    kind: str,
+    region: Region,
+) -> tuple[Tensor, Tensor]:  # gx, gy: [..., region.height, region.width] each
+    """The pixel after minus the pixel before, for Sobel smoothed by (1, 2, 1) across; differences first."""
+
+    def rows(shift):
+        return mirror(region.top + shift, region.height, x.shape[-2])
+
+    def columns(shift):
+        return mirror(region.left + shift, region.width, x.shape[-1])
+
+    def across(y):
+        return x[..., rows(y), :][..., columns(+1)] - x[..., rows(y), :][..., columns(-1)]
+
+    def along(dx):
+        return (x[..., rows(+1), :] - x[..., rows(-1), :])[..., columns(dx)]
+
+    if kind == "central":
+        return across(0), along(0)
+    return across(-1) + across(+1) + 2 * across(0), along(-1) + along(+1) + 2 * along(0)
+
+
+def mirror(begin: int, count: int, size: int) -> Tensor:
+    """Indices begin .. begin + count - 1, mirrored into 0 .. size - 1 as often as it takes."""
+    index = torch.arange(begin, begin + count) % max(2 * (size - 1), 1)
+    return torch.where(index < size, index, 2 * (size - 1) - index)
+
+
+def strongest_channel(
+    gx: Tensor,  # [..., C, H, W], or [H, W] of one channel
+    gy: Tensor,
+    tie_column: int,
+) -> tuple[Tensor, Tensor]:  # [..., H, W] each
+    """The gradient of the channel that has the longest: of equals the first, from ``tie_column`` on the last."""
+    if gx.ndim == 2:
+        return gx, gy
+    square = (gx * gx + gy * gy).detach()
+    first = square.argmax(-3, keepdim=True)
+    last = square.shape[-3] - 1 - square.flip(-3).argmax(-3, keepdim=True)
+    column = torch.arange(square.shape[-1], device=square.device)
+    channel = torch.where(column < tie_column, first, last)
+    return gx.take_along_dim(channel, -3).squeeze(-3), gy.take_along_dim(channel, -3).squeeze(-3)
+
+
+def dense_votes(
+    gx: Tensor,  # [..., H, W]
+    gy: Tensor,
+    spec: HogSpec,
+) -> Tensor:  # [..., bins, H, W]
+    """The vote of each pixel for each bin: its magnitude, whole or shared by two bins."""
+    flat = (gx == 0) & (gy == 0)
+    magnitude = torch.where(flat, 0, (gx * gx + gy * gy).where(~flat, 1).sqrt())
+    sine, cosine = (gx, gy) if spec.angle_from == "vertical" else (gy, gx)  # of the orientation, times magnitude
+    votes = magnitude.new_zeros((*magnitude.shape[:-2], spec.bins, *magnitude.shape[-2:]))
+    if spec.votes == "hard":
+        orientation = signed_bin(sine, cosine, spec.bins) if spec.signed else orientation_bin(sine, cosine, spec.bins)
+        return votes.scatter(-3, orientation.unsqueeze(-3), magnitude.unsqueeze(-3))
+    arc = opencv_angle if spec.arithmetic == "opencv" else angle
+    place = arc(sine, cosine.where(~flat, 1)) * (spec.bins / (2 * math.pi if spec.signed else math.pi)) - 0.5
+    below = place.detach().floor()
+    above_share = place - below
+    for bin_, share in ((below, 1 - above_share), (below + 1, above_share)):
+        votes = votes.scatter_add(-3, bin_.long().unsqueeze(-3) % spec.bins, (magnitude * share).unsqueeze(-3))
+    return votes
+
+
+def signed_bin(
+    sine: Tensor,  # [...]
+    cosine: Tensor,  # [...]
+    bins: int,
+) -> Tensor:  # [...], int64
+    """floor(atan2(sine, cosine) mod 2 pi / (2 pi) * bins), by comparisons as in :func:`orientation_bin`.
+
+    A gradient in the lower half plane is beyond all edges up to 180 degrees and is turned around for the others.
+    """
+    turn = (sine < 0) | ((sine == 0) & (cosine < 0))
+    sine, cosine = torch.where(turn, -sine, sine), torch.where(turn, -cosine, cosine)
+    reached = torch.zeros_like(sine, dtype=torch.int64)
+    for k in range(1, bins):
+        if 2 * k == bins:
+            reached += turn
+            continue
+        beyond = (sine > 0) & (sine * cotangent(2 * k % bins, bins) >= cosine)
+        reached += (~turn & beyond) if 2 * k < bins else (turn & beyond)
+        if 2 * k < bins:
+            reached += turn
+    return reached
+
+
+def angle(
+    sine: Tensor,  # [...]
+    cosine: Tensor,  # [...]
+) -> Tensor:  # [...], radians in [0, 2 pi)
+    """The angle of a vector."""
+    radians = torch.atan2(sine, cosine)
+    return torch.where(radians < 0, radians + 2 * math.pi, radians)
+
+
+def opencv_angle(
+    sine: Tensor,  # [...]
+    cosine: Tensor,  # [...]
+) -> Tensor:  # [...], radians in [0, 2 pi)
+    """The angle of a vector as cv::cartToPolar approximates it."""
+    s, c = torch.where(sine < 0, -sine, sine), torch.where(cosine < 0, -cosine, cosine)  # abs() has no slope at 0
+    smaller, larger = torch.where(s > c, c, s), torch.where(s > c, s, c)
+    a = smaller / (larger + 2.0**-52)
+    p1, p3, p5, p7 = (p * (180 / math.pi) for p in OPENCV_ARC_TANGENT)
+    square = a * a
+    degrees = (((p7 * square + p5) * square + p3) * square + p1) * a
+    degrees = torch.where(s > c, 90 - degrees, degrees)
+    degrees = torch.where(cosine < 0, 180 - degrees, degrees)
+    degrees = torch.where(sine < 0, 360 - degrees, degrees)
+    return degrees * (math.pi / 180)
+
+
+def cell_sums(
+    votes: Tensor,  # [..., size]
+    axis: CellAxis,
+    size: int,
+) -> Tensor:  # [..., cells]
+    """The weighted sums of the pixels of each cell along the last axis."""
+    cells = range(axis.cells(size))
+    pixels = torch.tensor([[axis.start(cell) + i for i in range(len(axis.weights[0]))] for cell in cells])
+    weights = votes.new_tensor([axis.weights[cell % len(axis.weights)] for cell in cells])
+    return (votes[..., pixels] * weights).sum(-1)
+
+
+def block_cells(axis: CellAxis, size: int) -> Tensor:  # [blocks, cells of a block], int64
+    """The cells of each block along an axis."""
+    return torch.arange(axis.blocks(size))[:, None] * axis.block_step + torch.arange(axis.per_block)
+
+
+def normalise(
+    blocks: Tensor,  # [..., block_h, block_w, bins]
+    spec: HogSpec,
+) -> Tensor:  # [..., block_h, block_w, bins]
+    """Each block divided by its norm, as ``spec.norm`` says."""
+    v = blocks.flatten(-3)
+    first, second = epsilons(spec)
+    if spec.norm == "none":
+        return blocks
+    if spec.norm == "unit":
+        v = v / _length(v).clamp_min(first)
+    elif spec.norm in ("l1", "l1-sqrt"):
+        v = v / (v.sum(-1, keepdim=True) + first)
+        v = v if spec.norm == "l1" else _sqrt(v)
+    elif spec.arithmetic == "opencv":
+        v = v / (_length(v) + first)
+        v = v.clamp_max(spec.clip)
+        v = v / (_length(v) + second)
+    else:
+        v = v / ((v * v).sum(-1, keepdim=True) + first**2).sqrt()
+        if spec.norm == "l2-hys":
+            v = v.clamp_max(spec.clip)
+            v = v / ((v * v).sum(-1, keepdim=True) + second**2).sqrt()
+    return v.unflatten(-1, blocks.shape[-3:])
+
+
+def _sqrt(x: Tensor) -> Tensor:
+    """The square root, whose gradient at 0 is 0."""
+    return torch.where(x == 0, 0, x.where(x != 0, 1).sqrt())
+
+
+def _length(v: Tensor) -> Tensor:  # [..., 1]
+    """The norm along the last axis, whose gradient at 0 is 0."""
+    return torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+
+
+def lay_out(
+    blocks: Tensor,  # [..., R, C, block_h, block_w, bins]
+    spec: HogSpec,
+) -> Tensor:
+    """The axes in the order of ``spec.layout``."""
+    lead = tuple(range(blocks.ndim - 5))
+    rows, columns, down, across, bins = range(blocks.ndim - 5, blocks.ndim)
+    if spec.layout == "planes":
+        one = spec.block == (1, 1)
+        blocks = blocks.permute(*lead, down, across, bins, rows, columns)
+        return (blocks.flatten(-5, -3) if one else blocks).contiguous()
+    order = (rows, columns, down, across, bins) if spec.layout == "rows" else (columns, rows, across, down, bins)
+    return blocks.permute(*lead, *order).contiguous()

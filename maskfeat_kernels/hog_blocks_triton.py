@@ -1,0 +1,315 @@
+"""HOG of blocks in any dialect on Triton kernels, a call being an opaque op."""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import ops
+from .blocks import OPENCV_ARC_TANGENT, CellAxis, Region, block_shape, pack
+from .hog_blocks_kernels_triton import cells_kernel, normalise_kernel, pixels_kernel, spread_kernel
+from .hog_votes_triton import Axis, Cells, Dialect, Image, Strides
+from .spec import CHOICES, DALAL_TRIGGS, SKIMAGE, HogSpec, cotangent, edge_cotangents
+
+# Numbers of a program. The interpreter takes its time per program, whatever the size.
+_INTERPRETED = triton.knobs.runtime.interpret
+_SUMS = 1 << 18 if _INTERPRETED else 4096  # of columns and bins
+_ENTRIES = 1 << 16 if _INTERPRETED else 1024  # of blocks
+_PIXELS = 1 << 13 if _INTERPRETED else 256
+_MOST_BINS, _MOST_CHANNELS = 32, 8
+_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+_PIXEL_OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
+_TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+
+_ARC = {
+    # 2 atan(t) / t in powers of t^2, t <= tan(pi / 8): off by 3e-8 as in csrc/hog_blocks_math.h, and to the last bit
+    torch.float32: (2.0, -0.66666615, 0.3999642134, -0.2847994268, 0.2114544958, -0.1206601709),
+    torch.float64: tuple(2 * (-1) ** n / (2 * n + 1) for n in range(24)),
+}
+
+
+@torch.library.custom_op(
+    "maskfeat_kernels::hog_blocks_triton",
+    mutates_args=(),
+    tags=ops.TAGS,
+    schema="(Tensor x, int[] numbers, float[] reals, SymInt[] region, SymInt[] shape) -> Tensor",
+)
+def hog_blocks_op(x, numbers, reals, region, shape):
+    """As the compiled op of that name; see ops.py."""
+    call = _Call(x, numbers, reals, region)
+    out = x.new_empty((*call.leading, *shape), dtype=call.dtype)
+    if out.numel():
+        with torch.cuda.device_of(x):
+            call.normalise(call.cells(), out)
+    return out
+
+
+@torch.library.custom_op(
+    "maskfeat_kernels::hog_blocks_backward_triton",
+    mutates_args=(),
+    tags=ops.TAGS,
+    schema="(Tensor grad, Tensor x, int[] numbers, float[] reals, SymInt[] region) -> Tensor",
+)
+def hog_blocks_backward_op(grad, x, numbers, reals, region):
+    """As the compiled op of that name; see ops.py."""
+    call = _Call(x, numbers, reals, region)
+    out = x.new_empty(x.shape, dtype=call.dtype)
+    if grad.numel() == 0:
+        return out.zero_()
+    with torch.cuda.device_of(x):
+        call.pixels(call.spread(call.cells(), grad.contiguous()), out)
+    return out
+
+
+ops.register_hog_blocks_ops(hog_blocks_op, hog_blocks_backward_op)
+
+
+def hog_blocks(
+    x: Tensor,  # [..., C, H, W]
+    spec: HogSpec,
+    region: Region,
+) -> Tensor:  # [..., (C unless channels are "strongest"), *block_shape(spec, region)]
+    """Histograms of oriented gradients of overlapping blocks; see :class:`maskfeat_kernels.HogSpec`."""
+    return hog_blocks_op(x, *ops.pack(spec), list(region), list(block_shape(spec, region)))
+
+
+def hog_blocks_backward(
+    grad: Tensor,  # of the result of hog_blocks
+    x: Tensor,  # [..., C, H, W]
+    spec: HogSpec,
+    region: Region,
+) -> Tensor:  # [..., C, H, W]
+    """The gradient to the pixels: bins and the choice of the channel are constant."""
+    return hog_blocks_backward_op(grad, x, *ops.pack(spec), list(region))
+
+
+class _Call:
+    """What the kernels of one call are given."""
+
+    def __init__(self, x: Tensor, numbers: Sequence[int], reals: Sequence[float], region: Sequence[int]):
+        self.dtype = ops.hog_dtype(x)
+        self.dialect, self.layout, *axes = _read(tuple(numbers), tuple(reals), self.dtype)
+        region = Region(*region)
+        own = 3 if self.dialect.strongest else 2  # axes of a plane
+        self.leading = x.shape[:-own]
+        leading = range(max(0, x.ndim - own))[::-1]
+        channels = x.ndim >= own == 3
+        self.image = Image(
+            x,
+            tuple(x.shape[axis] for axis in leading),
+            tuple(x.stride(axis) for axis in leading),
+            x.shape[-3] if channels else 1,
+            x.stride(-3) if channels else 0,
+            region.tie_column,
+        )
+        self.planes = math.prod(self.image.sizes)
+        self.y = _axis(axes[0], x, -2, region.top, region.height)
+        self.x = _axis(axes[1], x, -1, region.left, region.width)
+        inside = region.top >= 0 and region.left >= 0
+        inside &= region.top + region.height <= x.shape[-2] and region.left + region.width <= x.shape[-1]
+        self.pixel_constants = {"D": self.dialect, "FAR": not inside, "T": _TYPES[self.dtype]}
+
+    def cells(self) -> Tensor:  # [planes, y.cells, x.cells, bins]
+        """The histograms of all cells."""
+        y, x, bins = self.y, self.x, self.dialect.bins
+        out = self.image.pixels.new_empty((self.planes, y.cells, x.cells, bins), dtype=self.dtype)
+        items = self.planes * y.cells
+        some_bins = min(triton.next_power_of_2(bins), _MOST_BINS)
+        columns = triton.next_power_of_2(self.dialect.x.length)
+        lanes = max(1, _SUMS // (max(some_bins, 16) * columns))
+        across = min(triton.next_power_of_2(x.cells), lanes)
+        group = min(triton.next_power_of_2(items), lanes // across)
+        grid = (triton.cdiv(items, group), triton.cdiv(x.cells, across), triton.cdiv(bins, some_bins))
+        cells_kernel[grid](
+            self.image, y, x, out, items, **self.pixel_constants,
+            INDEX=_index(items), GROUP=group, CELLS=across, COLUMNS=columns, BINS=some_bins, **_OPTIONS,
+        )  # fmt: skip
+        return out
+
+    def normalise(self, cells: Tensor, out: Tensor) -> None:
+        grid, items, constants = self._blocks()
+        normalise_kernel[grid](cells, out, self.y, self.x, items, self._strides(), **constants, **_OPTIONS)
+
+    def spread(self, cells: Tensor, grad: Tensor) -> Tensor:  # [planes, y.blocks, x.blocks, down, across, bins]
+        """The gradient of the cells of each block."""
+        grid, items, constants = self._blocks()
+        out = torch.empty_like(grad)
+        spread_kernel[grid](cells, grad, out, self.y, self.x, items, self._strides(), **constants, **_OPTIONS)
+        return out
+
+    def pixels(self, grad_blocks: Tensor, out: Tensor) -> None:
+        items = self.planes * self.y.size * self.x.size
+        channels = min(triton.next_power_of_2(self.image.channels), _MOST_CHANNELS)
+        grid = (triton.cdiv(items, _PIXELS), triton.cdiv(self.image.channels, channels))
+        pixels_kernel[grid](
+            self.image, self.y, self.x, grad_blocks, out, items, **self.pixel_constants,
+            INDEX=_index(items), PIXELS=_PIXELS, CHANNELS=channels, **_PIXEL_OPTIONS,
+        )  # fmt: skip
+
+    def _blocks(self) -> tuple[tuple[int], int, dict]:  # grid, blocks in all, constants
+        items = self.planes * self.y.blocks * self.x.blocks
+        entries = triton.next_power_of_2(self._entries())
+        group = min(triton.next_power_of_2(items), max(1, _ENTRIES // entries))
+        constants = {"D": self.dialect, "INDEX": _index(items), "GROUP": group, "ENTRIES": entries}
+        return (triton.cdiv(items, group),), items, constants
+
+    def _entries(self) -> int:
+        """Of a block."""
+        return self.dialect.y.per_block * self.dialect.x.per_block * self.dialect.bins
+
+    def _strides(self) -> Strides:
+        """Those of BlockStrides in csrc/hog_blocks.cpp."""
+        rows, columns, bins = self.y.blocks, self.x.blocks, self.dialect.bins
+        down, across = self.dialect.y.per_block, self.dialect.x.per_block
+        entries = self._entries()
+        plane = rows * columns * entries
+        if self.layout == "planes":
+            area = rows * columns
+            return Strides(plane, columns, 1, across * bins * area, bins * area, area)
+        if self.layout == "rows":
+            return Strides(plane, columns * entries, entries, across * bins, bins, 1)
+        return Strides(plane, entries, rows * entries, bins, down * bins, 1)
+
+
+def _index(items: int) -> tl.dtype:
+    """What counts to ``items`` and the lanes past them."""
+    return tl.int32 if items < 2**30 else tl.int64
+
+
+@functools.lru_cache
+def _read(
+    numbers: tuple[int, ...],
+    reals: tuple[float, ...],
+    dtype: torch.dtype,
+) -> tuple[Dialect, str, CellAxis, CellAxis]:  # with the layout
+    """What blocks.pack() packed."""
+    bins, sqrt, gradient, channels, signed, angle_from, votes, norm, arithmetic, layout, *rest = numbers
+    eps, eps_again, clip, *weights = reals
+    axes = []
+    for _ in range(2):
+        pixels, stride, per_block, block_step, step, kinds, length, *rest = rest
+        table = [tuple(weights[kind * length : (kind + 1) * length]) for kind in range(kinds)]
+        axes.append(CellAxis(pixels, stride, per_block, block_step, step, tuple(rest[:kinds]), tuple(table)))
+        rest, weights = rest[kinds:], weights[kinds * length :]
+    y, x = axes
+    opencv = CHOICES["arithmetic"][arithmetic] == "opencv"
+    arc = OPENCV_ARC_TANGENT if opencv else _ARC[dtype]
+    dialect = Dialect(
+        bins=bins,
+        sqrt=bool(sqrt),
+        sobel=CHOICES["gradient"][gradient] == "sobel",
+        strongest=CHOICES["channels"][channels] == "strongest",
+        signed=bool(signed),
+        horizontal=CHOICES["angle_from"][angle_from] == "horizontal",
+        linear=CHOICES["votes"][votes] == "linear",
+        norm=CHOICES["norm"][norm],
+        opencv=opencv,
+        eps=eps,
+        eps_again=eps_again,
+        clip=clip,
+        edges=tuple(_signed_edges(bins) if signed else edge_cotangents(bins)),
+        bins_per_radian=bins / (2 * math.pi if signed else math.pi),
+        arc=arc,
+        arc_slope=tuple((2 * n + 1) * coefficient for n, coefficient in enumerate(arc)),
+        y=_cells(y),
+        x=_cells(x),
+    )
+    return dialect, CHOICES["layout"][layout], y, x
+
+
+def _signed_edges(bins: int) -> list[float]:
+    """Cotangents of the edges of the full circle; that at 180 degrees is not one of the half plane."""
+    return [math.inf if 2 * k == bins else cotangent(2 * k % bins, bins) for k in range(1, bins)]
+
+
+def _cells(axis: CellAxis) -> Cells:
+    holders = [_holders(axis, at) for at in range(axis.pixels)]
+    return Cells(
+        pixels=axis.pixels,
+        stride=axis.stride,
+        per_block=axis.per_block,
+        block_step=axis.block_step,
+        step=axis.step,
+        kinds=len(axis.starts),
+        length=len(axis.weights[0]),
+        holders=max(1, *map(len, holders)),
+        overlap=triton.cdiv(axis.pixels, axis.stride),
+    )
+
+
+def _holders(axis: CellAxis, at: int) -> range:
+    """The cells of the first block that weight its pixel ``at``: neighbours."""
+    weights = [axis.weights[k % len(axis.weights)] for k in range(axis.per_block)]
+    holding = [
+        k for k in range(axis.per_block) if 0 <= (i := at - axis.start(k)) < len(weights[k]) and weights[k][i] > 0
+    ]
+    return range(holding[0], holding[-1] + 1) if holding else range(0)
+
+
+def _axis(axis: CellAxis, x: Tensor, dim: int, begin: int, extent: int) -> Axis:
+    """``extent`` pixels of the mirrored image from ``begin`` on."""
+    size = x.shape[dim]
+    last = max(size - 1, 1)
+    first_fold = begin // last
+    return Axis(
+        size,
+        x.stride(dim),
+        begin,
+        first_fold,
+        max(first_fold, (begin + extent - (1 if size == 1 else 2)) // last),
+        axis.cells(extent),
+        axis.blocks(extent),
+        *_tables(axis, ops.hog_dtype(x), x.device),
+    )
+
+
+@functools.lru_cache
+def _tables(axis: CellAxis, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """starts, weights and holder of an Axis.
+
+    The first call copies them to the device, as it compiles the kernels: capture a CUDA graph after it.
+    """
+    holder = [min(_holders(axis, at), default=0) for at in range(axis.pixels)]
+    return (
+        torch.tensor(axis.starts, dtype=torch.int32, device=device),
+        torch.tensor(axis.weights, dtype=dtype, device=device),
+        torch.tensor(holder, dtype=torch.int32, device=device),
+    )
+
+
+def ahead_of_time_cases(
+    dialects=(("skimage", SKIMAGE, torch.uint8, False), ("dalal_triggs", DALAL_TRIGGS, torch.float32, False)),
+):
+    """(name, kernel, signature, constexprs, num_warps) of the variants to compile without a GPU.
+
+    Of each (name, spec, dtype of the pixels, whether the region is larger than the image).
+    """
+    cases = []
+    for name, spec, dtype, far in dialects:
+        real = torch.float64 if dtype == torch.float64 else torch.float32
+        dialect, *_ = _read(*map(tuple, pack(spec)), real)
+        pointer = {torch.uint8: "*u8", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
+        axis = Axis(*["i32"] * 7, starts="*i32", weights=pointer[real], holder="*i32")
+        image = Image(pointer[dtype], ("i32", "i32"), ("i32", "i32"), "i32", "i32", "i32")
+        types = {"image": image, "y": axis, "x": axis, "strides": Strides(*["i32"] * 6), "items": "i32"}
+        pixels = {"D": dialect, "FAR": far, "T": _TYPES[real], "INDEX": tl.int32}
+        columns, bins = triton.next_power_of_2(dialect.x.length), min(triton.next_power_of_2(dialect.bins), _MOST_BINS)
+        lanes = max(1, _SUMS // (max(bins, 16) * columns))
+        cells = {"GROUP": 1, "CELLS": lanes, "COLUMNS": columns, "BINS": bins}
+        entries = triton.next_power_of_2(dialect.y.per_block * dialect.x.per_block * dialect.bins)
+        blocks = {"D": dialect, "INDEX": tl.int32, "GROUP": max(1, _ENTRIES // entries), "ENTRIES": entries}
+        gradients = {"PIXELS": _PIXELS, "CHANNELS": 4 if dialect.strongest else 1}
+        for stage, kernel, constants, options in (
+            ("cells", cells_kernel, pixels | cells, _OPTIONS),
+            ("normalise", normalise_kernel, blocks, _OPTIONS),
+            ("spread", spread_kernel, blocks, _OPTIONS),
+            ("pixels", pixels_kernel, pixels | gradients, _PIXEL_OPTIONS),
+        ):
+            signature = {argument: types.get(argument, pointer[real]) for argument in kernel.arg_names}
+            signature |= dict.fromkeys(constants, "constexpr")
+            cases.append((f"hog_blocks {stage} {name}", kernel, signature, constants, options["num_warps"]))
+    return cases

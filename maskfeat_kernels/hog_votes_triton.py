@@ -1,0 +1,221 @@
+"""The vote of a pixel in Triton, in any dialect: gradient, strongest channel, magnitude, bins."""
+
+import math
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_PI = tl.constexpr(math.pi)
+
+
+class Dialect(NamedTuple):
+    """What a dialect says of pixels and blocks: constants of the kernels."""
+
+    bins: int
+    sqrt: bool
+    sobel: bool
+    strongest: bool
+    signed: bool
+    horizontal: bool
+    linear: bool
+    norm: str
+    opencv: bool
+    eps: float
+    eps_again: float
+    clip: float
+    edges: tuple[float, ...]  # cotangents of the edges 1 .. bins - 1
+    bins_per_radian: float
+    arc: tuple[float, ...]  # coefficients of the angle in an octant
+    arc_slope: tuple[float, ...]  # and of its derivative
+    y: "Cells"
+    x: "Cells"
+
+
+class Cells(NamedTuple):
+    """The cells along an axis: constants of the kernels; see CellAxis."""
+
+    pixels: int
+    stride: int
+    per_block: int
+    block_step: int
+    step: int
+    kinds: int
+    length: int
+    holders: int  # the most cells of a block that weight a pixel
+    overlap: int  # the most blocks that hold a pixel
+
+
+class Image(NamedTuple):
+    """Pixels [..., C, H, W]; sizes and strides of the axes before those of a plane, from the last to the first."""
+
+    pixels: Tensor
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    channels: int  # of which the strongest is taken
+    channel_stride: int
+    tie_column: int
+
+
+class Axis(NamedTuple):
+    """An axis of an image, its region, and the weights of the cells; see CellAxis and Region."""
+
+    size: int  # of the image
+    pitch: int  # elements from a pixel to the next
+    begin: int  # of the region
+    first_fold: int  # of the mirrored images of the image, those that the region meets
+    last_fold: int
+    cells: int
+    blocks: int
+    starts: Tensor  # [kinds], int32
+    weights: Tensor  # [kinds, length]
+    holder: Tensor  # [pixels], int32: the first cell of a block that weights a pixel
+
+
+class Strides(NamedTuple):
+    """Of the result, in elements."""
+
+    plane: int
+    row: int
+    column: int
+    cell_row: int
+    cell_column: int
+    bin: int
+
+
+@triton.jit
+def plane_offset(plane, image):
+    """Where a plane begins."""
+    offset = tl.zeros_like(plane).to(tl.int64)
+    for axis in tl.static_range(len(image.sizes)):
+        offset += (plane % image.sizes[axis]).to(tl.int64) * image.strides[axis]
+        plane = plane // image.sizes[axis]
+    return offset
+
+
+@triton.jit
+def root(v):
+    return tl.sqrt_rn(v) if v.dtype.is_fp32() else tl.sqrt(v)
+
+
+@triton.jit
+def mirror(i, n, FAR: tl.constexpr):
+    """Any index, or if not FAR one of -1 .. n, mirrored into 0 .. n - 1."""
+    i = tl.abs(i)
+    if FAR:
+        i = i % tl.maximum(2 * (n - 1), 1)
+    return tl.where(i < n, i, tl.maximum(2 * (n - 1) - i, 0))
+
+
+@triton.jit
+def pixel(place, here, T: tl.constexpr):
+    return tl.load(place, mask=here, other=0).to(T)
+
+
+@triton.jit
+def gradient(plane, y, x, row, column, here, D: tl.constexpr, FAR: tl.constexpr, T: tl.constexpr):
+    """The pixel after minus the pixel before, for Sobel smoothed across: differences first."""
+    up = plane + mirror(row - 1, y.size, FAR).to(tl.int64) * y.pitch
+    middle = plane + mirror(row, y.size, FAR).to(tl.int64) * y.pitch
+    down = plane + mirror(row + 1, y.size, FAR).to(tl.int64) * y.pitch
+    left = mirror(column - 1, x.size, FAR).to(tl.int64) * x.pitch
+    centre = mirror(column, x.size, FAR).to(tl.int64) * x.pitch
+    right = mirror(column + 1, x.size, FAR).to(tl.int64) * x.pitch
+    west, east = pixel(middle + left, here, T), pixel(middle + right, here, T)
+    north, south = pixel(up + centre, here, T), pixel(down + centre, here, T)
+    if D.sqrt:
+        west, east, north, south = root(west), root(east), root(north), root(south)
+    gx, gy = east - west, south - north
+    if D.sobel:
+        nw, ne = pixel(up + left, here, T), pixel(up + right, here, T)
+        sw, se = pixel(down + left, here, T), pixel(down + right, here, T)
+        if D.sqrt:
+            nw, ne, sw, se = root(nw), root(ne), root(sw), root(se)
+        gx = (ne - nw) + (se - sw) + 2 * gx
+        gy = (sw - nw) + (se - ne) + 2 * gy
+    return gx, gy
+
+
+@triton.jit
+def strongest(plane, image, y, x, row, column, here, D: tl.constexpr, FAR: tl.constexpr, T: tl.constexpr):
+    """The gradient of the channel that has the longest, and the channel; a NaN counts as the longest of all."""
+    gx, gy = gradient(plane, y, x, row, column, here, D, FAR, T)
+    channel = tl.zeros_like(gx).to(tl.int32)
+    if D.strongest:
+        longest = gx * gx + gy * gy
+        takes_last = column - x.begin >= image.tie_column
+        for c in range(1, image.channels):
+            plane += image.channel_stride
+            other_gx, other_gy = gradient(plane, y, x, row, column, here, D, FAR, T)
+            square = other_gx * other_gx + other_gy * other_gy
+            take = (square > longest) | (takes_last & (square == longest)) | ((square != square) & (longest == longest))
+            gx, gy = tl.where(take, other_gx, gx), tl.where(take, other_gy, gy)
+            longest, channel = tl.where(take, square, longest), tl.where(take, c, channel)
+    return gx, gy, channel
+
+
+@triton.jit
+def _hard_bin(sine, cosine, D: tl.constexpr):
+    """The number of edges that the orientation has reached: one product and one comparison each, exact on bytes."""
+    turn = tl.where(sine != 0, sine, cosine) < 0
+    sine, cosine = tl.where(turn, -sine, sine), tl.where(turn, -cosine, cosine)
+    reached = tl.zeros_like(sine).to(tl.int32)
+    for k in tl.static_range(len(D.edges)):
+        beyond = turn
+        if not D.signed:
+            beyond = sine * D.edges[k] >= cosine
+        elif 2 * (k + 1) < D.bins:
+            beyond = turn | (sine * D.edges[k] >= cosine)
+        elif 2 * (k + 1) > D.bins:
+            beyond = turn & (sine * D.edges[k] >= cosine)
+        reached += beyond.to(tl.int32)
+    return reached
+
+
+@triton.jit
+def _linear_bin(sine, cosine, magnitude, D: tl.constexpr):
+    """The bin with the nearest centre below the orientation, and the share of the next bin."""
+    s, c = tl.abs(sine), tl.abs(cosine)
+    small, large = tl.minimum(s, c), tl.maximum(s, c)
+    # The tangent of the angle in an octant, or of half of it.
+    t = small / (large + 2.0**-52) if D.opencv else small / tl.where(large > 0, large + magnitude, 1.0)
+    angle = _series(t * t, D.arc) * t
+    angle = tl.where(s > c, _PI / 2 - angle, angle)
+    angle = tl.where(cosine < 0, _PI - angle, angle)
+    angle = tl.where(sine < 0, 2 * _PI - angle, angle)
+    place = angle * D.bins_per_radian - 0.5
+    below = tl.floor(tl.where(place == place, place, 0.0))  # a NaN goes into the share
+    return (below.to(tl.int32) + D.bins) % D.bins, place - below
+
+
+@triton.jit
+def angle_rate(sine, cosine, D: tl.constexpr):
+    """The change of the angle over that of the true one: 1, or for a polynomial p of the tangent a, p'(a) (1 + a^2)."""
+    rate = tl.zeros_like(sine) + 1
+    if D.opencv:
+        s, c = tl.abs(sine), tl.abs(cosine)
+        a = tl.minimum(s, c) / (tl.maximum(s, c) + 2.0**-52)
+        rate = _series(a * a, D.arc_slope) * (1 + a * a)
+    return rate
+
+
+@triton.jit
+def _series(z, coefficients: tl.constexpr):
+    """The sum of coefficients[n] * z^n."""
+    total = tl.zeros_like(z)
+    for n in tl.static_range(len(coefficients)):
+        total = total * z + coefficients[len(coefficients) - 1 - n]
+    return total
+
+
+@triton.jit
+def vote(gx, gy, D: tl.constexpr):
+    """Magnitude, sine and cosine times magnitude, the bin that is voted for, and the share of the next bin."""
+    magnitude = root(gx * gx + gy * gy)
+    sine, cosine = (gy, gx) if D.horizontal else (gx, gy)
+    if D.linear:
+        bin, share = _linear_bin(sine, cosine, magnitude, D)
+    else:
+        bin, share = _hard_bin(sine, cosine, D), tl.zeros_like(sine)
+    return magnitude, sine, cosine, bin, share

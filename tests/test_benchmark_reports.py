@@ -1,0 +1,232 @@
+"""What is made of a report: tables, curves, plots, the results in the README; and the command that writes it."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import machine, readme, report
+from benchmarks.machine import ROOT
+from benchmarks.timing import Case, Rival
+
+
+def row(name, ms, **more):
+    seconds = {"median": ms / 1e3, "p20": ms / 1e3, "p80": 2 * ms / 1e3}
+    return {"name": name, "threads": 1, "seconds": seconds, "samples": [ms / 1e3], **more}
+
+
+def ratio(to, value):
+    return {"to": to, "median": value, "p20": value, "p80": value}
+
+
+@pytest.fixture
+def result():
+    """A small report: a race, a curve whose time grows as the pixels to the power 1.5, and a judgement."""
+    race = [
+        row("fused_hog uint8", 1.0, max_error=1e-7, bytes=1000, operations=5000, items_per_second=1000.0),
+        row("OpenCV uint8", 4.0, max_error=None, ratio=ratio("fused_hog uint8", 4.0), items_per_second=250.0),
+        row("a wonder", 0.5, max_error=None, ratio=ratio("fused_hog uint8", 0.5), items_per_second=2000.0),
+    ]
+    curve = [row(f"fused_hog, {side}", 1e-3 * side**3, at=side**2, series="fused_hog") for side in (512, 64, 1024, 256)]
+    judged = [
+        {"name": "fused_hog", "given": "bytes", "pixels_wrong": 0.0, "cells_off": 0.0, "largest_error": 4e-7},
+        {"name": "soft", "given": "bytes", "cells_off": 0.25, "largest_error": 0.5},
+    ]
+    return {
+        "device": "cpu",
+        "quick": True,
+        "environment": machine.environment(),
+        "ceilings": {"1": {"copy_bytes_per_second": 1e10, "operations_per_second": 1e11}},
+        "cannot": {"OpenCV": "no batch"},
+        "absent": {"hogpp": "not installed"},
+        "cases": [
+            {"suite": "hog", "title": "RGB 224x224, batch 2", "axis": None, "rows": race},
+            {"suite": "hog", "title": "Time and pixels", "axis": "pixels of one RGB image", "rows": curve},
+            {"suite": "accuracy", "title": "Accuracy", "axis": None, "rows": judged},
+        ],
+    }
+
+
+def test_json_and_tables(result, tmp_path):
+    path = tmp_path / "results" / "cpu.json"
+    report.write(result, path)
+    assert json.loads(path.read_text()) == json.loads(json.dumps(report._rounded(result)))
+    assert '"samples": [0.001]' in path.read_text(), "on one line"
+    text = path.with_suffix(".md").read_text()
+    for told in (result["environment"]["cpu"], "-ffp-contract=off", "* OpenCV: no batch", "* hogpp: not installed"):
+        assert told in text
+    assert re.search(
+        r"\| OpenCV uint8 +\| 1 +\| 4 +\| 4 to 8 +\| 4 \(4 to 4\) +\| fused_hog uint8 \| 250 +\| - +\|", text
+    )
+    assert re.search(r"\| soft +\| bytes \| +\| 25 % +\| 0.5 +\|", text)
+    assert len({len(line) for line in text.split("## hog: RGB")[1].split("##")[0].split("\n")[2:-2]}) == 1, "aligned"
+    assert platform.node() not in text or platform.node() in result["environment"]["cpu"]
+
+
+def test_curves_are_in_order_and_have_an_exponent(result):
+    case = result["cases"][1]
+    assert [r["at"] for r in report.curves(case)["fused_hog"]] == [side**2 for side in (64, 256, 512, 1024)]
+    assert report.exponents(case) == {"fused_hog": pytest.approx(1.5)}
+    assert report.exponents(result["cases"][0]) == {}
+
+
+def test_machines_side_by_side(result):
+    other = json.loads(json.dumps(result))
+    other["cases"][0]["title"] = "RGB 224x224, batch 256"
+    other["cases"][0]["rows"][1] = row("a GPU rival", 0.125)
+    other["environment"]["gpu"], other["environment"]["driver"], other["environment"]["cuda"] = "GPU 1", "1", "13.0"
+    text = report.side_by_side([result, other])
+    assert "GPU 1" in text
+    assert re.search(r"\| OpenCV uint8 +\| 4 \(4\) +\| +\|", text)
+    assert re.search(r"\| a GPU rival +\| +\| 0.125 +\|", text)
+
+
+def test_plots_need_the_report_alone(result, tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "cpu.json").write_text(json.dumps(result))
+    assert report.main([str(tmp_path / "cpu.json"), "--out", str(tmp_path / "plots")]) == 0
+    names = {path.name for path in (tmp_path / "plots").glob("*.png") if path.read_bytes().startswith(b"\x89PNG")}
+    assert names == {f"cpu_{kind}.png" for kind in ("time-and-pixels", "hog-times", "accuracy", "roofline")}
+
+
+def test_the_readme_is_up_to_date():
+    """If it fails: make results."""
+    assert readme.main(["--check"]) == 0
+
+
+def test_the_readme_follows_the_results(monkeypatch, tmp_path):
+    for path in readme.RESULTS.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    shutil.copy(readme.README, tmp_path / "README.md")
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    path = next(tmp_path.glob("cpu_*.json"))
+    changed = json.loads(path.read_text())
+    for case in changed["cases"]:
+        for line in case["rows"]:
+            if line["name"] == "OpenCV uint8" and "ratio" in line:
+                line["ratio"]["median"] = 0.51
+    path.write_text(json.dumps(changed))
+    assert readme.main(["--check"]) == 1
+    assert readme.main([]) == 0
+    assert readme.main(["--check"]) == 0
+    text = readme.README.read_text()
+    assert "| 0.51 x" in text
+    assert "Faster than ours: OpenCV uint8 (RGB 224x224, batch 1: 0.51 of our time)" in text
+    before, _, rest = (ROOT / "README.md").read_text().partition(readme.BEGIN)
+    assert text.startswith(before)
+    assert text.endswith(rest.partition(readme.END)[2])
+
+
+def test_quick_runs_are_no_results(result):
+    with pytest.raises(ValueError, match="quick ones are cpu_x"):
+        readme.block({"cpu_x": result})
+
+
+def test_a_claim_without_a_row_is_an_error(result):
+    with pytest.raises(LookupError, match="no case memory: Cold"):
+        readme.facts(readme.Rows(result))
+
+
+def test_every_loss_is_told(result):
+    assert readme.losses(readme.Rows(result)) == (
+        "Faster than ours: a wonder (RGB 224x224, batch 2: 0.50 of our time)."
+    )
+
+
+def test_results_of_a_gpu_are_named_after_it(result):
+    result["environment"] |= {"gpu": "GPU 1", "driver": "1", "cuda": "13.0"}
+    head, speed, losses, accuracy = readme.gpu("cuda_gpu-1", readme.Rows(result))
+    assert head.startswith("**GPU 1**, by replay of CUDA graphs")
+    assert "(benchmarks/results/cuda_gpu-1.md)" in head
+    assert re.search(r"\| OpenCV uint8 +\| 4,000 +\| 4 x +\|", speed)
+    assert "a wonder" in losses
+    assert re.search(r"\| fused_hog \| bytes \| 0 +\| 0 +\|", accuracy)
+
+
+@pytest.mark.parametrize(
+    "text", ["nothing", f"{readme.END} {readme.BEGIN}", f"{readme.BEGIN} {readme.BEGIN} {readme.END}"]
+)
+def test_without_its_marks_the_readme_is_left_alone(text):
+    with pytest.raises(ValueError, match=r"README.md must have one"):
+        readme.with_block(text, "new")
+
+
+def test_names_and_flags():
+    assert machine.slug("Intel(R) Xeon(R) CPU @ 2.80GHz") == "intel-xeon-cpu-2-80ghz"
+    assert {"CXX_FLAGS", "NVCC_FLAGS"} <= set(machine.flags())
+    assert machine.versions()["maskfeat_kernels"]
+
+
+def test_a_run_keeps_what_it_has(monkeypatch, tmp_path):
+    """The second case fails, and the first is on the disk."""
+
+    def fails():
+        raise RuntimeError("out of memory")
+
+    suite = [
+        Case("first", lambda: [Rival("a", lambda x: x, [torch.ones(1)])]),
+        Case("second", fails),
+    ]
+    monkeypatch.setattr(command, "cases", lambda name, settings: suite)
+    ceilings = {"copy_bytes_per_second": 1.0, "operations_per_second": 1.0}
+    monkeypatch.setattr(command.timing, "ceilings_of", lambda device, threads: ceilings)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        command.main(["hog", "--quick", "--threads", "1", "--out", str(tmp_path)])
+    (path,) = tmp_path.glob("cpu_*.json")
+    assert [case["title"] for case in json.loads(path.read_text())["cases"]] == ["first"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [(["hogs"], "no suite 'hogs'"), (["--threads", "0"], "at least 1, got 0")]
+)
+def test_wrong_words(words, message, capsys):
+    with pytest.raises(SystemExit):
+        command.parse(words)
+    assert message in capsys.readouterr().err
+
+
+def test_all_means_all():
+    assert command.parse(["hog", "all"]).suites == list(command.SUITES)
+    assert command.parse(["mask", "hog", "mask"]).suites == ["mask", "hog"]
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_all(tmp_path):
+    """Every suite measures something, and rivals are either in the report or told to be absent."""
+    words = ["all", "--quick", "--threads", "2", "--out", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "benchmarks", *words], cwd=ROOT, check=True, timeout=300)
+    (path,) = tmp_path.glob("cpu_*.json")
+    result = json.loads(path.read_text())
+    suites = {case["suite"] for case in result["cases"] if case["rows"]}
+    expected = set(command.SUITES) - ({"compat"} if "compat.skimage and compat.opencv" in result["absent"] else set())
+    assert suites == expected
+    names = " ".join(r["name"] for case in result["cases"] for r in case["rows"])
+    for rival in result["cannot"]:
+        assert rival in names or rival in result["absent"], rival
+
+
+@pytest.mark.slow
+def test_against_another_commit(tmp_path):
+    """In a clone of one commit: the base is this commit itself, and its worktree is gone afterwards."""
+    clone = tmp_path / "clone"
+    ignore = shutil.ignore_patterns(".git", ".venv", "build", "*.egg-info")
+    shutil.copytree(ROOT, clone, ignore=ignore)
+    git = ["git", "-C", str(clone), "-c", "user.name=n", "-c", "user.email=e"]
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "all"]):
+        subprocess.run([*git, *words], check=True)
+    words = [sys.executable, "-m", "benchmarks", "mask", "--quick", "--threads", "1", "--base", "HEAD"]
+    environment = {**os.environ, "MASKFEAT_BUILD": "cpu"}
+    run = subprocess.run(words, cwd=clone, env=environment, check=True, timeout=550, capture_output=True, text=True)
+    assert re.search(
+        r"\| Mask: .*: fused_mask_tokens +\| [\d.]+ +\| [\d.]+ +\| [\d.]+ +\| [\d.]+ to [\d.]+ +\|", run.stdout
+    )
+    trees = subprocess.run([*git, "worktree", "list"], check=True, capture_output=True, text=True).stdout
+    assert len(trees.splitlines()) == 1

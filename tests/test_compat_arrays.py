@@ -1,0 +1,64 @@
+"""The module for NumPy against the plain torch meaning: batches, regions, strides; direct calls that make no sense."""
+
+import numpy as np
+import pytest
+import torch
+
+from maskfeat_kernels import DALAL_TRIGGS, MASKFEAT, OPENCV, SKIMAGE, hog_blocks_reference
+from maskfeat_kernels.blocks import Region, block_shape, pack, whole
+from maskfeat_kernels.compat import arrays
+
+if arrays._numpy_ops is None:
+    pytest.skip("maskfeat_kernels._numpy_ops is not built", allow_module_level=True)
+
+SPECS = {
+    "opencv": OPENCV,
+    "skimage": SKIMAGE,
+    "dalal_triggs": DALAL_TRIGGS,
+    "each_channel": SKIMAGE.replace(channels="each", layout="planes"),
+    "maskfeat_blocks": MASKFEAT.replace(block=2),
+}
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(40, 33), (3, 40, 33), (2, 3, 40, 33), (2, 1, 2, 40, 33), (0, 3, 40, 33)])
+@pytest.mark.parametrize("name", SPECS)
+def test_batches(name, shape, dtype):
+    spec = SPECS[name]
+    x = np.random.default_rng(0).integers(0, 256, shape).astype(dtype)[..., ::-1]
+    for region in (whole(spec, 40, 33), Region(-13, -5, 70, 50, 48)):
+        result = arrays.hog_blocks(x, spec, region)
+        expected = hog_blocks_reference.hog_blocks(torch.from_numpy(x.astype(float)), spec, region).numpy()
+        assert result.shape == expected.shape and result.dtype == (np.float64 if dtype == "float64" else np.float32)
+        assert result.flags.c_contiguous
+        # Sums in another order. The coefficients of OpenCV's polynomial are rounded to float32.
+        exact = 5e-8 if spec.arithmetic == "opencv" else 1e-12
+        np.testing.assert_allclose(result, expected, rtol=0, atol=exact if dtype == "float64" else 2e-6)
+
+
+X = np.zeros((3, 40, 33), np.uint8)
+NUMBERS, REALS = pack(SKIMAGE)
+REGION = whole(SKIMAGE, 40, 33)
+SHAPE = block_shape(SKIMAGE, REGION)
+
+
+@pytest.mark.parametrize(
+    "arguments, error, names",
+    [
+        ((X.tolist(), NUMBERS, REALS, REGION, SHAPE), TypeError, "incompatible function arguments"),
+        ((X[0, 0], NUMBERS, REALS, REGION, SHAPE), ValueError, "C, H, W"),
+        ((X.astype(np.int32), NUMBERS, REALS, REGION, SHAPE), ValueError, "uint8, float16, float32 or float64"),
+        ((X.astype(bool), NUMBERS, REALS, REGION, SHAPE), ValueError, "uint8, float16, float32 or float64"),
+        ((X.astype(">f4"), NUMBERS, REALS, REGION, SHAPE), ValueError, "native byte order"),
+        ((X[:0], NUMBERS, REALS, REGION, SHAPE), ValueError, "a channel"),
+        ((X[:, :0], NUMBERS, REALS, REGION, SHAPE), ValueError, "no pixels"),
+        ((X, NUMBERS, REALS, REGION, (*SHAPE, 2)), ValueError, "shape"),
+        ((X, NUMBERS[:-1], REALS, REGION, SHAPE), ValueError, "not the parameters"),
+        ((X, NUMBERS, REALS[:-1], REGION, SHAPE), ValueError, "not the parameters"),
+        ((X, NUMBERS, REALS, REGION[:4], SHAPE), TypeError, "incompatible function arguments"),
+        ((np.zeros(41, np.uint8)[1:].view("f4").reshape(2, 5), NUMBERS, REALS, REGION, SHAPE), ValueError, "aligned"),
+    ],
+)
+def test_direct_calls_stay_inside_their_memory(arguments, error, names):
+    with pytest.raises(error, match=names):
+        arrays._numpy_ops.hog_blocks(*arguments)
