@@ -1,7 +1,7 @@
 """Builds the compiled kernels; everything else is in pyproject.toml.
 
-Two objects are made: maskfeat_kernels/_torch_ops.so, for torch, and, where pybind11 is installed, the Python module
-maskfeat_kernels._numpy_ops, for NumPy without torch.
+Two objects are made: maskfeat_kernels/_torch_ops.so, for torch, and the Python module maskfeat_kernels._numpy_ops, for
+NumPy without torch.
 
 MASKFEAT_BUILD=cuda builds the CPU and the CUDA kernels, cpu the CPU kernels, none nothing (the package then has its
 plain torch and Triton backends); auto, the default, builds CUDA where a CUDA toolkit is found. No GPU is asked for. A
@@ -48,6 +48,17 @@ def cuda_home() -> Path | None:
     return next((home for home in homes if (home / "bin" / "nvcc").exists()), None)
 
 
+def pybind11_headers() -> list[str]:
+    """Of pybind11 where it is installed, else of the copy that torch brings along."""
+    if importlib.util.find_spec("pybind11"):
+        import pybind11
+
+        return [pybind11.get_include()]
+    from torch.utils import cpp_extension
+
+    return cpp_extension.include_paths()
+
+
 class BuildOps(build_ext):
     """Builds _torch_ops, which torch.ops.load_library loads and which is tied to no Python, and then _numpy_ops."""
 
@@ -57,9 +68,7 @@ class BuildOps(build_ext):
         if ext is torch_ops:
             self.prepare_torch_ops(ext)
         else:
-            import pybind11
-
-            ext.include_dirs.append(pybind11.get_include())
+            ext.include_dirs += pybind11_headers()
             ext.extra_objects += self.compiler.object_filenames(SHARED_SOURCES, output_dir=self.build_temp)
         print(f"building {ext.name} for {platform.machine()}: {', '.join(ext.sources)}", flush=True)
         super().build_extension(ext)
@@ -122,8 +131,4 @@ numpy_ops = Extension(
     extra_compile_args=CXX_FLAGS,
     language="c++",
 )
-extensions = [torch_ops, numpy_ops]
-if importlib.util.find_spec("pybind11") is None:
-    print("pybind11 is not installed: building without maskfeat_kernels._numpy_ops", flush=True)
-    extensions.remove(numpy_ops)
-setup(ext_modules=[] if BUILD == "none" else extensions, cmdclass={"build_ext": BuildOps})
+setup(ext_modules=[] if BUILD == "none" else [torch_ops, numpy_ops], cmdclass={"build_ext": BuildOps})
