@@ -186,8 +186,9 @@ def _unfold(axis, q, fold):
 
 
 @triton.jit
-def _holding(axis, at, turn, CELLS: tl.constexpr):
+def _holding(axis, at, turn, D: tl.constexpr, ACROSS: tl.constexpr):
     """Cell number ``turn`` of those that weight the pixel ``at`` of the region: block, cell, weight, and if any."""
+    CELLS: tl.constexpr = D.x if ACROSS else D.y
     block = at // CELLS.stride - turn // CELLS.holders
     within = at - block * CELLS.stride
     valid = (at >= 0) & (block >= 0) & (block < axis.blocks) & (within < CELLS.pixels)
@@ -210,9 +211,9 @@ def _gradient_grad(
     magnitude, sine, cosine, bin, share = vote(gx, gy, D)
     at_bin, at_next = tl.zeros_like(gx), tl.zeros_like(gx)
     for turn_y in range(D.y.overlap * D.y.holders):
-        block_row, k_row, weight_y, valid_y = _holding(y, row - y.begin, turn_y, D.y)
+        block_row, k_row, weight_y, valid_y = _holding(y, row - y.begin, turn_y, D, False)
         for turn_x in range(D.x.overlap * D.x.holders):
-            block_column, k_column, weight_x, valid_x = _holding(x, column - x.begin, turn_x, D.x)
+            block_column, k_column, weight_x, valid_x = _holding(x, column - x.begin, turn_x, D, True)
             block = (plane.to(tl.int64) * y.blocks + block_row) * x.blocks + block_column
             place = grad_blocks + ((block * D.y.per_block + k_row) * D.x.per_block + k_column) * D.bins
             valid = here & valid_y & valid_x

@@ -180,7 +180,7 @@ def _linear_bin(sine, cosine, magnitude, D: tl.constexpr):
     small, large = tl.minimum(s, c), tl.maximum(s, c)
     # The tangent of the angle in an octant, or of half of it.
     t = small / (large + 2.0**-52) if D.opencv else small / tl.where(large > 0, large + magnitude, 1.0)
-    angle = _series(t * t, D.arc) * t
+    angle = _series(t * t, D, False) * t
     angle = tl.where(s > c, _PI / 2 - angle, angle)
     angle = tl.where(cosine < 0, _PI - angle, angle)
     angle = tl.where(sine < 0, 2 * _PI - angle, angle)
@@ -196,13 +196,14 @@ def angle_rate(sine, cosine, D: tl.constexpr):
     if D.opencv:
         s, c = tl.abs(sine), tl.abs(cosine)
         a = tl.minimum(s, c) / (tl.maximum(s, c) + 2.0**-52)
-        rate = _series(a * a, D.arc_slope) * (1 + a * a)
+        rate = _series(a * a, D, True) * (1 + a * a)
     return rate
 
 
 @triton.jit
-def _series(z, coefficients: tl.constexpr):
-    """The sum of coefficients[n] * z^n."""
+def _series(z, D: tl.constexpr, SLOPE: tl.constexpr):
+    """The sum of coefficients[n] * z^n, those of the angle in an octant or of its derivative."""
+    coefficients: tl.constexpr = D.arc_slope if SLOPE else D.arc
     total = tl.zeros_like(z)
     for n in tl.static_range(len(coefficients)):
         total = total * z + coefficients[len(coefficients) - 1 - n]
