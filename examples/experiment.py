@@ -33,7 +33,7 @@ from maskfeat import HogTarget, MaskFeat, PixelTarget, VisionTransformer, make_m
 from maskfeat.config import IMAGENET
 from maskfeat.data import normalise
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS, FIRST = Path(__file__).parent / "results", "experiment_1200_steps.json"
 CLASSES, SIZE, PATCH = 10, 32, 8
 SPARE = 8  # pixels by which samples are larger than their random crops
 ENCODER = dict(img_size=SIZE, patch_size=PATCH, embed_dim=64, depth=3, num_heads=2, init_bias=0.0)
@@ -56,7 +56,7 @@ class Settings:
     weight_decay: float = 0.05
 
 
-QUICK = Settings(pretrain_steps=4, finetune_steps=4, seeds=2, batch=16)
+QUICK = Settings(labelled=50, test=50, pretrain_steps=4, finetune_steps=4, seeds=2, batch=16)
 
 
 def handwriting() -> Samples:  # [N, SIZE + SPARE, SIZE + SPARE] ink from 0 to 1, [N]
@@ -218,7 +218,16 @@ def markdown(report: dict) -> str:
         f"{settings['batch']} to a batch. {report['minutes']} minutes on one core of {report['cpu']}, "
         f"torch {report['torch']}."
     )
-    return f"# HOG, pixels, or no pre-training\n\n{text}\n\n{table(report)}\n\n![plot](experiment.png)\n"
+    parts = ["# HOG, pixels, or no pre-training", text, table(report), "![plot](experiment.png)"]
+    if settings == dataclasses.asdict(Settings()):  # the numbers of steps that were chosen after this
+        earlier = json.loads((RESULTS / FIRST).read_text())
+        steps = earlier["settings"]["pretrain_steps"]
+        reason = (
+            f"The experiment was first run with {steps} steps of pre-training ([{FIRST}]({FIRST}), below). With so few "
+            f"HOG did not help, so it was run again with {settings['pretrain_steps']}; all else is the same."
+        )
+        parts += [f"## First run, with {steps} steps", reason, table(earlier)]
+    return "\n\n".join(parts) + "\n"
 
 
 def plot(report: dict, path: Path) -> None:
@@ -226,7 +235,7 @@ def plot(report: dict, path: Path) -> None:
     mpl.use("Agg")
     figure, (strip, axis) = plt.subplots(2, 1, figsize=(7, 5.5), height_ratios=(1, 4), layout="constrained")
     images, _ = next(batches(handwriting(), 1, 12, seed=0))
-    strip.imshow(torch.cat(list(images), dim=-1).permute(1, 2, 0))
+    strip.imshow(torch.cat(list(images), dim=-1).permute(1, 2, 0).numpy())
     strip.set_axis_off()
     for i, (arm, kinds) in enumerate(report["accuracy"].items()):
         for group, values in enumerate(kinds.values()):

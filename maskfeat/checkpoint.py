@@ -31,7 +31,7 @@ from .vit import resize_positions
 # Keys that a run may go on with under other values. Other parts of a batch draw other masks; the rest changes nothing.
 FREE = {
     "accumulate", "compile", "device", "eval_every", "keep", "knn", "knn_samples", "log_every", "name", "out",
-    "parallel", "recompute", "resume", "save_every", "tensorboard", "workers",
+    "parallel", "recompute", "resume", "save_every", "tensorboard", "val_data", "workers",
 }  # fmt: skip
 FORMAT = 1
 WEIGHTS, EMA_WEIGHTS = "weights.safetensors", "weights_ema.safetensors"

@@ -3,18 +3,26 @@
 import dataclasses
 import difflib
 import math
+import operator
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 KINETICS = dict(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+BOUNDS = {
+    "least": (operator.ge, "at least"),
+    "above": (operator.gt, "above"),
+    "most": (operator.le, "at most"),
+    "below": (operator.lt, "below"),
+}
 
 
-def key(default: Any, doc: str):
-    return field(default=default, metadata={"doc": doc})
+def key(default: Any, doc: str, *, numbers: int = 0, **bounds: float):
+    """A field of a recipe. ``bounds``, of those in BOUNDS, hold for every number; of these a tuple has ``numbers``."""
+    return field(default=default, metadata={"doc": doc, "numbers": numbers, "bounds": bounds})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,65 +33,70 @@ class Recipe:
     # model
     encoder: Literal["vit", "mvit"] = key("vit", "ViT for images, MViTv2 for video")
     size: Literal["tiny", "small", "base", "large"] = key("base", "size of the encoder; MViT has no base")
-    patch_size: int = key(16, "pixels of a patch of the ViT")
-    image_size: int = key(224, "height and width of a crop, in pixels")
-    frames: int = key(0, "frames of a clip; 0 for images")
-    frame_step: int = key(4, "frames of the video from one of the clip to the next")
-    drop_path: float = key(0.0, "probability of skipping a residual branch of the last block, rising from 0")
+    patch_size: int = key(16, "pixels of a patch of the ViT", least=1)
+    image_size: int = key(224, "height and width of a crop, in pixels", least=1)
+    frames: int = key(0, "frames of a clip; 0 for images", least=0)
+    frame_step: int = key(4, "frames of the video from one of the clip to the next", least=1)
+    drop_path: float = key(
+        0.0, "probability of skipping a residual branch of the last block, rising from 0", least=0, below=1
+    )
     # data
     data: str = key("synthetic", "folder, list file, shards or csv; 'synthetic' renders samples on the spot")
     val_data: str = key("", "held-out data; by default what belongs to `data`")
-    samples: int = key(0, "use so many samples, evenly spaced, or render so many; 0 for all")
-    classes: int = key(1000, "number of classes of the labels")
-    mean: tuple[float, ...] = key(IMAGENET["mean"], "of the colours, on a scale of 0 to 1")
-    std: tuple[float, ...] = key(IMAGENET["std"], "of the colours, on a scale of 0 to 1")
-    crop_scale: tuple[float, ...] = key((0.5, 1.0), "area of a random crop, as a share of the image")
-    crop_ratio: tuple[float, ...] = key((0.75, 1.3333), "width / height of a random crop")
+    samples: int = key(0, "use so many samples, evenly spaced, or render so many; 0 for all", least=0)
+    classes: int = key(1000, "number of classes of the labels", least=1)
+    mean: tuple[float, ...] = key(IMAGENET["mean"], "of the colours, on a scale of 0 to 1", least=0, most=1, numbers=3)
+    std: tuple[float, ...] = key(IMAGENET["std"], "of the colours, on a scale of 0 to 1", above=0, numbers=3)
+    crop_scale: tuple[float, ...] = key(
+        (0.5, 1.0), "area of a random crop, as a share of the image", above=0, most=1, numbers=2
+    )
+    crop_ratio: tuple[float, ...] = key((0.75, 1.3333), "width / height of a random crop", above=0, numbers=2)
     interpolation: Literal["bicubic", "bilinear"] = key("bicubic", "of resized crops")
     flip: bool = key(True, "mirror half of the samples")
     sampling: Literal["dense", "uniform"] = key("dense", "frames: `frame_step` apart, or spread over the video")
     # schedule
-    epochs: int = key(300, "passes over the data")
-    steps: int = key(0, "optimizer steps instead of epochs; the schedule shrinks with them; 0 for epochs")
-    batch_size: int = key(2048, "samples of an optimizer step, over all ranks and accumulated parts")
-    accumulate: int = key(1, "parts in which a rank computes its share of the batch")
-    lr: float = key(1.6e-3, "peak learning rate")
-    warmup_epochs: float = key(30.0, "epochs of linear warm-up")
-    warmup_lr: float = key(8e-6, "learning rate at the start")
-    end_lr: float = key(8e-6, "learning rate at the end of the cosine")
+    epochs: int = key(300, "passes over the data", least=1)
+    steps: int = key(0, "optimizer steps instead of epochs; the schedule shrinks with them; 0 for epochs", least=0)
+    batch_size: int = key(2048, "samples of an optimizer step, over all ranks and accumulated parts", least=1)
+    accumulate: int = key(1, "parts in which a rank computes its share of the batch", least=1)
+    lr: float = key(1.6e-3, "peak learning rate", above=0)
+    warmup_epochs: float = key(30.0, "epochs of linear warm-up", least=0)
+    warmup_lr: float = key(8e-6, "learning rate at the start", least=0)
+    end_lr: float = key(8e-6, "learning rate at the end of the cosine", least=0)
     optimizer: Literal["adamw", "sgd"] = key("adamw", "'sgd' has Nesterov momentum, the first of `betas`")
-    weight_decay: float = key(0.05, "of the optimizer; not on biases and other parameters with one axis")
-    betas: tuple[float, ...] = key((0.9, 0.999), "of the optimizer")
-    layer_decay: float = key(1.0, "learning rate of a block, relative to the next deeper one")
-    clip_grad: float = key(0.0, "largest L2 norm of the gradient; 0 for no limit")
+    weight_decay: float = key(0.05, "of the optimizer; not on biases and other parameters with one axis", least=0)
+    betas: tuple[float, ...] = key((0.9, 0.999), "of the optimizer", least=0, below=1, numbers=2)
+    layer_decay: float = key(1.0, "learning rate of a block, relative to the next deeper one", above=0)
+    clip_grad: float = key(0.0, "largest L2 norm of the gradient; 0 for no limit", least=0)
     # run
     out: str = key("", "folder of the run; by default runs/NAME")
     init: str = key("", "weights to start from: a safetensors file or a run folder")
     resume: str = key("auto", "'auto' goes on from `out` if it holds a checkpoint, 'no' does not; or a folder")
-    seed: int = key(0, "of weights, data, masks and augmentation")
+    seed: int = key(0, "of weights, data, masks and augmentation", least=0, below=2**64)
     device: str = key("auto", "'cpu', 'cuda', ...; 'auto' takes an accelerator if there is one")
-    workers: int = key(8, "loader processes of each rank; 0 loads in the training process")
+    workers: int = key(8, "loader processes of each rank; 0 loads in the training process", least=0)
     precision: Literal["fp32", "bf16"] = key("bf16", "arithmetic under autocast; weights are float32")
     parallel: Literal["ddp", "fsdp"] = key("ddp", "how several ranks share the model")
     compile: bool = key(False, "torch.compile the model")
     recompute: bool = key(False, "activation checkpointing: recompute blocks in the backward pass")
-    log_every: int = key(20, "steps from one line of the log to the next")
-    eval_every: int = key(10, "epochs from one evaluation to the next, which also writes the weights; 0 for none")
-    save_every: int = key(0, "steps from one checkpoint to the next; 0 for once an epoch")
-    keep: int = key(2, "checkpoints to keep")
+    log_every: int = key(20, "steps from one line of the log to the next", least=1)
+    eval_every: int = key(
+        10, "epochs from one evaluation to the next, which also writes the weights; 0 for none", least=0
+    )
+    save_every: int = key(0, "steps from one checkpoint to the next; 0 for once an epoch", least=0)
+    keep: int = key(2, "checkpoints to keep", least=1)
     tensorboard: bool = key(False, "also write the log for TensorBoard")
 
     def __post_init__(self):
-        positive = ("patch_size", "image_size", "batch_size", "accumulate", "epochs", "log_every", "keep", "lr")
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        for item in dataclasses.fields(self):
+            _check_numbers(item.name, getattr(self, item.name), item.metadata)
         for name, choices in _literals(type(self)).items():
             if getattr(self, name) not in choices:
                 raise ValueError(_bad_choice(name, getattr(self, name), choices))
-        for name in ("crop_scale", "crop_ratio", "betas"):
-            if len(getattr(self, name)) != 2:
-                raise ValueError(f"{name} needs two numbers, got {getattr(self, name)!r}")
+        for name in ("crop_scale", "crop_ratio"):
+            smallest, largest = getattr(self, name)
+            if smallest > largest:
+                raise ValueError(f"{name} must be the smallest and the largest, got {smallest},{largest}")
         if self.encoder == "mvit" and self.frames < 2:
             raise ValueError(f"mvit needs clips of at least 2 frames, got frames={self.frames}")
         if self.encoder == "vit" and self.frames:
@@ -100,26 +113,32 @@ class Recipe:
         return self.batch_size // parts
 
 
+def again(name: str, default: Any):
+    """The field ``name`` of every recipe with another default."""
+    return field(default=default, metadata=Recipe.__dataclass_fields__[name].metadata)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pretrain(Recipe):
     """Masked feature prediction."""
 
     mask: Literal["block", "cube", "tube", "frame", "random"] = key("block", "shape of what is hidden")
-    mask_ratio: float = key(0.4, "share of the tokens that is hidden")
-    mask_stride: int = key(16, "pixels of a cell of the mask")
+    mask_ratio: float = key(0.4, "share of the tokens that is hidden", least=0, most=1)
+    mask_stride: int = key(16, "pixels of a cell of the mask", least=1)
     mask_compat: Literal["", "slowfast", "mmpretrain"] = key("", "statistics of another code base's masks")
     target: Literal["hog", "pixel", "hog+pixel"] = key("hog", "what is predicted")
-    target_weights: tuple[float, ...] = key((1.0, 1.0), "of the losses of hog+pixel")
-    depths: tuple[int, ...] = key((), "blocks, from 0, that predict; by default the last")
+    target_weights: tuple[float, ...] = key((1.0, 1.0), "of the losses of hog+pixel", least=0, numbers=2)
+    depths: tuple[int, ...] = key((), "blocks, from 0, that predict; by default the last", least=0)
     global_loss: bool = key(False, "weigh all masked tokens of a step alike, whatever rank they are on")
-    clip_grad: float = key(0.02, Recipe.__dataclass_fields__["clip_grad"].metadata["doc"])
-    knn: int = key(20, "neighbours of the kNN accuracy at evaluations; 0 for none")
-    knn_samples: int = key(20_000, "training samples among which neighbours are looked for; 0 for all")
+    clip_grad: float = again("clip_grad", 0.02)
+    knn: int = key(20, "neighbours of the kNN accuracy at evaluations; 0 for none", least=0)
+    knn_samples: int = key(20_000, "training samples among which neighbours are looked for; 0 for all", least=0)
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.mask_ratio <= 1:
-            raise ValueError(f"mask_ratio must be between 0 and 1, got {self.mask_ratio!r}")
+        shapes = ("cube", "tube", "frame", "random") if self.frames else ("block", "random")
+        if self.mask not in shapes:
+            raise ValueError(f"mask must be one of {', '.join(shapes)} for {self.encoder}, got {self.mask!r}")
         if self.image_size % self.mask_stride:
             raise ValueError(f"image_size {self.image_size} is not a multiple of mask_stride {self.mask_stride}")
 
@@ -134,21 +153,23 @@ class Pretrain(Recipe):
 class Finetune(Recipe):
     """Classification from pre-trained weights."""
 
-    crop_scale: tuple[float, ...] = key((0.08, 1.0), Recipe.__dataclass_fields__["crop_scale"].metadata["doc"])
+    crop_scale: tuple[float, ...] = again("crop_scale", (0.08, 1.0))
     rand_augment: str = key("m9-mstd0.5-inc1", "magnitude, its spread, and `n` operations (2); '' for none")
-    erasing: float = key(0.25, "probability of filling a random rectangle with noise")
-    mixup: float = key(0.8, "alpha of mixup; 0 for none")
-    cutmix: float = key(1.0, "alpha of cutmix; 0 for none")
-    mix_prob: float = key(1.0, "share of batches that are mixed")
-    mix_switch: float = key(0.5, "share of mixed batches that use cutmix, where both are on")
-    label_smoothing: float = key(0.1, "share of the label spread over all classes")
-    repeats: int = key(1, "crops of each clip that is read; all count towards batch_size")
-    dropout: float = key(0.0, "probability of dropping a feature before the classifier")
-    head_init: float = key(0.001, "factor on the initial weights of the classifier")
-    ema: float = key(0.0, "decay of an average of the weights that is evaluated as well; 0 for none")
-    test_size: int = key(0, "shorter side to which a test sample is resized, in pixels; 0 for 8/7 of image_size")
-    test_clips: int = key(1, "clips of each test video")
-    test_crops: int = key(1, "crops of each test clip: 1 in the centre, or 3 along the longer side")
+    erasing: float = key(0.25, "probability of filling a random rectangle with noise", least=0, most=1)
+    mixup: float = key(0.8, "alpha of mixup; 0 for none", least=0)
+    cutmix: float = key(1.0, "alpha of cutmix; 0 for none", least=0)
+    mix_prob: float = key(1.0, "share of batches that are mixed", least=0, most=1)
+    mix_switch: float = key(0.5, "share of mixed batches that use cutmix, where both are on", least=0, most=1)
+    label_smoothing: float = key(0.1, "share of the label spread over all classes", least=0, most=1)
+    repeats: int = key(1, "crops of each clip that is read; all count towards batch_size", least=1)
+    dropout: float = key(0.0, "probability of dropping a feature before the classifier", least=0, below=1)
+    head_init: float = key(0.001, "factor on the initial weights of the classifier", least=0)
+    ema: float = key(0.0, "decay of an average of the weights that is evaluated as well; 0 for none", least=0, below=1)
+    test_size: int = key(
+        0, "shorter side to which a test sample is resized, in pixels; 0 for 8/7 of image_size", least=0
+    )
+    test_clips: int = key(1, "clips of each test video", least=1)
+    test_crops: int = key(1, "crops of each test clip: 1 in the centre, or 3 along the longer side", least=1, most=3)
 
 
 def get_recipe(name: str) -> Recipe:
@@ -163,7 +184,8 @@ def override(recipe: Recipe, changes: "Iterable[str] | dict[str, Any]") -> Recip
 
     A new ``batch_size`` without a new ``lr`` scales ``lr``, ``warmup_lr`` and ``end_lr`` in proportion.
 
-    Raises ValueError for an unknown key, with the nearest one, or a value that does not fit the type of the key.
+    Raises ValueError for an unknown key, with the nearest one, a key that is given twice, or a value that does not fit
+    the type or the range of the key.
     """
     types = typing.get_type_hints(type(recipe))
     values = dict(changes) if isinstance(changes, dict) else {}
@@ -171,6 +193,8 @@ def override(recipe: Recipe, changes: "Iterable[str] | dict[str, Any]") -> Recip
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"{text!r} is not of the form key=value{_nearest(name, [f'{key}=...' for key in types])}")
+        if name in values:
+            raise ValueError(f"{name} is given twice, as {values[name]!r} and as {value!r}")
         values[name] = value
     for name, value in values.items():
         if name not in types or name == "name":
@@ -235,6 +259,17 @@ def from_dict(values: dict) -> Recipe:
     if unknown:
         raise ValueError(f"the recipe has keys that this version does not know: {', '.join(unknown)}")
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _check_numbers(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    """ValueError unless there are as many numbers as the key needs, all within its bounds."""
+    numbers, bounds = metadata["numbers"], metadata["bounds"]
+    if numbers and len(value) != numbers:
+        raise ValueError(f"{name} needs {numbers} numbers, got {_text(value)!r}")
+    for number in value if isinstance(value, tuple) else (value,):
+        if not all(BOUNDS[bound][0](number, limit) for bound, limit in bounds.items()):
+            wanted = " and ".join(f"{BOUNDS[bound][1]} {limit}" for bound, limit in bounds.items())
+            raise ValueError(f"{name} must be {wanted}, got {_text(value)}")
 
 
 def _text(value: Any) -> str:

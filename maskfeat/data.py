@@ -48,9 +48,10 @@ def make_loader(
 
 
 class Loader:
-    """Iterates over ``{"images", "labels"}``; the length is that of the whole epoch, wherever it starts.
+    """Iterates over ``{"images", "labels", "indices"}``; the length is that of the whole epoch, wherever it starts.
 
     images: uint8 ``[B, C, H, W]``, or ``[B, C, T, H, W]`` of video. labels: int64 ``[B]``, absent if there are none.
+    indices: int64 ``[B]``, which samples of the source they are; :meth:`names` gives their files.
     In the test split there are as many images to a label as the recipe has views, one after another.
 
     ``skipped`` counts the samples that could not be read so far. In training another sample takes the place of each;
@@ -81,6 +82,9 @@ class Loader:
                 log.warning("skipped %s", failure)
             if len(batch["images"]):
                 yield batch
+
+    def names(self, indices: Tensor) -> list[str]:  # [B]
+        return [self.batches.source.name(index) for index in indices.tolist()]
 
 
 def _outlive_sigterm(worker: int) -> None:
@@ -125,7 +129,7 @@ class Batches(Dataset):
 
     def __getitem__(self, number: int) -> dict:
         start = (number * self.world + self.rank) * self.reads
-        clips, labels, failures = [], [], []
+        clips, labels, indices, failures = [], [], [], []
         for position in range(start, min(start + self.reads, len(self.order))):
             for attempt, index in enumerate(self.candidates(position)):
                 try:
@@ -135,6 +139,7 @@ class Batches(Dataset):
                     continue
                 clips += views
                 labels += [label] * self.repeats
+                indices += [index] * self.repeats
                 break
             else:
                 if self.train:
@@ -142,6 +147,7 @@ class Batches(Dataset):
         size = self.recipe.image_size
         images = to_tensor(clips) if clips else torch.empty(0, 3, max(self.recipe.frames, 1), size, size).byte()
         batch = {"images": images if self.recipe.frames else images.squeeze(2), "failures": failures}
+        batch["indices"] = torch.tensor(indices, dtype=torch.int64)
         if None not in labels:
             batch["labels"] = torch.tensor(labels, dtype=torch.int64)
         return batch

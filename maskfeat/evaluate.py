@@ -1,6 +1,7 @@
 """What a model is worth: held-out loss, accuracy of a classifier or of nearest neighbours, a picture."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import torch
@@ -32,7 +33,10 @@ def held_out(recipe: Recipe, world: World, split: str = "val") -> Loader:
 
 @torch.no_grad()
 def held_out_loss(model: nn.Module, recipe: Pretrain, world: World) -> float:
-    """The mean loss of the held-out samples, under the same masks at every evaluation."""
+    """The mean loss of the held-out samples, under the same masks at every evaluation.
+
+    Raises ValueError if none of them can be read.
+    """
     generator, device = make_generator(recipe, world.device), world.device
     total = torch.zeros(2, device=device)
     for i, batch in enumerate(held_out(recipe, world)):
@@ -40,6 +44,11 @@ def held_out_loss(model: nn.Module, recipe: Pretrain, world: World) -> float:
         loss, samples = part_loss(model, batch, recipe, generator, device), len(batch["images"])
         total += torch.stack([loss, torch.ones_like(loss)]) * samples
     loss, samples = world.sum(total).tolist()
+    if not samples:
+        raise ValueError(
+            f"no held-out sample of {recipe.val_data or recipe.data!r} could be read; repair them, name others with "
+            "val_data=..., or train without them with eval_every=0"
+        )
     return loss / samples
 
 
@@ -49,13 +58,15 @@ def knn_accuracy(model: nn.Module, recipe: Recipe, world: World) -> float:
     Every rank computes all of it.
     """
     encoder = model.encoder if isinstance(model, MaskFeat) else _Trunk(model)
-    neighbours, most = getattr(recipe, "knn", 0) or 20, getattr(recipe, "knn_samples", 0) or 20_000
-    samples = min(recipe.samples or most, most)
+    neighbours = getattr(recipe, "knn", 0) or Pretrain.knn
+    limits = recipe.samples, getattr(recipe, "knn_samples", Pretrain.knn_samples)
+    samples = min(filter(None, limits), default=0)
     plain = dict(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False, accumulate=1)
     if isinstance(recipe, Finetune):
         plain |= dict(rand_augment="", repeats=1)
     queries = dataclasses.replace(recipe, batch_size=recipe.rank_batch(world.size), accumulate=1)
-    bank = dataclasses.replace(queries, **plain, samples=samples, batch_size=min(queries.batch_size, samples))
+    at_once = min(queries.batch_size, samples or math.inf)
+    bank = dataclasses.replace(queries, **plain, samples=samples, batch_size=at_once)
     loaders = [
         make_loader(part, split, seed=recipe.seed, workers=recipe.workers)
         for part, split in ((bank, "train"), (queries, "val"))
@@ -70,7 +81,10 @@ def show_panel(model: MaskFeat, recipe: Recipe, path: Path, number: int = 8) -> 
     generator = make_generator(recipe, torch.device("cpu"))
     seed_part(generator, recipe.seed, HELD_OUT, 0, 0)
     one = dataclasses.replace(recipe, batch_size=number, accumulate=1)
-    images = next(iter(make_loader(one, "val", seed=recipe.seed)))["images"]
+    batch = next(iter(make_loader(one, "val", seed=recipe.seed)), None)
+    if batch is None:
+        raise ValueError(f"no held-out sample of {recipe.val_data or recipe.data!r} could be read to be shown")
+    images = batch["images"]
     masks = recipe_masks(recipe, len(images), generator, images.device)
     panel(model, images, masks, path, mean=recipe.mean, std=recipe.std)
 

@@ -1,6 +1,7 @@
 """What fine-tuning adds: augmented batches, averaged weights, and the accuracy of a classifier and of neighbours."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,6 +168,8 @@ def features(
             found.append(F.normalize(encoder(pixels).float(), dim=-1))
         labels.append(batch["labels"].to(device))
     encoder.train(training)
+    if not found:
+        raise ValueError(f"no sample of {recipe.val_data or recipe.data!r} could be read to compute features of")
     return torch.cat(found), torch.cat(labels)
 
 
@@ -185,7 +188,11 @@ def feature_maps(
 
 @torch.no_grad()
 def export_features(encoder: nn.Module, loader: Loader, folder: "str | Path", device: "torch.device | str") -> None:
-    """Write ``features`` (float16, :func:`feature_maps`) and ``labels`` of every batch to safetensors files."""
+    """Write ``features`` (float16, :func:`feature_maps`), ``labels`` and ``indices`` of a batch to a safetensors file.
+
+    A row of each is one view of a sample: its number in the data is in ``indices``, its file or key in the JSON list
+    ``names`` of the metadata. Samples that cannot be read have no row.
+    """
     device, recipe, training = torch.device(device), loader.recipe, encoder.training
     Path(folder).mkdir(parents=True, exist_ok=True)
     encoder.eval()
@@ -193,6 +200,8 @@ def export_features(encoder: nn.Module, loader: Loader, folder: "str | Path", de
         pixels = normalise(batch["images"].to(device, non_blocking=True), recipe.mean, recipe.std)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             maps = feature_maps(encoder, pixels).half().cpu().contiguous()
-        labels = {"labels": batch["labels"]} if "labels" in batch else {}
-        save_file({"features": maps, **labels}, Path(folder) / f"batch_{i:06}.safetensors")
+        views = len(maps) // len(batch["indices"])
+        rows = {name: batch[name].repeat_interleave(views) for name in ("labels", "indices") if name in batch}
+        metadata = {"names": json.dumps(loader.names(rows["indices"]))}
+        save_file({"features": maps, **rows}, Path(folder) / f"batch_{i:06}.safetensors", metadata)
     encoder.train(training)

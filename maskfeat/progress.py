@@ -21,12 +21,15 @@ class Progress:
 
     def __init__(self, out: Path, recipe: Recipe, step: int, total: int, silent: bool = False):
         self.file, self.writer = Path(out) / "log.jsonl", None
+        self.last: dict[str, float] = {}  # line of the log
         self.silent = silent
         if silent:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         kept = self.file.read_bytes().splitlines(keepends=True) if step and self.file.exists() else []
-        write_atomically(self.file, b"".join(line for line in kept if _step_of(line) <= step))
+        kept = [line for line in kept if _step_of(line) <= step]
+        write_atomically(self.file, b"".join(kept))
+        self.last = json.loads(kept[-1]) if kept else {}
         if recipe.tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -97,4 +100,4 @@ def _step_of(line: bytes) -> float:
 
 
 def _show(name: str, value: float) -> str:
-    return f"{name} {value:.0%}" if name.endswith("_share") else f"{name} {value:.4g}"
+    return f"{name} {float(f'{100 * value:.2g}'):g}%" if name.endswith("_share") else f"{name} {value:.4g}"

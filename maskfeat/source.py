@@ -1,7 +1,8 @@
 """Where samples come from: folders, list files, tar shards and the photographs of scikit-image.
 
-A source has a length, and ``read(i, choose)`` gives the clips of a sample, as lists of frames, and its label; a still
-image is one clip of one frame. What cannot be decoded raises :class:`Unreadable`, which the loader reports and skips.
+A source has a length, ``name(i)`` says which sample is the i-th, and ``read(i, choose)`` gives its clips, as lists of
+frames, and its label; a still image is one clip of one frame. What cannot be decoded raises :class:`Unreadable`, which
+the loader reports and skips.
 """
 
 import logging
@@ -66,7 +67,8 @@ def open_source(data: str, split: str, video: bool, *, own_split: bool = False, 
         return Shards(place, decode, VIDEOS if video else IMAGES)
     if place.is_file():
         return Files(*read_list(place), decode)
-    return Files(*read_folder(place, VIDEOS if video else IMAGES, class_names(place, train_data)), decode)
+    suffixes = VIDEOS if video else IMAGES
+    return Files(*read_folder(place, suffixes, class_names(place, train_data, suffixes)), decode)
 
 
 def find(data: str, split: str, own_split: bool = False) -> "Path | list[Path]":
@@ -104,15 +106,28 @@ def expand(pattern: str) -> list[Path]:
     return [] if missing else shards
 
 
-def class_names(folder: Path, train_data: str) -> list[str]:
-    """The folders of the classes: those to train on, where there are any, as a held-out folder may lack a class."""
+def walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
+    """Every folder below that has files with these suffixes, and their names, in order; nothing that is hidden."""
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found = sorted(name for name in names if name.lower().endswith(suffixes) and not name.startswith("."))
+        if found:
+            yield place, found
+
+
+def class_names(folder: Path, train_data: str, suffixes: tuple[str, ...]) -> list[str]:
+    """The folders of the classes: those to train on, where there are any, as a held-out folder may lack a class.
+
+    A folder in which there is no sample is no class.
+    """
     try:
         train = find(train_data, "train")
     except FileNotFoundError:
         train = folder
     apart = isinstance(train, Path) and train.is_dir() and not folder.is_relative_to(train)
     entries = (train if apart else folder).iterdir()
-    return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    folders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    return sorted(entry.name for entry in folders if any(walk(entry, suffixes)))
 
 
 def read_folder(
@@ -121,11 +136,9 @@ def read_folder(
     """All files with these suffixes, and the class of the folder that each is in; no labels if any is in none."""
     number = {name: i for i, name in enumerate(classes)}
     paths, labels = [], []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
+    for place, found in walk(folder, suffixes):
         inside = Path(place).relative_to(folder).parts
-        found = sorted(name for name in names if name.lower().endswith(suffixes) and not name.startswith("."))
-        if found and inside and inside[0] not in number:
+        if inside and inside[0] not in number:
             raise ValueError(f"{folder} has a class {inside[0]!r} that the training data have not")
         paths += [os.path.join(place, name) for name in found]
         labels += [number[inside[0]] if inside else -1] * len(found)
@@ -245,9 +258,12 @@ class Files:
         return len(self.paths)
 
     def read(self, index: int, choose: Choose) -> tuple[list[Frames], int | None]:
-        path = os.fsdecode(self.paths[index])
+        path = self.name(index)
         label = None if self.labels is None else int(self.labels[index])
         return decoded(self.decode, path, path, choose), label
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(self.paths[index])
 
 
 class Shards:
@@ -296,10 +312,13 @@ class Shards:
             data = file.read(size)
             file.seek(label_offset)
             label = file.read(label_size)
-        name = f"{self.shards[shard]}:{os.fsdecode(self.keys[index]).lstrip('/')}"
+        name = self.name(index)
         if label and not label.strip().isdigit():
             raise Unreadable(f"{name} (its label is {label[:20]!r}, not a number)")
         return decoded(self.decode, BytesIO(data), name, choose), int(label) if label else None
+
+    def name(self, index: int) -> str:
+        return f"{self.shards[self.spans[index][0]]}:{os.fsdecode(self.keys[index]).lstrip('/')}"
 
 
 def members(shard: "str | Path") -> Iterator[tuple[str, int, int]]:
@@ -342,7 +361,8 @@ class Photographs:
     def __init__(self, split: str, samples: int = 0):
         from skimage import data  # a dependency of this source only
 
-        pictures = [getattr(data, name)() for name in PHOTOGRAPHS["train" if split == "train" else "val"]]
+        self.names = PHOTOGRAPHS["train" if split == "train" else "val"]
+        pictures = [getattr(data, name)() for name in self.names]
         pictures = [picture[0] if isinstance(picture, tuple) else picture for picture in pictures]
         self.pictures = [Image.fromarray(picture).convert("RGB") for picture in pictures]
         for picture in self.pictures:
@@ -354,3 +374,6 @@ class Photographs:
 
     def read(self, index: int, choose: Choose) -> tuple[list[Frames], None]:
         return [[self.pictures[index % len(self.pictures)]]], None
+
+    def name(self, index: int) -> str:
+        return self.names[index % len(self.names)]

@@ -43,6 +43,9 @@ class Scenes:
             return [[scene.frame(0.0)]], scene.label
         return [[scene.frame(number / LENGTH) for number in clip] for clip in choose(LENGTH, RATE)], scene.label
 
+    def name(self, index: int) -> str:
+        return f"scene {index} of {self.split}"
+
 
 class Scene:
     """One scene; ``frame(t)`` is its picture at the time t from 0 to 1. Places are from -1 to 1 on both axes."""

@@ -81,8 +81,12 @@ class Trainer:
         # Clocks in the targets would break a compiled graph.
         timed = isinstance(self.module, MaskFeat) and not recipe.compile
         watch = Stopwatch(list(self.module.targets), self.world.device) if timed else None
-        if self.step == self.total:
+        # A process may have died while it evaluated what it had saved.
+        missed = self.world.any(progress.last.get("step") == self.step and "loss" in progress.last)
+        if self.step == self.total or (missed and self.is_due(recipe.eval_every * self.epoch_steps)):
             results = self.evaluate()
+            if missed:
+                progress.log(self.step, **results)
         losses, begun = [], time.perf_counter()
         try:
             for loss in self.steps():
@@ -104,11 +108,11 @@ class Trainer:
                         eta_s=seconds / len(losses) * (self.total - self.step),
                         skipped=self.skipped,
                     )
+                    if saves:  # first, so that an evaluation that fails costs no training
+                        self.checkpoints.save(self.step, self.state())
                     if evaluates:
                         results = self.evaluate()
                         progress.log(self.step, **results)
-                    if saves:  # last, so that a run that goes on from here has missed nothing
-                        self.checkpoints.save(self.step, self.state())
                     if ends and self.step < self.total:
                         raise Terminated(f"ended by SIGTERM after step {self.step} of {self.total}, which is saved")
                     losses, self.data_seconds, begun = [], 0.0, time.perf_counter()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import media
 import pytest
 import torch
 from test_train import read_log, small, train_small
@@ -103,6 +104,21 @@ def test_sigterm_ends_a_run_after_the_step_and_a_checkpoint(tmp_path, monkeypatc
     assert read_run(find_checkpoint(tmp_path / "ended"))["step"] == 2
     train_small(tmp_path / "ended", *settings)
     train_small(tmp_path / "whole", *settings)
+    assert_same_run(tmp_path / "whole", tmp_path / "ended")
+
+
+def test_an_evaluation_that_fails_costs_no_training(tmp_path):
+    """No held-out file can be read; with others the run goes on from the epoch after which it failed."""
+    data = media.image_folder(tmp_path / "data", each=4)
+    other = media.image_folder(tmp_path / "other", each=1, split="val")
+    for file in media.image_folder(data, each=1, split="val").glob("val/*/*"):
+        file.write_bytes(b"damaged")
+    settings = ["image_size=16", "batch_size=4", "samples=0", "steps=4", "eval_every=1", f"data={data}"]
+    with pytest.raises(ValueError, match=r"no held-out sample of .*data' could be read.*val_data="):
+        train_small(tmp_path / "ended", *settings)
+    assert read_run(find_checkpoint(tmp_path / "ended"))["step"] == 2
+    for folder in ("ended", "whole"):
+        train_small(tmp_path / folder, *settings, f"val_data={other}")
     assert_same_run(tmp_path / "whole", tmp_path / "ended")
 
 

@@ -33,9 +33,26 @@ def test_values_are_parsed_by_type():
         ("lr=nan", "lr must be finite"),
         ("flip=maybe", "flip must be true or false, got 'maybe'"),
         ("mask=blok", "got 'blok'; did you mean 'block'"),
-        ("crop_scale=0.5", "crop_scale needs two numbers"),
-        ("mask_ratio=1.5", "mask_ratio must be between 0 and 1, got 1.5"),
-        ("epochs=0", "epochs must be positive, got 0"),
+        ("crop_scale=0.5", "crop_scale needs 2 numbers, got '0.5'"),
+        ("crop_scale=2,3", "crop_scale must be above 0 and at most 1, got 2.0,3.0"),
+        ("crop_scale=0.9,0.5", "crop_scale must be the smallest and the largest, got 0.9,0.5"),
+        ("mean=0.5,0.5", "mean needs 3 numbers, got '0.5,0.5'"),
+        ("std=0,0,0", "std must be above 0, got 0.0,0.0,0.0"),
+        ("mask_ratio=1.5", "mask_ratio must be at least 0 and at most 1, got 1.5"),
+        ("mask_stride=0", "mask_stride must be at least 1, got 0"),
+        ("epochs=0", "epochs must be at least 1, got 0"),
+        ("steps=-5", "steps must be at least 0, got -5"),
+        ("samples=-5", "samples must be at least 0, got -5"),
+        ("seed=-1", "seed must be at least 0 and below 18446744073709551616, got -1"),
+        ("workers=-1", "workers must be at least 0, got -1"),
+        ("warmup_epochs=-1", "warmup_epochs must be at least 0, got -1.0"),
+        ("save_every=-1", "save_every must be at least 0, got -1"),
+        ("eval_every=-1", "eval_every must be at least 0, got -1"),
+        ("knn_samples=-1", "knn_samples must be at least 0, got -1"),
+        ("drop_path=2", "drop_path must be at least 0 and below 1, got 2.0"),
+        ("clip_grad=-1", "clip_grad must be at least 0, got -1.0"),
+        ("layer_decay=0", "layer_decay must be above 0, got 0.0"),
+        ("mask=cube", "mask must be one of block, random for vit, got 'cube'"),
         ("image_size=60", "image_size 60 is not a multiple of mask_stride 16"),
         ("frames=4", "vit reads images"),
     ],
@@ -43,6 +60,16 @@ def test_values_are_parsed_by_type():
 def test_wrong_changes_are_refused_with_what_is_right(change, message):
     with pytest.raises(ValueError, match=message.replace("?", r"\?").replace("...", r"\.\.\.")):
         override(get_recipe("vit_tiny"), [change])
+
+
+def test_clips_have_no_block_masks():
+    with pytest.raises(ValueError, match="mask must be one of cube, tube, frame, random for mvit, got 'block'"):
+        override(get_recipe("mvit_tiny"), ["mask=block"])
+
+
+def test_a_key_that_is_given_twice():
+    with pytest.raises(ValueError, match="lr is given twice, as '1' and as '2'"):
+        override(get_recipe("vit_tiny"), ["lr=1", "epochs=3", "lr=2"])
 
 
 def test_a_choice_that_is_not_text_is_checked_too():

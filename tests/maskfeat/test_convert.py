@@ -96,7 +96,8 @@ def test_slowfast_mvit(tmp_path):
     assert grid == expected_grid
     torch.testing.assert_close(features.double(), expected, rtol=1e-4, atol=1e-4)
     report = convert(tmp_path / "file.pyth", tmp_path / "ours.safetensors")
-    assert "mvit tiny of SlowFast" in report and "outputs agree, largest difference 0.0e+00" in report
+    assert "mvit tiny of SlowFast" in report and "names and shapes agree, outputs were not compared" in report
+    assert "outputs agree" not in report
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_ft", "mvit_tiny_ft"])
@@ -119,7 +120,8 @@ def test_vits_of_other_projects(tmp_path, project):
     path = tmp_path / ("file.pth" if project == "mmpretrain" else "file.safetensors")
     other_file(path, model, project)
     report = convert(path, tmp_path / "ours.safetensors")
-    assert report.count("outputs agree, largest difference") == 2 and f"ViT tiny of {project}" in report
+    assert report.count("outputs agree, largest difference") == 1 and f"ViT tiny of {project}" in report
+    assert report.endswith(f"read back, all {len(model.state_dict())} tensors are equal")
     weights, recipe = read_weights(tmp_path / "ours.safetensors")
     loaded = build(recipe)
     loaded.load_state_dict(weights)
@@ -172,6 +174,18 @@ def test_a_conversion_that_is_wrong_is_found(tmp_path):
     tensors["blocks.5.attn.qkv.weight"] = tensors["blocks.5.attn.qkv.weight"].roll(192, 0)
     with pytest.raises(ValueError, match="the outputs do not agree"):
         check(model, tensors, LAYOUTS["timm"][type(vit_for_masks()[1])])
+
+
+def test_a_file_that_was_written_wrongly_is_found(tmp_path, monkeypatch):
+    model, recipe = vit_for_masks()
+    save_weights(tmp_path / "ours.safetensors", model.state_dict(), recipe, 1)
+
+    def save_another(path, weights, recipe, step):
+        save_weights(path, {**weights, "mask_token": weights["mask_token"] + 1}, recipe, step)
+
+    monkeypatch.setattr("maskfeat.convert.save_weights", save_another)
+    with pytest.raises(ValueError, match="does not hold what was written: mask_token differ"):
+        convert(tmp_path / "ours.safetensors", tmp_path / "copy.safetensors")
 
 
 class Unsafe:

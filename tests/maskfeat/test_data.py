@@ -53,6 +53,19 @@ def test_folder_of_images(tmp_path):
     assert loader.skipped == 0
 
 
+def test_folders_without_images_are_no_classes(tmp_path):
+    """Nor is what is hidden; the numbers of the classes stay as they are."""
+    media.image_folder(tmp_path, each=4)
+    media.image_folder(tmp_path, each=1, split="val")
+    media.write_image(tmp_path / "train" / ".ipynb_checkpoints" / "0-checkpoint.jpg", 0)
+    media.write_image(tmp_path / "val" / "dog" / ".trash" / "0.jpg", 0)
+    for notes in ("train/.git", "train/cat_notes", "val/notes"):
+        (tmp_path / notes).mkdir()
+        (tmp_path / notes / "read.txt").write_text("no image")
+    assert sorted(torch.cat([batch["labels"] for batch in batches(images(tmp_path))]).tolist()) == [0] * 4 + [1] * 4
+    assert [batch["labels"].tolist() for batch in batches(images(tmp_path), "val")] == [[0, 1]]
+
+
 def test_centre_crop_is_the_middle_of_the_resized_picture(tmp_path):
     path = media.write_image(tmp_path / "val" / "a" / "0.png", 3, width=60, height=40)
     [batch] = batches(images(tmp_path, interpolation="bicubic"), "val")
@@ -294,7 +307,9 @@ def test_video_clips_are_the_frames_that_were_asked_for(tmp_path):
 def test_containers_and_rates(tmp_path, name, options):
     """At 15 frames per second a step of 4 is a step of 2."""
     media.write_video(tmp_path / "val" / name, frames=60, rate=15, **options)
-    recipe = Pretrain(encoder="mvit", size="tiny", frames=4, data=str(tmp_path), image_size=16, batch_size=1)
+    recipe = Pretrain(
+        encoder="mvit", size="tiny", frames=4, mask="cube", data=str(tmp_path), image_size=16, batch_size=1
+    )
     [batch] = batches(recipe, "val")
     expected = frame_numbers(60, 15, frames=4, step=4)[0].tolist()
     assert expected == [26, 28, 30, 33]

@@ -1,6 +1,7 @@
 """Augmentation, averaged weights, and the accuracies, each against a plain computation."""
 
 import copy
+import json
 
 import media
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageOps
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -16,6 +18,8 @@ from maskfeat import MViT, VisionTransformer
 from maskfeat.augment import CHANGES, erase, eval_crops, mix, rand_augment, random_window, smooth_labels
 from maskfeat.config import Finetune, Pretrain
 from maskfeat.data import make_loader, normalise
+from maskfeat.distributed import join
+from maskfeat.evaluate import knn_accuracy
 from maskfeat.finetune import (
     EMA,
     evaluate,
@@ -344,3 +348,36 @@ def test_feature_maps_and_their_export(tmp_path, video):
         torch.testing.assert_close(maps.flatten(2).mean(2), encoder(pixels))
         torch.testing.assert_close(saved["features"].float(), maps.detach(), rtol=1e-3, atol=1e-3)
         assert torch.equal(saved["labels"], data["labels"])
+
+
+def test_exported_rows_name_their_samples(tmp_path):
+    """Whatever was skipped, and however many views a sample has."""
+    paths = sorted(folder_of_greys(tmp_path, "val", [0, 200], size=(40, 40)).glob("val/*/*.png"))
+    paths[1].write_bytes(b"damaged")
+    encoder = VisionTransformer(img_size=32, patch_size=16, embed_dim=8, num_heads=1, depth=1)
+    r = recipe(data=str(tmp_path), image_size=32, batch_size=6, test_size=36, test_crops=3)
+    export_features(encoder, make_loader(r, "test", seed=0), tmp_path / "features", "cpu")
+    names, indices, labels = [], [], []
+    for file in sorted((tmp_path / "features").iterdir()):
+        with safe_open(file, framework="pt") as saved:
+            names += json.loads(saved.metadata()["names"])
+            indices += saved.get_tensor("indices").tolist()
+            labels += saved.get_tensor("labels").tolist()
+            assert len(saved.get_tensor("features")) == len(saved.get_tensor("indices"))
+    assert indices == [i for i in (0, 2, 3, 4, 5) for _ in range(3)]
+    assert names == [str(paths[i]) for i in indices] and labels == [i // 3 for i in indices]
+
+
+def test_features_of_files_that_cannot_be_read(tmp_path):
+    for path in folder_of_greys(tmp_path, "val", [0, 200]).glob("val/*/*.png"):
+        path.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"no sample of .* could be read"):
+        features(Brightness(), make_loader(recipe(data=str(tmp_path)), "val", seed=0), "cpu")
+
+
+@pytest.mark.parametrize("samples, knn_samples, expected", [(24_000, 0, 24_000), (24_000, 16, 16), (8, 16, 8)])
+def test_neighbours_are_looked_for_among_as_many_as_wanted(monkeypatch, samples, knn_samples, expected):
+    r = Pretrain(image_size=16, batch_size=8, mask_stride=16, samples=samples, knn_samples=knn_samples, workers=0)
+    monkeypatch.setattr("maskfeat.evaluate.knn", lambda encoder, loaders, k, device: 8 * len(loaders[0]))
+    with join("cpu") as world:
+        assert knn_accuracy(nn.Identity(), r, world) == expected

@@ -12,6 +12,7 @@ from maskfeat.checkpoint import read_weights
 from maskfeat.config import get_recipe, override
 from maskfeat.distributed import join
 from maskfeat.finetune import feature_maps
+from maskfeat.progress import _show
 from maskfeat.step import make_generator, recipe_masks, seed_part
 from maskfeat.train import Trainer, layer_of, parameter_groups, train
 
@@ -34,7 +35,8 @@ def small(out, *changes, name="vit_tiny"):
     """The recipe on small images; pre-training with two blocks and without neighbours."""
     settings = [*SMALL, *SMALL_VIT] if name == "vit_tiny" else [*SMALL, "patch_size=8"]
     shallow = [] if name.endswith("_ft") else ["depths=1", "knn=0"]
-    return override(get_recipe(name), [*settings, *shallow, f"out={out}", *changes])
+    settings = dict(text.split("=", 1) for text in [*settings, *shallow, f"out={out}", *changes])  # the last counts
+    return override(get_recipe(name), settings)
 
 
 def train_small(out, *changes, name="vit_tiny"):
@@ -76,6 +78,12 @@ def test_pretraining_learns_and_logs(tmp_path):
     assert log[-1] == {"step": 12, **results} and 0 <= results["knn_accuracy"] <= 1
     weights, recipe = read_weights(tmp_path)
     build(recipe).load_state_dict(weights)
+
+
+def test_shares_are_shown_with_two_digits():
+    shown = {0.00123: "0.12%", 0.0345: "3.5%", 0.5: "50%", 0.999: "100%", 1.0: "100%", 0.0: "0%"}
+    assert {value: _show("hog_share", value) for value in shown} == {v: f"hog_share {t}" for v, t in shown.items()}
+    assert _show("loss", 0.123456) == "loss 0.1235"
 
 
 @pytest.mark.parametrize("name, change", [("mvit_tiny", "depths=4"), ("mvit_tiny_ft", "repeats=2")])
