@@ -9,34 +9,19 @@
 """
 
 import argparse
-import importlib
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from benchmarks import base, machine, readme, report, rivals, tables, timing
-from benchmarks.timing import Case, Settings
+from benchmarks.suites import SUITES, cases
+from benchmarks.timing import Settings
 
 RESULTS = Path(__file__).parent / "results"
-
-SUITES = {
-    "hog": "bench_hog",
-    "tokens": "bench_hog",
-    "gather": "bench_masked_gather",
-    "mask": "bench_masked_gather",
-    "compat": "bench_compat",
-    "loader": "bench_training",
-    "step": "bench_training",
-    "accuracy": "bench_accuracy",
-    "memory": "bench_memory",
-}
-"""Each is a function of that name in that file: from the settings of a run to its cases."""
-
-
-def cases(suite: str, settings: Settings) -> list[Case]:
-    return getattr(importlib.import_module(f"benchmarks.{SUITES[suite]}"), suite)(settings)
 
 
 def run(suites: list[str], settings: Settings, keep: Callable[[dict], None] = lambda result: None) -> dict:
@@ -44,8 +29,6 @@ def run(suites: list[str], settings: Settings, keep: Callable[[dict], None] = la
 
     ``keep`` is given the report after each case, so that a run which is cut short is not lost.
     """
-    import torch
-
     environment = machine.environment(settings.device)
     device = torch.device(settings.device)
     threads = sorted({1, settings.threads}) if settings.device == "cpu" else [1]
@@ -56,6 +39,7 @@ def run(suites: list[str], settings: Settings, keep: Callable[[dict], None] = la
     result = {
         "device": settings.device,
         "quick": settings.quick,
+        "threads": settings.threads,
         "environment": environment,
         "ceilings": ceilings,
         "cannot": rivals.CANNOT,
@@ -93,8 +77,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     for suite in options.suites:
         if suite not in choices:
             parser.error(f"there is no suite {suite!r}; there are {', '.join(choices)}")
-    if options.threads < 1:
-        parser.error(f"--threads must be at least 1, got {options.threads}")
+    if not 1 <= options.threads <= machine.usable_cpus():
+        parser.error(f"--threads must be from 1 to the {machine.usable_cpus()} usable CPUs, got {options.threads}")
     options.suites = list(SUITES) if "all" in options.suites else list(dict.fromkeys(options.suites))
     return options
 
@@ -106,15 +90,35 @@ def main(words: list[str]) -> int:
         return readme.main(words[1:])
     options = parse(words)
     settings = Settings(options.device, options.threads, options.quick)
+    complete = set(options.suites) == set(SUITES) and not options.quick
+    folder = options.out or (RESULTS if complete and not options.base else None)
+    refused = refusal(options, for_results=folder == RESULTS)
+    if refused:
+        print(f"python -m benchmarks: {refused}", file=sys.stderr)
+        return 2
     if options.base:
         print(base.compare(options.base, options.suites, settings))
         return 0
-    complete = set(options.suites) == set(SUITES) and not options.quick
-    folder = options.out or (RESULTS if complete else None)
+    print(f"commit {machine.told_commit(machine.commit())}\n", flush=True)
     result = run(options.suites, settings, partial(keep_in, folder) if folder else lambda result: None)
     if folder:
         print(f"wrote {keep_in(folder, result)}, and the tables beside it, in {result['seconds']:.0f} s")
     return 0
+
+
+def refusal(options: argparse.Namespace, for_results: bool) -> str | None:
+    """Why a run with these options cannot be made, or its numbers could not be trusted; None if they can."""
+    load, cpus = machine.load(), machine.usable_cpus()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        return "--device cuda: torch finds no GPU"
+    if options.base and not base.is_commit(options.base):
+        return f"--base {options.base}: git knows no such commit"
+    if for_results and not options.out and load is not None and load > cpus / 2:
+        return (
+            f"the load is {load:.2g} on {cpus} CPUs, and results need an idle machine (at most {cpus / 2:g}): wait, "
+            "or write them elsewhere with --out FOLDER"
+        )
+    return None
 
 
 def keep_in(folder: Path, result: dict) -> Path:

@@ -32,6 +32,11 @@ def worktree(commit: str) -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", str(tree)], check=True)
 
 
+def is_commit(name: str) -> bool:
+    git = ["git", "-C", str(ROOT), "rev-parse", "--quiet", "--verify", f"{name}^{{commit}}"]
+    return subprocess.run(git, capture_output=True, check=False).returncode == 0
+
+
 def compare(commit: str, suites: list[str], settings: Settings) -> str:
     """A table of both, each measured ``TURNS`` times by turns in processes of its own.
 

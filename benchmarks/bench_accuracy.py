@@ -88,7 +88,7 @@ def libraries(images: np.ndarray) -> list[Contender]:
         Contender("scikit-image float32", INPUTS[1], run, one, floats, *truth, -1),
     ]
     if r.is_there("cv2"):
-        truth = np.stack([exact_opencv_hog(image) for image in gray])
+        truth = r.exact_opencv_hog(gray)
         result.append(Contender("OpenCV uint8", INPUTS[0], r.opencv_hog, None, gray, truth, None, -1))
     if r.is_there("hogpp"):
         truth = r.hogpp_hog(gray)  # computed in float64
@@ -101,35 +101,6 @@ def normalised(planes: Tensor) -> Tensor:  # [B, 3, H, W] uint8 -> float32
     """As for training: scaled to [0, 1], minus the mean, over the deviation."""
     mean, std = (torch.tensor(v, device=planes.device).view(3, 1, 1) for v in (MEAN, STD))
     return (planes.float() / 255 - mean) / std
-
-
-def exact_opencv_hog(
-    image: np.ndarray,  # [H, W] uint8
-) -> np.ndarray:  # [H // 8, W // 8, 9] float64
-    """``cv2.HOGDescriptor`` with blocks of one 8x8 cell and without gamma, by the formulas of its source.
-
-    Central differences, mirrored at the border; votes shared between the two nearest bin centres; weights of a Gaussian
-    (deviation 2, centred half a pixel late) and of the distance to the centre of the cell; L2-Hys with the epsilons of
-    the source, 0.1 for each bin and then 1e-3.
-    """
-    padded = np.pad(image.astype(np.float64), 1, mode="reflect")
-    dx = padded[1:-1, 2:] - padded[1:-1, :-2]
-    dy = padded[2:, 1:-1] - padded[:-2, 1:-1]
-    place = np.arctan2(dy, dx) / np.pi * 9 - 0.5
-    lower = np.floor(place)
-    share = place - lower
-    i = np.arange(8)
-    axis = np.exp(-((i - 4) ** 2) / (2 * 2.0**2)) * (1 - np.abs((i + 0.5) / 8 - 0.5))
-    height, width = (size // 8 * 8 for size in image.shape)
-    votes = np.hypot(dx, dy)[:height, :width] * np.tile(np.outer(axis, axis), (height // 8, width // 8))
-    histogram = np.zeros((height // 8, width // 8, 9))
-    for k in range(9):
-        of_bin = np.where(lower % 9 == k, 1 - share, 0) + np.where((lower + 1) % 9 == k, share, 0)
-        cells = (votes * of_bin[:height, :width]).reshape(height // 8, 8, width // 8, 8)
-        histogram[..., k] = cells.sum(axis=(1, 3))
-    once = histogram / (np.linalg.norm(histogram, axis=-1, keepdims=True) + 0.9)
-    once = np.minimum(once, 0.2)
-    return once / (np.linalg.norm(once, axis=-1, keepdims=True) + 1e-3)
 
 
 def judge(contenders: list[Contender], settings: Settings) -> list[dict]:

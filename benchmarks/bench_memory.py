@@ -57,6 +57,10 @@ def measure_processes(contenders: list[tuple[str, int]], settings) -> list[dict]
         row = {"name": name, "threads": 1, "seconds": summary(samples)}
         row["import_seconds"] = summary([f["import"] for f in facts])["median"]
         row["peak_bytes"] = summary([f["peak_bytes"] for f in facts])["median"]
+        if COMPARED.get(name) in taken:
+            ours = [f["cold_start"] for f in taken[COMPARED[name]]]
+            ratios = [mine / other for mine, other in zip(samples, ours, strict=True)]
+            row["ratio"] = {"to": COMPARED[name], **summary(ratios)}
         rows.append({**row, "result_bytes": facts[0]["result_bytes"], "samples": samples})
     return rows
 
@@ -161,6 +165,13 @@ LOADERS = {
     "scikit-image uint8": _skimage,
 }
 """For each rival, a function that imports it and returns its HOG of images [B, 224, 224, 3]."""
+
+COMPARED = {
+    "reference layer float32": "fused_hog uint8",
+    "OpenCV uint8": "compat.opencv",
+    "scikit-image uint8": "compat.skimage",
+}
+"""Which of ours does the job of a rival."""
 
 if __name__ == "__main__":
     main()

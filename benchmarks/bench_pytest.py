@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.__main__ import SUITES, cases
+from benchmarks.suites import SUITES, cases
 from benchmarks.timing import Rival, Settings, check, measure_rivals
 
 # Python 3.12 and later warn when a loader starts its workers beside the threads of torch.

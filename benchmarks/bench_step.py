@@ -2,23 +2,16 @@
 
 The target path is what a step does beside encoder, head and optimizer: draw masks, hide tokens, gather the hidden ones
 and their targets. The reference draws masks in Python, computes the HOG of all of the normalised float image by the
-operations of its layer, indexes by a boolean mask and hides tokens by ``x * (1 - m) + token * m``. Run
-``python -m benchmarks.bench_step [--batch B] [--size base] [--rounds N] [--device cpu|cuda]``.
+operations of its layer, indexes by a boolean mask and hides tokens by ``x * (1 - m) + token * m``. Paths are timed
+forward only: what the gradients of hiding and gathering take is in the step, and not in the share of its path.
 """
 
-import argparse
-import ctypes
-import gc
-import re
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks import timing
 from benchmarks.rivals import hog_layer, photograph_batch
-from benchmarks.tables import table
 from benchmarks.timing import Rival
 from maskfeat import HogTarget, MaskFeat, Masks, Target, make_masks, vit
 from maskfeat.config import IMAGENET
@@ -44,7 +37,7 @@ def step_rivals(
     size: str = "base",  # of the ViT
     device: "torch.device | str" = "cpu",
 ) -> list[Rival]:
-    """A step and its target path, with our targets and with the reference's: the ratio of a path is its share."""
+    """A step and its target path, with our targets and the reference's; the ratio of a path is its share, forward."""
     images = torch.from_numpy(photograph_batch(batch)).permute(0, 3, 1, 2).contiguous().to(device)
     pixels, generator = normalise(images, **IMAGENET), torch.Generator(device).manual_seed(0)
     tokens = torch.randn(batch, 197, vit(size).embed_dim, device=device)
@@ -82,48 +75,6 @@ def step_rivals(
     return [
         Rival("step, our targets", step_with(hog), [images]),
         Rival("step, reference targets", step_with(layer), [images], versus="step, our targets"),
-        Rival("our target path", our_path, [images], versus="step, our targets"),
-        Rival("reference target path", reference_path, [images], versus="step, reference targets"),
+        Rival("our target path, forward", our_path, [images], versus="step, our targets"),
+        Rival("reference target path, forward", reference_path, [images], versus="step, reference targets"),
     ]
-
-
-def peak_memory(run: Callable[[], object]) -> int:
-    """Bytes that this process held at most while ``run`` ran, above what it held before; on Linux only.
-
-    Raises OSError where the system does not allow the peak to be reset.
-    """
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # or freed memory would be used again without being seen
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    run()
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> int:
-    return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", choices=("tiny", "small", "base", "large"), default="base")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    rivals = step_rivals(options.batch, options.size, options.device)
-    rows = timing.measure(rivals, rounds=options.rounds, device=options.device)
-    print(f"ViT-{options.size}, 224x224, batch {options.batch}, {timing.cpu_name()}, one thread\n")
-    print(*table(rows), "", sep="\n")
-    for rival, row in zip(rivals, rows, strict=True):
-        peak = row.get("peak_bytes")
-        if options.device == "cpu":
-            timing.set_threads(1)
-            peak = peak_memory(lambda rival=rival: rival.run(rival.inputs[0]))
-        rate = options.batch / row["seconds"]["median"]
-        share = f", {100 * row['ratio']['median']:.3g} % of the step" if "path" in rival.name else ""
-        print(f"{rival.name}: {rate:.4g} images/s, peak memory {peak / 1e6:.4g} MB{share}")
-
-
-if __name__ == "__main__":
-    main()

@@ -26,7 +26,7 @@ def environment(device: "torch.device | str" = "cpu") -> dict:
         "cpus": usable_cpus(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "cache_bytes": cache_bytes(device),
-        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "load_before": load(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions(),
@@ -60,6 +60,11 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def load() -> float | None:
+    """Processes that ran or waited to run in the last minute, on average; None where the system does not tell."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
 def name_of(facts: dict) -> str:
     """The hardware that the numbers of an environment are of."""
     return facts.get("gpu", facts["cpu"])
@@ -86,7 +91,10 @@ def flags() -> dict[str, str]:
 
 
 def commit(tree: Path = ROOT) -> str | None:
-    """The commit of the sources, with "+" if tracked files differ from it; None outside a git repository."""
+    """The commit of the sources; None outside a git repository.
+
+    Followed by "+" if tracked files differ from it, but for README.md and the results, which a run is about to rewrite.
+    """
     git = ["git", "-C", str(tree)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
@@ -94,10 +102,17 @@ def commit(tree: Path = ROOT) -> str | None:
         return None
     if head.returncode:
         return None
-    changes = subprocess.run(
-        [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
-    )
+    status = [*git, "status", "--porcelain", "--untracked-files=no", "--", ":/"]
+    status += [":(top,exclude)benchmarks/results", ":(top,exclude)README.md"]
+    changes = subprocess.run(status, capture_output=True, text=True, check=True)
     return head.stdout.strip() + ("+" if changes.stdout else "")
+
+
+def told_commit(commit: str | None) -> str:
+    """A commit in words."""
+    if commit is None:
+        return "unknown"
+    return f"{commit} (with changes that are not committed)" if commit.endswith("+") else commit
 
 
 def slug(name: str) -> str:

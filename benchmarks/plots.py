@@ -6,8 +6,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.machine import name_of, slug
-from benchmarks.report import curves
-from benchmarks.tables import share
+from benchmarks.report import common_title, curves
+from benchmarks.tables import is_ours, share
 
 COLOURS = ["#0b6e4f", "#c8553d", "#28536b", "#f0a202", "#7a5c99", "#5b8e7d", "#8d99ae", "#d17b88", "#444444", "#9a8c2c"]
 FLOOR = 1e-6
@@ -17,15 +17,15 @@ FLOOR = 1e-6
 def draw(reports: list[dict], stem: Path) -> list[Path]:
     """Every plot that the reports have data for, as ``stem``_NAME.png."""
     figures = {}
-    for case in reports[0]["cases"]:
-        if case["axis"]:
-            figures[slug(case["title"])] = curve(reports, case["suite"], case["title"])
-    for suite in dict.fromkeys(case["suite"] for case in reports[0]["cases"]):
-        panels = [c for c in reports[0]["cases"] if c["suite"] == suite and not c["axis"] and "seconds" in c["rows"][0]]
-        if panels:
-            figures[f"{suite}-times"] = times(panels)
+    along = dict.fromkeys((c["suite"], common_title(c)) for report in reports for c in report["cases"] if c["axis"])
+    for suite, title in along:
+        figures[slug(title)] = curve(reports, suite, title)
     for i, report in enumerate(reports):
         number = f"-{i + 1}" if len(reports) > 1 else ""
+        timed = [c for c in report["cases"] if not c["axis"] and c["rows"] and "seconds" in c["rows"][0]]
+        for suite in dict.fromkeys(case["suite"] for case in timed):
+            panels = [case for case in timed if case["suite"] == suite]
+            figures[f"{suite}-times{number}"] = times(panels, name_of(report["environment"]))
         judged = [case for case in report["cases"] if case["suite"] == "accuracy"]
         if judged:
             figures[f"accuracy{number}"] = accuracy(judged[0], name_of(report["environment"]))
@@ -46,15 +46,17 @@ def _figure(width: float, height: float, **options):
 def curve(reports: list[dict], suite: str, title: str) -> Figure:
     """Time along the axis of a case, the machines over each other."""
     figure, axes = _figure(8, 5)
-    for report, line in zip(reports, ("-", "--", ":", "-."), strict=False):
-        case = next((c for c in report["cases"] if (c["suite"], c["title"]) == (suite, title)), None)
-        for i, (series, rows) in enumerate(curves(case).items() if case else ()):
+    for number, report in enumerate(reports):
+        case = next((c for c in report["cases"] if (c["suite"], common_title(c)) == (suite, title)), None)
+        if case is None:
+            continue
+        axis, line, marker = case["axis"], ("-", "--", ":", "-.")[number % 4], "os^vDP*X"[number // 4 % 8]
+        for i, (series, rows) in enumerate(curves(case).items()):
             machine = f", {name_of(report['environment'])}" if len(reports) > 1 else ""
             at, colour = [row["at"] for row in rows], COLOURS[i % len(COLOURS)]
             median, p20, p80 = ([1e3 * row["seconds"][k] for row in rows] for k in ("median", "p20", "p80"))
-            axes.plot(at, median, line, marker="o", markersize=4, color=colour, label=series + machine)
+            axes.plot(at, median, line, marker=marker, markersize=4, color=colour, label=series + machine)
             axes.fill_between(at, p20, p80, color=colour, alpha=0.2)
-            axis = case["axis"]
             if axis.startswith("pixels") and i == 0:
                 slope_one = [median[-1] * x / at[-1] for x in at]
                 axes.plot(at, slope_one, ":", color="0.4", label="slope 1 through the last point")
@@ -69,18 +71,19 @@ def curve(reports: list[dict], suite: str, title: str) -> Figure:
     return figure
 
 
-def times(cases: list[dict]) -> Figure:
-    """A panel for each case: medians, with whiskers from p20 to p80."""
+def times(cases: list[dict], machine: str) -> Figure:
+    """A panel for each case of a machine: medians, with whiskers from p20 to p80."""
     heights = [1.2 + 0.3 * len(case["rows"]) for case in cases]
     figure, axes = _figure(9, sum(heights), nrows=len(cases), squeeze=False, height_ratios=heights)
     for axis, case in zip(axes[:, 0], cases, strict=True):
         for row in case["rows"][::-1]:
             median, p20, p80 = (1e3 * row["seconds"][k] for k in ("median", "p20", "p80"))
             spread = [[max(median - p20, 0)], [max(p80 - median, 0)]]
-            colour = COLOURS[0] if row["name"].startswith(("fused", "ours", "our ", "compat")) else COLOURS[1]
+            colour = COLOURS[0] if is_ours(row["name"]) else COLOURS[1]
             axis.errorbar([median], [row["name"]], xerr=spread, fmt="o", capsize=3, color=colour)
         axis.set(xscale="log", xlabel="ms", title=case["title"])
         axis.grid(alpha=0.3, which="both")
+    figure.suptitle(machine)
     return figure
 
 

@@ -3,13 +3,15 @@
 import argparse
 import json
 
-from benchmarks.machine import ROOT, name_of
+from benchmarks import rivals
+from benchmarks.machine import ROOT, name_of, told_commit
 from benchmarks.report import exponents
-from benchmarks.tables import aligned, share
+from benchmarks.suites import SUITES, cases
+from benchmarks.tables import aligned, is_ours, share
+from benchmarks.timing import Settings
 
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
-OURS = ("fused", "ours", "our ", "step, our")
 BEGIN, END = "<!-- results: begin (make results) -->", "<!-- results: end -->"
 
 
@@ -58,8 +60,8 @@ def head(stem: str, rows: Rows, where: str) -> str:
     facts, case = rows.report["environment"], largest(rows)
     return (
         f"**{name_of(facts)}**, {where}, photographs, {case['title']}; all rivals in one run, medians (commit "
-        f"{facts['commit']}, {facts['date'][:10]}). [All tables](benchmarks/results/{stem}.md), with spread, settings "
-        "and versions."
+        f"{told_commit(facts['commit'])}, {facts['date'][:10]}, load before {facts['load_before']}). "
+        f"[All tables](benchmarks/results/{stem}.md), with spread, settings and versions."
     )
 
 
@@ -72,7 +74,7 @@ def speed(case: dict) -> str:
     """The rivals of a case against ours."""
     lines = [["", "us an image", "time over ours"]]
     for row in case["rows"]:
-        theirs = not row["name"].startswith(OURS)
+        theirs = not is_ours(row["name"])
         us, ratio = 1e6 / row["items_per_second"], row.get("ratio", {}).get("median")
         time = f"{us:,.0f}" if us >= 100 else f"{us:.3g}"
         lines.append([row["name"], time, f"{number(ratio)} x" if theirs else ""])
@@ -89,13 +91,13 @@ def accuracy(rows: Rows) -> str:
 
 
 def losses(rows: Rows) -> str:
-    """Every row that took less time than the row of ours which it is compared with."""
+    """Every row that took less time than the row of ours which it is compared with; no target path is a step."""
     lost = [
         f"{row['name']} ({case['title']}: {number(row['ratio']['median'])} of our time)"
         for case in rows.report["cases"]
         for row in case["rows"]
-        if "ratio" in row and row["ratio"]["to"].startswith(OURS) and not row["name"].startswith(OURS)
-        if row["ratio"]["median"] < 1
+        if "ratio" in row and is_ours(row["ratio"]["to"]) and not is_ours(row["name"])
+        if row["ratio"]["median"] < 1 and "target path" not in row["name"]
     ]
     return f"Faster than ours: {'; '.join(lost) or 'none of all rivals of this run'}."
 
@@ -111,9 +113,9 @@ def facts(rows: Rows) -> str:
     def over(suite, title, *names):
         return ", ".join(f"{number(rows.row(suite, title, name)['ratio']['median'])} x" for name in names)
 
-    whole = [f"fused_hog {dtype}, then gather" for dtype in ("uint8", "float32")]
+    whole = [f"gather after fused_hog {dtype}" for dtype in ("uint8", "float32")]
     places = "fused_hog_tokens on the device", "fused_hog in the workers", "reference layer on the device"
-    fewer = [f"40 % of the patches, {dtype}" for dtype in ("uint8", "float32")]
+    fewer = [f"fused_hog_tokens of 40 % of the patches, {dtype}" for dtype in ("uint8", "float32")]
     lines = {
         "40 % of the patches by `fused_hog_tokens`, over `fused_hog` (bytes, float32)": over(
             "tokens", "Time and mask", *fewer
@@ -144,14 +146,16 @@ def facts(rows: Rows) -> str:
         lines[name] = over("hog", "Time and threads", *series)
     step = rows.case("step", "Step")
     lines[f"{step['title']}: with the reference layer, over ours"] = over("step", "Step", "step, reference targets")
-    paths = [rows.row("step", "Step", f"{whose} target path") for whose in ("our", "reference")]
-    lines["Share of the target path in the step (the reference layer)"] = "{} ({})".format(
+    paths = [rows.row("step", "Step", f"{whose} target path, forward") for whose in ("our", "reference")]
+    lines["Share of the target path, forward only, in the step (the reference layer)"] = "{} ({})".format(
         *(share(path["ratio"]["median"]) for path in paths)
     )
     for case in rows.report["cases"]:
         if case["suite"] == "compat":
-            ours, image, _ = case["title"].split(", ")
-            lines[f"The library over `{ours}`, {image}"] = over("compat", case["title"], case["rows"][-1]["name"])
+            ours, size, _ = case["title"].split(", ")
+            theirs = [row["name"] for row in case["rows"] if "ratio" in row]
+            kinds = ", ".join(name.rpartition(", ")[2] for name in theirs)
+            lines[f"The library over `{ours}`, {size} ({kinds})"] = over("compat", case["title"], *theirs)
     return "\n".join(aligned([["", "time or amount"], *map(list, lines.items())]))
 
 
@@ -178,6 +182,15 @@ def reports() -> dict[str, dict]:
     return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
 
 
+def outdated(report: dict) -> list[str]:
+    """The cases that only the report has or only a run of today would; compat's need libraries that may be absent."""
+    absent = {*report["absent"], *rivals.absent()} & {"OpenCV", "compat.skimage and compat.opencv"}
+    suites = [suite for suite in SUITES if suite != "compat" or not absent]
+    settings = Settings(report["device"], report.get("threads", 1))
+    today = {f"{suite}: {case.title}" for suite in suites for case in cases(suite, settings)}
+    return sorted(today ^ {f"{c['suite']}: {c['title']}" for c in report["cases"] if c["suite"] in suites})
+
+
 def with_block(text: str, new: str) -> str:
     """``text`` with what stands between the marks replaced."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
@@ -190,9 +203,16 @@ def main(words: list[str]) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, and fail if it would change")
     options = parser.parse_args(words)
     text = README.read_text()
-    new = with_block(text, block(reports()))
+    old = {stem: found for stem, report in reports().items() if (found := outdated(report))}
+    for stem, found in old.items():
+        print(f"{stem}.json has other cases than a run would have now, run make bench: {'; '.join(found)}")
+    try:
+        new = with_block(text, block(reports()))
+    except LookupError as error:
+        print(f"README.md cannot be made from these results, run make bench: {error}")
+        return 1
     if options.check:
         print("README.md is " + ("up to date" if new == text else "stale: run make results"))
-        return int(new != text)
+        return int(new != text or bool(old))
     README.write_text(new)
     return 0

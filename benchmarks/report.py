@@ -1,6 +1,7 @@
 """A report as text: written as JSON, and as Markdown tables made from that JSON alone, machines side by side.
 
-``{"device", "quick", "environment", "ceilings", "cannot", "absent", "cases": [{"suite", "title", "axis", "rows"}]}``
+``{"device", "quick", "threads", "environment", "ceilings", "cannot", "absent", "cases"}``, a case being
+``{"suite", "title", "axis", "rows"}``.
 """
 
 import argparse
@@ -10,14 +11,15 @@ import math
 import re
 from pathlib import Path
 
-from benchmarks.machine import name_of
+from benchmarks.machine import name_of, told_commit
 from benchmarks.tables import aligned, table, time_of
 
 LEGEND = """\
 Median (p20 to p80) of the samples, the rivals taken in turn. A time ratio is the median of the ratios within a round: \
 more than 1 is slower than the row it is taken to. Nothing is timed before its result has passed the check; errors are \
-against float64, and a dash means another definition, of which only finiteness is checked. GB/s counts each input read \
-and each result written once. "Of a copy" and "of arithmetic" are shares of what a plain copy and a float32 matrix \
+against float64 in the definition of the row, and a dash means that only finiteness is checked. "(!)" marks a spread \
+of more than a factor of two. GB/s counts once each byte of the input that the result needs, and each result. \
+"Of a copy" and "of arithmetic" are shares of what a plain copy and a float32 matrix \
 product or convolution reach on the same number of threads (above): what stays in the cache can be faster than a copy, \
 and float32 arithmetic that rounds after each operation reaches half of the second. "Of arithmetic" counts the \
 operations that the definition needs, however a rival does them. Peak MB is memory beyond the input, the result \
@@ -37,14 +39,18 @@ def about(report: dict) -> str:
     )
     return (
         f"{gpu}{facts['cpu']}, {facts['cpus']} CPUs, {facts['instruction_set']}, {facts['system']}; Python "
-        f"{facts['python']}, {versions}; compiler {facts['compiler']}, {flags}; commit {facts['commit']}; "
-        f"{facts['date']}. This machine: {can}." + (" A quick run: its numbers are rough." if report["quick"] else "")
+        f"{facts['python']}, {versions}; compiler {facts['compiler']}, {flags}; commit {told_commit(facts['commit'])}; "
+        f"{facts['date']}; load before {facts['load_before']}. This machine: {can}."
+        + (" A quick run: its numbers are rough." if report["quick"] else "")
     )
 
 
 def markdown(report: dict) -> str:
     """One machine: every table, and what the rivals cannot do."""
     lines = [f"# Benchmarks on {name_of(report['environment'])}", "", about(report), "", LEGEND]
+    above = above_the_ceiling(report)
+    if above:
+        lines += ["", f"Warning: more arithmetic than the measured ceiling, which cannot be trusted: {above}."]
     for case in report["cases"]:
         lines += ["", f"## {case['suite']}: {case['title']}", "", *table(case["rows"])]
         powers = exponents(case)
@@ -54,6 +60,16 @@ def markdown(report: dict) -> str:
     lines += ["", "## What the rivals cannot do", "", *(f"* {name}: {note}" for name, note in report["cannot"].items())]
     lines += ["", "Absent from this run:", "", *(f"* {name}: {why}" for name, why in report["absent"].items())]
     return "\n".join(lines) + "\n"
+
+
+def above_the_ceiling(report: dict) -> str:
+    """The rows that did more arithmetic than the machine was found to be able to; empty if there is none."""
+    return "; ".join(
+        f"{row['name']} ({case['title']}: {100 * row['share_of_arithmetic']:.0f} %)"
+        for case in report["cases"]
+        for row in case["rows"]
+        if row.get("share_of_arithmetic", 0) > 1
+    )
 
 
 def exponents(case: dict) -> dict[str, float]:
@@ -84,7 +100,7 @@ def side_by_side(reports: list[dict]) -> str:
     tables: dict[str, list[dict[str, dict]]] = {}  # by title, for each machine its rows by name
     for i, report in enumerate(reports):
         for case in report["cases"]:
-            title = f"{case['suite']}: {re.sub(r', batch [0-9]+', ', batch', case['title'])}"
+            title = f"{case['suite']}: {common_title(case)}"
             columns = tables.setdefault(title, [{} for _ in reports])
             columns[i] |= {row["name"]: row for row in case["rows"] if "seconds" in row}
     for title, columns in tables.items():
@@ -93,6 +109,11 @@ def side_by_side(reports: list[dict]) -> str:
         if body:
             lines += ["", f"## {title}, ms (time ratio)", "", *aligned([["", *names], *body])]
     return "\n".join(lines) + "\n"
+
+
+def common_title(case: dict) -> str:
+    """The title without the size of a batch, which differs between machines."""
+    return re.sub(r", batch [0-9]+", ", batch", case["title"])
 
 
 def _brief(row: dict | None) -> str:
@@ -120,12 +141,26 @@ def _rounded(value):
     return [_rounded(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
+def read(path: Path) -> dict:
+    """Raises OSError or ValueError, both naming the file, if it cannot be read or is no report."""
+    try:
+        report = json.loads(path.read_text())
+    except ValueError as error:  # neither text nor JSON
+        raise ValueError(f"{path}: no report of the benchmarks ({error})") from error
+    if not isinstance(report, dict) or not {"device", "environment", "ceilings", "cases"} <= set(report):
+        raise ValueError(f"{path}: no report of the benchmarks")
+    return report
+
+
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks report", description="Tables and plots from JSON alone.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: beside the first file)")
     options = parser.parse_args(words)
-    reports = [json.loads(path.read_text()) for path in options.files]
+    try:
+        reports = [read(path) for path in options.files]
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     folder = options.out or options.files[0].parent
     folder.mkdir(parents=True, exist_ok=True)
     one = len(reports) == 1

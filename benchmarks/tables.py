@@ -2,15 +2,27 @@
 
 from collections.abc import Callable
 
+UNSTEADY = " (!)"
+"""Behind a spread whose ends are more than a factor of two apart."""
+
 
 def time_of(row: dict) -> str | None:
     return f"{1e3 * row['seconds']['median']:.4g}" if "seconds" in row else None
 
 
+OURS = ("fused", "ours", "our ", "step, our", "compat")
+
+
+def is_ours(name: str) -> bool:
+    """Whether a row is ours, which its name says, and no rival's."""
+    return name.startswith(OURS)
+
+
 def _spread(row: dict) -> str | None:
     if "seconds" not in row:
         return None
-    return f"{1e3 * row['seconds']['p20']:.4g} to {1e3 * row['seconds']['p80']:.4g}"
+    p20, p80 = (1e3 * row["seconds"][k] for k in ("p20", "p80"))
+    return f"{p20:.4g} to {p80:.4g}{UNSTEADY if p80 > 2 * p20 else ''}"
 
 
 def _ratio(row: dict) -> str | None:

@@ -6,6 +6,9 @@
 namespace maskfeat {
 namespace {
 
+constexpr int64_t kMostCells = 1 << 16;            // of a block, along an axis
+constexpr int64_t kMostPixels = int64_t{1} << 31;  // along an axis
+
 void require(bool right) {
   if (!right) throw std::invalid_argument("these are not the parameters of a HOG of blocks");
 }
@@ -36,18 +39,27 @@ CellAxis read_axis(Reader<int64_t>& numbers, Reader<double>& reals) {
   axis.step = numbers.next(), axis.kinds = numbers.next(), axis.length = numbers.next();
   for (const int64_t size :
        {axis.pixels, axis.stride, axis.per_block, axis.block_step, axis.step, axis.kinds, axis.length})
-    require(size >= 1 && size < (int64_t{1} << 31));
+    require(size >= 1 && size < kMostPixels);
   axis.starts = numbers.take(axis.kinds);
   axis.weights = reals.take(axis.kinds * axis.length);
-  // The cells of a block must lie in its pixels, or a kernel would read outside the image.
-  for (int64_t cell = 0; cell < axis.per_block + axis.kinds * axis.block_step; ++cell) {
-    const int64_t block = cell < axis.per_block ? 0 : (cell - axis.per_block) / axis.block_step + 1;
-    require(axis.starts[cell % axis.kinds] >= 0 && axis.start(cell) + axis.length <= block * axis.stride + axis.pixels);
-  }
+  // The cells of a block must lie in its pixels, also far from the first block, or a kernel would read outside the image.
+  require(axis.per_block <= kMostCells && axis.kinds <= kMostCells);
+  require(axis.block_step * axis.step == axis.kinds * axis.stride);
+  for (int64_t block = 0; block < axis.kinds; ++block)
+    for (int64_t k = 0; k < axis.per_block; ++k) {
+      const int64_t from = axis.start(block * axis.block_step + k) - block * axis.stride;
+      require(from >= 0 && from + axis.length <= axis.pixels);
+    }
   return axis;
 }
 
 }  // namespace
+
+int64_t product(const std::vector<int64_t>& sizes) {
+  int64_t result = 1;
+  for (const int64_t size : sizes) require(size >= 0 && !__builtin_mul_overflow(result, size, &result));
+  return result;
+}
 
 HogBlocks read_hog_blocks(const int64_t* numbers, int64_t count, const double* reals, int64_t real_count,
                           const int64_t* region) {
@@ -71,6 +83,9 @@ HogBlocks read_hog_blocks(const int64_t* numbers, int64_t count, const double* r
   require(ints.left == 0 && doubles.left == 0);
   hog.region = {region[0], region[1], region[2], region[3], region[4]};
   require(hog.region.height >= 0 && hog.region.width >= 0);
+  for (const int64_t number : {hog.region.top, hog.region.left, hog.region.height, hog.region.width})
+    require(number > -kMostPixels && number < kMostPixels);
+  product({hog.block_rows(), hog.block_columns(), hog.y.per_block, hog.x.per_block, hog.bins});
   return hog;
 }
 

@@ -3,6 +3,8 @@
 // pixels in cells that maskfeat_kernels/blocks.py computes. Knows neither Python nor torch.
 #pragma once
 
+#include <vector>
+
 #include "image_view.h"
 
 namespace maskfeat {
@@ -39,6 +41,7 @@ struct BlockStrides {
 
 // The channels of a plane, of which each pixel takes the strongest: one, unless channels are "strongest".
 struct Channels {
+  static constexpr int64_t kMost = 1 << 20;
   int64_t count, stride;
 };
 
@@ -68,6 +71,9 @@ struct HogBlocks {
 // std::invalid_argument where the numbers are not those of a HOG.
 HogBlocks read_hog_blocks(const int64_t* numbers, int64_t count, const double* reals, int64_t real_count,
                           const int64_t* region);
+
+// Throws std::invalid_argument for negative sizes and for more than 2^63 elements.
+int64_t product(const std::vector<int64_t>& sizes);
 
 // Mirrors any index into 0 .. n - 1, as often as it takes, without repeating the end samples.
 HOG_INLINE int64_t mirror(int64_t i, int64_t n) {

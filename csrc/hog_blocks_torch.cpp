@@ -74,14 +74,16 @@ struct Planes {
   std::vector<int64_t> lead;  // leading axes of the result
   int64_t count;
 
-  Planes(const Tensor& x, const HogBlocks& hog) : channels{1, 0}, count(1) {
+  Planes(const Tensor& x, const HogBlocks& hog) : channels{1, 0} {
     const bool has_channels = hog.strongest && x.dim() > 2;
     const int64_t leading = std::max<int64_t>(0, x.dim() - (has_channels ? 3 : 2));
     image = maskfeat::view_images(x, leading, true);
     if (has_channels) channels = {x.size(leading), x.stride(leading)};
     lead.assign(x.sizes().begin(), x.sizes().begin() + leading);
-    for (const int64_t size : lead) count *= size;
-    STD_TORCH_CHECK(channels.count > 0, "x must have a channel to choose");
+    count = maskfeat::product(lead);
+    if (channels.count < 1 || channels.count > Channels::kMost)
+      throw std::invalid_argument("the strongest of 1 to 2^20 channels can be taken, got " +
+                                  std::to_string(channels.count));
     STD_TORCH_CHECK(hog.size() == 0 || (image.height > 0 && image.width > 0), "x must have pixels");
   }
 };
@@ -101,9 +103,7 @@ Tensor hog_blocks(const Tensor& x, const std::vector<int64_t> numbers, const std
   const Device device{&x};
   const HogBlocks hog = read(numbers, reals, region);
   const Planes planes(x, hog);
-  int64_t size = 1;
-  for (const int64_t n : shape) size *= n;
-  STD_TORCH_CHECK(size == hog.size(), "shape does not fit the region");
+  STD_TORCH_CHECK(maskfeat::product(shape) == hog.size(), "shape does not fit the region");
   std::vector<int64_t> out_shape = planes.lead;
   out_shape.insert(out_shape.end(), shape.begin(), shape.end());
   Tensor out = maskfeat::new_histograms(x, out_shape);

@@ -63,15 +63,14 @@ py::array hog_blocks(const py::array& x, const std::vector<int64_t>& numbers, co
   Channels channels{1, 0};
   if (chooses) {
     const py::ssize_t axis = x.ndim() - 3;
-    require(x.shape(axis) >= 1 && x.strides(axis) % x.itemsize() == 0, "x must have a channel");
+    require(x.shape(axis) >= 1 && x.shape(axis) <= Channels::kMost && x.strides(axis) % x.itemsize() == 0,
+            "x must have 1 to 2^20 channels");
     channels = {x.shape(axis), x.strides(axis) / x.itemsize()};
   }
 
-  int64_t planes = 1, elements = 1;
   std::vector<int64_t> size(image.lead_size, image.lead_size + image.lead);
-  for (const int64_t axis : size) planes *= axis;
-  for (const int64_t axis : shape) elements *= axis;
-  require(elements == hog.size(), "shape is not that of the result");
+  const int64_t planes = maskfeat::product(size);
+  require(maskfeat::product(shape) == hog.size(), "shape is not that of the result");
   size.insert(size.end(), shape.begin(), shape.end());
   const bool wide = image.dtype == Dtype::float64;
   py::array out(wide ? py::dtype::of<double>() : py::dtype::of<float>(), size);

@@ -115,6 +115,10 @@ class HogSpec:
         keep("block_size", (self.block[0] * self.cell[0], self.block[1] * self.cell[1]))
         fixed = (f for f in dataclasses.fields(self) if f.name not in ("bins", "cell", "gaussian_window", "block"))
         keep("is_maskfeat", self.block == (1, 1) and all(getattr(self, f.name) == f.default for f in fixed))
+        if self.norm != "none" and self.arithmetic == "exact" and self.eps < 1e-18:
+            raise ValueError(
+                f"eps must be at least 1e-18, so that a flat block is divided by more than 0, got {self.eps}"
+            )
         if self.arithmetic == "opencv" and (self.votes, self.norm) != ("linear", "l2-hys"):
             raise ValueError(
                 f"arithmetic 'opencv' goes with votes 'linear' and norm 'l2-hys', got {self.votes!r} and {self.norm!r}"
@@ -177,6 +181,8 @@ def cotangent(k: int, bins: int) -> float:
 def at_least(name: str, value, least: int) -> int:
     """``value`` as an int, if it is one and not below ``least``."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an int, got {value!r}") from None
@@ -194,8 +200,10 @@ def _pair(name: str, value, axes: str) -> tuple[int, int]:
 
 def _not_negative(name: str, value) -> float:
     try:
+        if isinstance(value, (bool, str)):
+            raise TypeError
         number = float(value)
-    except (TypeError, ValueError):
+    except TypeError:
         raise TypeError(f"{name} must be a number, got {value!r}") from None
     if not 0 <= number < math.inf:
         raise ValueError(f"{name} must be finite and not negative, got {value!r}")

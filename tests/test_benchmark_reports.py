@@ -14,7 +14,8 @@ import torch
 from benchmarks import __main__ as command
 from benchmarks import machine, readme, report
 from benchmarks.machine import ROOT
-from benchmarks.timing import Case, Rival
+from benchmarks.suites import SUITES, cases
+from benchmarks.timing import Case, Rival, Settings
 
 
 def row(name, ms, **more):
@@ -42,6 +43,7 @@ def result():
     return {
         "device": "cpu",
         "quick": True,
+        "threads": 1,
         "environment": machine.environment(),
         "ceilings": {"1": {"copy_bytes_per_second": 1e10, "operations_per_second": 1e11}},
         "cannot": {"OpenCV": "no batch"},
@@ -119,7 +121,7 @@ def test_the_readme_follows_the_results(monkeypatch, tmp_path):
     assert readme.main(["--check"]) == 0
     text = readme.README.read_text()
     assert "| 0.51 x" in text
-    assert "Faster than ours: OpenCV uint8 (RGB 224x224, batch 1: 0.51 of our time)" in text
+    assert "OpenCV uint8 (RGB 224x224, batch 1: 0.51 of our time)" in text.partition("Faster than ours: ")[2]
     before, _, rest = (ROOT / "README.md").read_text().partition(readme.BEGIN)
     assert text.startswith(before)
     assert text.endswith(rest.partition(readme.END)[2])
@@ -185,12 +187,71 @@ def test_a_run_keeps_what_it_has(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"), [(["hogs"], "no suite 'hogs'"), (["--threads", "0"], "at least 1, got 0")]
+    ("words", "message"),
+    [(["hogs"], "no suite 'hogs'"), (["--threads", "0"], "CPUs, got 0"), (["--threads", "9999"], "got 9999")],
 )
 def test_wrong_words(words, message, capsys):
     with pytest.raises(SystemExit):
         command.parse(words)
     assert message in capsys.readouterr().err
+
+
+def test_a_busy_machine_makes_no_results(monkeypatch, capsys):
+    monkeypatch.setattr(machine, "load", lambda: 1000.0)
+    monkeypatch.setattr(command, "run", lambda *rest: pytest.fail("it ran"))
+    assert command.main(["all"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the load is 1e+03" in line
+    assert command.refusal(command.parse(["all", "--out", "elsewhere"]), for_results=False) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["hog", "--base", "nosuchcommit"], "--base nosuchcommit: git knows no such commit"),
+        (["hog", "--device", "cuda"], "torch finds no GPU"),
+    ],
+)
+def test_what_is_not_there_is_told_in_a_line(words, message, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert command.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_what_is_no_report_is_told(tmp_path, capsys):
+    (tmp_path / "text").write_text("root:x:0")
+    (tmp_path / "list.json").write_text("[]")
+    for name in ("missing.json", "text", "list.json"):
+        with pytest.raises(SystemExit) as end:
+            report.main([str(tmp_path / name)])
+        assert end.value.code == 2
+        assert name in capsys.readouterr().err
+
+
+def test_what_cannot_be_trusted_is_marked(result):
+    assert "(!)" not in report.markdown(result).partition("## hog")[2]
+    rows = result["cases"][0]["rows"]
+    rows[0]["seconds"]["p80"], rows[1]["share_of_arithmetic"] = 1.0, 1.5
+    text = report.markdown(result)
+    assert text.partition("## hog")[2].count("(!)") == 1
+    assert "cannot be trusted: OpenCV uint8 (RGB 224x224, batch 2: 150 %)." in text
+
+
+def test_five_machines_in_every_plot(result):
+    plots = pytest.importorskip("benchmarks.plots")
+    (axes,) = plots.curve([result] * 5, "hog", "Time and pixels").axes
+    assert len([line for line in axes.lines if "fused_hog" in line.get_label()]) == 5
+    styles = {(line.get_linestyle(), line.get_marker()) for line in axes.lines if "fused_hog" in line.get_label()}
+    assert len(styles) == 5
+
+
+def test_changed_cases_make_results_stale(result):
+    now = [(suite, case.title) for suite in SUITES for case in cases(suite, Settings("cpu", 1))]
+    result["cases"] = [{"suite": suite, "title": title, "rows": []} for suite, title in now]
+    assert readme.outdated(result) == []
+    result["cases"][0]["title"] = "another"
+    assert readme.outdated(result) == sorted(["hog: another", f"hog: {now[0][1]}"])
 
 
 def test_all_means_all():
@@ -201,7 +262,7 @@ def test_all_means_all():
 @pytest.mark.slow
 def test_a_quick_run_of_all(tmp_path):
     """Every suite measures something, and rivals are either in the report or told to be absent."""
-    words = ["all", "--quick", "--threads", "2", "--out", str(tmp_path)]
+    words = ["all", "--quick", "--threads", str(min(2, machine.usable_cpus())), "--out", str(tmp_path)]
     subprocess.run([sys.executable, "-m", "benchmarks", *words], cwd=ROOT, check=True, timeout=300)
     (path,) = tmp_path.glob("cpu_*.json")
     result = json.loads(path.read_text())

@@ -50,7 +50,7 @@ SHAPE = block_shape(SKIMAGE, REGION)
         ((X.astype(np.int32), NUMBERS, REALS, REGION, SHAPE), ValueError, "uint8, float16, float32 or float64"),
         ((X.astype(bool), NUMBERS, REALS, REGION, SHAPE), ValueError, "uint8, float16, float32 or float64"),
         ((X.astype(">f4"), NUMBERS, REALS, REGION, SHAPE), ValueError, "native byte order"),
-        ((X[:0], NUMBERS, REALS, REGION, SHAPE), ValueError, "a channel"),
+        ((X[:0], NUMBERS, REALS, REGION, SHAPE), ValueError, "channels"),
         ((X[:, :0], NUMBERS, REALS, REGION, SHAPE), ValueError, "no pixels"),
         ((X, NUMBERS, REALS, REGION, (*SHAPE, 2)), ValueError, "shape"),
         ((X, NUMBERS[:-1], REALS, REGION, SHAPE), ValueError, "not the parameters"),
@@ -62,3 +62,20 @@ SHAPE = block_shape(SKIMAGE, REGION)
 def test_direct_calls_stay_inside_their_memory(arguments, error, names):
     with pytest.raises(error, match=names):
         arrays._numpy_ops.hog_blocks(*arguments)
+
+
+@pytest.mark.parametrize(
+    "axis, size",
+    [
+        ((8, 8, 1, 1, 7, 1, 8, 0), 200_000),  # each block begins a pixel earlier in its pixels than the one before
+        ((1000, 8, 1, 1, 9, 1, 8, 0), 400_000),  # and a pixel later
+        ((8, 8, 1, 1, 8, 1, 9, 0), 1),  # a cell longer than its block
+        ((1, 1, 1, 1, 1, 1, 1, 0), 67280421310721),  # 274177 rows of these are 2^64 + 1 blocks
+    ],
+)
+def test_tables_that_leave_the_image_are_refused(axis, size):
+    square, length = (8, 8, 1, 1, 8, 1, 8, 0), axis[6]
+    rows, reals = (axis, 2 * [1.0] * length) if size > 10**9 else (square, [1.0] * (8 + length))
+    region = (0, 0, 274177 if size > 10**9 else 8, axis[0] + axis[1] * (size - 1), 0)
+    with pytest.raises(ValueError, match="not the parameters"):
+        arrays._numpy_ops.hog_blocks(X, [1, *NUMBERS[1:10], *rows, *axis], [1e-5, 1e-5, 0.2, *reals], region, (1, size))

@@ -6,8 +6,9 @@ import time
 import pytest
 
 from benchmarks import gpu
-from benchmarks.__main__ import SUITES, parse
+from benchmarks.__main__ import parse
 from benchmarks.gpu import PATIENCE, PROGRAMS, ROOT, SECONDS, Step, run_stage, shares_of_tests, stages
+from benchmarks.suites import SUITES
 
 
 @pytest.fixture(autouse=True)

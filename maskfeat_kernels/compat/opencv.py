@@ -69,7 +69,7 @@ class HOGDescriptor:
             setattr(self, name, as_pair(name, value, least=1))
         self.nbins = as_integer("nbins", _nbins)
         self.derivAperture = as_integer("derivAperture", _derivAperture)
-        self.winSigma = float(_winSigma)
+        self.winSigma = -1.0 if _winSigma is None else float(_winSigma)
         self.histogramNormType = as_integer("histogramNormType", _histogramNormType)
         self.L2HysThreshold = float(_L2HysThreshold)
         self.gammaCorrection = self._gamma_default if _gammaCorrection is None else bool(_gammaCorrection)
@@ -97,7 +97,7 @@ class HOGDescriptor:
             error: an image of another dtype or shape, or smaller than a window with its padding; sizes that do not fit.
         """
         x, stride, padding = self._prepare(img, winStride, self.cellSize, padding)
-        if len(locations):
+        if locations is not None and len(locations):
             return self._located(x, padding, as_places(locations)).reshape(-1)
         blocks, columns, rows = self._dense(x, stride, padding)
         if len(columns) == len(rows) == 1 and columns.size * rows.size == len(blocks) * blocks.shape[1]:
@@ -129,8 +129,10 @@ class HOGDescriptor:
         return len(self.svmDetector) in (0, size, size + 1)
 
     def setSVMDetector(self, svmdetector) -> None:
-        """Take the weights of a linear classifier, and perhaps its offset: an array or a tensor of any shape."""
-        before, self.svmDetector = self.svmDetector, to_numpy(svmdetector).astype(np.float32).reshape(-1)
+        """Take the weights of a linear classifier, and perhaps its offset: an array or a tensor of any shape; None drops
+        those that there are."""
+        weights = np.empty(0) if svmdetector is None else to_numpy(svmdetector)
+        before, self.svmDetector = self.svmDetector, weights.astype(np.float32).reshape(-1)
         if not self.checkDetectorSize():
             got, self.svmDetector = len(self.svmDetector), before
             raise error(
@@ -354,6 +356,15 @@ class HOGDescriptor5(HOGDescriptor):
     """:class:`HOGDescriptor` with the default of OpenCV 5: gamma correction is on."""
 
     _gamma_default = True
+
+
+# cv2's own second names.
+HOGDescriptor_getDefaultPeopleDetector = HOGDescriptor.getDefaultPeopleDetector
+HOGDescriptor_getDaimlerPeopleDetector = HOGDescriptor.getDaimlerPeopleDetector
+HOGDescriptor_L2Hys = HOGDESCRIPTOR_L2HYS = 0
+HOGDescriptor_DEFAULT_NLEVELS = HOGDESCRIPTOR_DEFAULT_NLEVELS = 64
+HOGDescriptor_DESCR_FORMAT_COL_BY_COL = HOGDESCRIPTOR_DESCR_FORMAT_COL_BY_COL = 0
+HOGDescriptor_DESCR_FORMAT_ROW_BY_ROW = HOGDESCRIPTOR_DESCR_FORMAT_ROW_BY_ROW = 1
 
 
 @functools.lru_cache
