@@ -87,7 +87,7 @@ bin from one neighbour and out of it to the other, and the norm after clipping i
 SKIMAGE_TOLERANCE = 1e-5
 """64 additions in float32 and the norm: 70 roundings of 2^-24 are 4e-6 of a bin, and as much again of the norm."""
 
-INTEGRAL_TOLERANCE = 0.05
+INTEGRAL_TOLERANCE = 0.1
 """On average, of hogpp: float32 sums over an image of 1e6 pixels or less with a mean gradient of 30 reach 3e7, where a
 step is 2; a cell is a difference of four, off by some units where a bin has a hundred. Cells without a gradient become
 noise altogether. Histograms with permuted bins or cells are off by 0.18 and more."""

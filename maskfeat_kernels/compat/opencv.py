@@ -129,8 +129,7 @@ class HOGDescriptor:
         return len(self.svmDetector) in (0, size, size + 1)
 
     def setSVMDetector(self, svmdetector) -> None:
-        """Take the weights of a linear classifier, and perhaps its offset: an array or a tensor of any shape; None drops
-        those that there are."""
+        """Take the weights of a linear classifier, and perhaps its offset: an array or a tensor; None drops them."""
         weights = np.empty(0) if svmdetector is None else to_numpy(svmdetector)
         before, self.svmDetector = self.svmDetector, weights.astype(np.float32).reshape(-1)
         if not self.checkDetectorSize():
