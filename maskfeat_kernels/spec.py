@@ -240,17 +240,5 @@ OPENCV = HogSpec(
 )
 """The defaults of ``cv2.HOGDescriptor()``: blocks of the whole image. Windows are cut out of these."""
 
-DALAL_TRIGGS = HogSpec(
-    sqrt=True,
-    gradient="central",
-    channels="strongest",
-    angle_from="horizontal",
-    votes="linear",
-    cells="bilinear",
-    block=2,
-    block_sigma=8.0,
-    norm="l2-hys",
-    eps=1e-2,
-    layout="rows",
-)
+DALAL_TRIGGS = OPENCV.replace(block_sigma=8.0, eps=1e-2, arithmetic="exact", layout="rows")
 """The detector of Dalal and Triggs (CVPR 2005): what the paper says, which no library computes."""
