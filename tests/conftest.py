@@ -20,6 +20,8 @@ REQUIRED = [name for name in os.environ.get("MASKFEAT_REQUIRE_BACKENDS", "").spl
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 BACKENDS = list(dict.fromkeys([name for device in DEVICES for name in available_backends(device)] + REQUIRED))
 COMPILED = [name for name in BACKENDS if name not in ("reference", "triton")]
+OPAQUE = [name for name in BACKENDS if name != "reference"]
+"""Backends that are opaque ops to PyTorch's transforms; the reference is plain torch, which needs no test there."""
 
 
 def device_of(backend: str) -> str:
@@ -58,6 +60,14 @@ def backend(request) -> str:
 def compiled_backend(request) -> str:
     """Backends in C++ or CUDA: fast enough for millions of pixels, one fixed order of summation."""
     return request.param
+
+
+@pytest.fixture
+def fresh_compiler():
+    """torch.compile has compiled nothing before, and keeps nothing for the next test."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import BACKENDS, device_of
+from conftest import OPAQUE, device_of
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 
@@ -14,18 +14,13 @@ from maskfeat_kernels.testing import byte_images
 SIZES = [(2, 3, 32, 40), (3, 3, 40, 33), (5, 2, 33, 64)]
 SPECS = {"skimage": SKIMAGE, "opencv": OPENCV, "each": DALAL_TRIGGS.replace(channels="each", cell=(4, 5))}
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
-@pytest.fixture(params=[name for name in BACKENDS if name != "reference"])
+
+@pytest.fixture(params=OPAQUE)
 def backend(request) -> str:
-    """Backends that are opaque ops to the transforms; the reference is plain torch, which needs no test here."""
+    """Backends that are one opaque op to the transforms."""
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64], ids=str)

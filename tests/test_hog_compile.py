@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import BACKENDS, device_of
+from conftest import OPAQUE, device_of
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 
@@ -12,10 +12,12 @@ from maskfeat_kernels.testing import DTYPES, byte_images, check_hog, images
 # No axis of 1, images or cells: a length of 1 is compiled anew, and so it should be.
 SIZES = [(2, 3, 16, 24), (3, 3, 40, 17), (5, 2, 33, 64), (2, 4, 19, 31)]
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
-@pytest.fixture(params=[name for name in BACKENDS if name != "reference"])
+
+@pytest.fixture(params=OPAQUE)
 def backend(request) -> str:
-    """Backends that are one opaque op to the transforms; the reference is plain torch, which needs no test here."""
+    """Backends that are one opaque op to the transforms."""
     return request.param
 
 
@@ -27,13 +29,6 @@ def hog_op(backend):
     from maskfeat_kernels import hog_triton  # defines it
 
     return hog_triton.hog
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 @pytest.mark.sampled(lambda shape, parameters, dtype: shape[0] != 1 and dtype == torch.float32)

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import BACKENDS, COMPILED, device_of
+from conftest import COMPILED, OPAQUE, device_of
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 
@@ -282,16 +282,6 @@ def test_bad_input_is_refused_by_name(x, token_ids, options, error, message):
 
 
 # Under PyTorch's transforms
-
-OPAQUE = [name for name in BACKENDS if name != "reference"]
-"""Backends that are one opaque op to the transforms; the reference is plain torch."""
-
-
-@pytest.fixture
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def op_of(backend: str):

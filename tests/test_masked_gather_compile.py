@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import BACKENDS, device_of
+from conftest import OPAQUE, device_of
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 
@@ -12,18 +12,13 @@ from maskfeat_kernels.testing import FLOATS
 OPS = ("masked_gather", "masked_scatter_add", "mask_tokens", "masked_sum")
 SIZES = [(2, 6, 3, 5), (3, 9, 7, 4), (4, 5, 2, 9)]  # B, N, K, D; no axis of 1, which is compiled anew
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
-@pytest.fixture(params=[name for name in BACKENDS if name != "reference"])
+
+@pytest.fixture(params=OPAQUE)
 def backend(request) -> str:
-    """Backends that are opaque ops to the transforms; the reference is plain torch."""
+    """Backends that are one opaque op to the transforms."""
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def inputs(backend, batch, length, count, width, dtype=torch.float64, lead=()):
