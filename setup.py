@@ -48,15 +48,17 @@ def cuda_home() -> Path | None:
     return next((home for home in homes if (home / "bin" / "nvcc").exists()), None)
 
 
-def pybind11_headers() -> list[str]:
-    """Of pybind11 where it is installed, else of the copy that torch brings along."""
+def numpy_headers() -> list[str]:
+    """Of NumPy, and of pybind11 where it is installed, else of the copy that torch brings along."""
+    import numpy
+
     if importlib.util.find_spec("pybind11"):
         import pybind11
 
-        return [pybind11.get_include()]
+        return [numpy.get_include(), pybind11.get_include()]
     from torch.utils import cpp_extension
 
-    return cpp_extension.include_paths()
+    return [numpy.get_include(), *cpp_extension.include_paths()]
 
 
 class BuildOps(build_ext):
@@ -68,7 +70,7 @@ class BuildOps(build_ext):
         if ext is torch_ops:
             self.prepare_torch_ops(ext)
         else:
-            ext.include_dirs += pybind11_headers()
+            ext.include_dirs += numpy_headers()
             ext.extra_objects += self.compiler.object_filenames(SHARED_SOURCES, output_dir=self.build_temp)
         print(f"building {ext.name} for {platform.machine()}: {', '.join(ext.sources)}", flush=True)
         super().build_extension(ext)

@@ -75,7 +75,7 @@ HogBlocks read_hog_blocks(const int64_t* numbers, int64_t count, const double* r
   hog.from_horizontal = ints.below(2);
   hog.votes = static_cast<Votes>(ints.below(2));
   hog.norm = static_cast<Norm>(ints.below(6));
-  hog.arithmetic = static_cast<Arithmetic>(ints.below(2));
+  hog.arithmetic = static_cast<Arithmetic>(ints.below(3));
   hog.layout = static_cast<Layout>(ints.below(3));
   hog.eps = doubles.next(), hog.eps_again = doubles.next(), hog.clip = doubles.next();
   hog.y = read_axis(ints, doubles);

@@ -3,6 +3,7 @@
 // pixels in cells that maskfeat_kernels/blocks.py computes. Knows neither Python nor torch.
 #pragma once
 
+#include <cmath>
 #include <vector>
 
 #include "image_view.h"
@@ -11,7 +12,7 @@ namespace maskfeat {
 
 enum class Gradient : int64_t { sobel, central };
 enum class Votes : int64_t { hard, linear };
-enum class Arithmetic : int64_t { exact, opencv };
+enum class Arithmetic : int64_t { exact, opencv, skimage };
 enum class Norm : int64_t { unit, none, l1, l1_sqrt, l2, l2_hys };
 enum class Layout : int64_t { planes, rows, columns };
 
@@ -57,6 +58,7 @@ struct HogBlocks {
   Arithmetic arithmetic;
   Layout layout;
   double eps, eps_again, clip;
+  double (*arc_tangent)(double, double) = std::atan2;  // of skimage; another rounds otherwise
   CellAxis y, x;
   Region region;
 

@@ -116,11 +116,8 @@ inline int64_t taken_channel(const Tile<T>& tile, int64_t y, int64_t x) {
   const bool last = x >= tile.hog.region.tie_column;
   int64_t taken = 0;
   for (int64_t c = 0; c < tile.channels.count; ++c) {
-    const T *above = tile.line(c, y - 1) + x, *here = tile.line(c, y) + x, *below = tile.line(c, y + 1) + x;
-    const bool is_sobel = tile.hog.gradient == Gradient::sobel;
-    const T gx = is_sobel ? sobel(above[2], above[0], here[2], here[0], below[2], below[0]) : here[2] - here[0];
-    const T gy = is_sobel ? sobel(below[0], above[0], below[1], above[1], below[2], above[2]) : below[1] - above[1];
-    if (gx != tile.gx[x] || gy != tile.gy[x]) continue;
+    const PixelGradient<T> gradient = pixel_gradient(tile, c, y, x);
+    if (gradient.x != tile.gx[x] || gradient.y != tile.gy[x]) continue;
     taken = c;
     if (!last) break;
   }
@@ -154,7 +151,7 @@ inline void plane_backward(Tile<T>& tile, int64_t plane_offset, const PixelCells
     for (int64_t i = 0; i < 3; ++i) lines[i] = grad_x + mirror(hog.region.top + y + i - 1, image.height) * image.width;
     for (int64_t x = 0; x < width; ++x) {
       const T gx = tile.gx[x], gy = tile.gy[x], magnitude = std::sqrt(gx * gx + gy * gy);
-      if (magnitude == 0) continue;
+      if (votes[x] + votes[tile.stride + x] == 0) continue;  // flat, or in no bin
       const int64_t below = tile.bin[slot * tile.stride + x], above = below + 1 == bins ? 0 : below + 1;
       T to_below = 0, to_above = 0;
       for (int64_t j = across.begin[x]; j < across.begin[x + 1]; ++j) {

@@ -147,13 +147,76 @@ inline void load_lines(const Tile<T>& tile, int64_t plane_offset, int64_t y) {
   });
 }
 
-// gradient: of the columns [begin, end) of a row, of the strongest channel, the last of equals if asked for. A channel that
-// is NaN is the strongest.
-template <bool SOBEL, bool LAST, typename T>
+// Relative distances below which a rounded angle or length may decide otherwise than exact comparisons.
+template <typename T>
+constexpr T kRounding = 8 * std::numeric_limits<T>::epsilon();
+
+template <typename V>
+inline V absolute(V v) {
+  return v < 0 ? -v : v;
+}
+
+// Whether squares of lengths are so near to each other that their roots may be equal or in the other order. Components of equal
+// sizes are not: they have equal roots.
+template <typename V>
+inline auto nearly_equal(V dx, V dy, V square, V gx, V gy, V longest) {
+  constexpr auto rounding = kRounding<std::decay_t<decltype(dx[0])>>;
+  dx = absolute(dx), dy = absolute(dy), gx = absolute(gx), gy = absolute(gy);
+  const auto same = ((dx == gx) & (dy == gy)) | ((dx == gy) & (dy == gx));
+  return (absolute(square - longest) <= rounding * longest) & ~same;
+}
+
+// Calls run(x) for the negative ones of marks [begin, end), which are few; whole vectors are read.
+template <typename Int, typename Run>
+inline void each_negative(const Int* marks, int64_t begin, int64_t end, const Run& run) {
+  for (int64_t x = begin; x < end; x += kLanes<Int>) {
+    Int any = 0;
+    for (int64_t i = 0; i < kLanes<Int>; ++i) any |= marks[x + i];
+    if (any >= 0) continue;
+    for (int64_t i = x; i < std::min(x + kLanes<Int>, end); ++i)
+      if (marks[i] < 0) run(i);
+  }
+}
+
+template <typename T>
+struct PixelGradient {
+  T x, y;
+};
+
+// gradient: of one channel of one pixel.
+template <typename T>
+inline PixelGradient<T> pixel_gradient(const Tile<T>& tile, int64_t channel, int64_t y, int64_t x) {
+  const T *above = tile.line(channel, y - 1) + x, *here = tile.line(channel, y) + x,
+          *below = tile.line(channel, y + 1) + x;
+  if (tile.hog.gradient == Gradient::central) return {here[2] - here[0], below[1] - above[1]};
+  return {sobel(above[2], above[0], here[2], here[0], below[2], below[0]),
+          sobel(below[0], above[0], below[1], above[1], below[2], above[2])};
+}
+
+// gradient: of the channel with the longest as hypot() rounds it, the first of equals.
+template <typename T>
+inline PixelGradient<T> longest_gradient(const Tile<T>& tile, int64_t y, int64_t x) {
+  PixelGradient<T> taken = pixel_gradient(tile, 0, y, x);
+  T longest = std::hypot(taken.y, taken.x);
+  for (int64_t c = 1; c < tile.channels.count; ++c) {
+    const PixelGradient<T> gradient = pixel_gradient(tile, c, y, x);
+    const T length = std::hypot(gradient.y, gradient.x);
+    if (length > longest) taken = gradient, longest = length;
+  }
+  return taken;
+}
+
+enum class Ties { first, last, rounded };
+
+// gradient: of the columns [begin, end) of a row, of the strongest channel: of equals the first, or the last, or the one that
+// longest_gradient() takes. A channel that is NaN is the strongest.
+template <bool SOBEL, Ties TIES, typename T>
 inline void gradient_row(const Tile<T>& tile, int64_t y, int64_t begin, int64_t end) {
   using V = VectorFor<T>;
+  IntOf<T>* const undecided = tile.bin + y % tile.kept * tile.stride;  // bins of the row come later
   for (int64_t x = begin; x < end; x += kLanes<T>) {
     V gx{}, gy{}, longest{};
+    VectorFor<IntOf<T>> near{};
     for (int64_t c = 0; c < tile.channels.count; ++c) {
       const T* above = tile.line(c, y - 1) + x;
       const T* here = tile.line(c, y) + x;
@@ -174,31 +237,46 @@ inline void gradient_row(const Tile<T>& tile, int64_t y, int64_t begin, int64_t 
         continue;
       }
       const V square = dx * dx + dy * dy;
-      const auto longer = (LAST ? square >= longest : square > longest) | (square != square);
+      const auto longer = (TIES == Ties::last ? square >= longest : square > longest) | (square != square);
+      if (TIES == Ties::rounded) near = nearly_equal(dx, dy, square, gx, gy, longest) | (near & ~longer);
       gx = longer ? dx : gx, gy = longer ? dy : gy, longest = longer ? square : longest;
     }
     store_vector(gx, tile.gx + x);
     store_vector(gy, tile.gy + x);
+    if (TIES == Ties::rounded) store_vector(near, undecided + x);
   }
+  if (TIES == Ties::rounded)
+    each_negative(undecided, begin, end, [&](int64_t x) {
+      const PixelGradient<T> gradient = longest_gradient(tile, y, x);
+      tile.gx[x] = gradient.x, tile.gy[x] = gradient.y;
+    });
 }
 
 template <typename T>
 inline void gradients(const Tile<T>& tile, int64_t y) {
   const int64_t width = tile.at.width;
   const int64_t tie = std::min(std::max<int64_t>(tile.hog.region.tie_column - tile.at.left, 0), width);
-  const bool is_sobel = tile.hog.gradient == Gradient::sobel;
-  is_sobel ? gradient_row<true, false>(tile, y, 0, tie) : gradient_row<false, false>(tile, y, 0, tie);
-  is_sobel ? gradient_row<true, true>(tile, y, tie, width) : gradient_row<false, true>(tile, y, tie, width);
+  const auto rows = [&](auto is_sobel) {
+    constexpr bool SOBEL = decltype(is_sobel)::value;
+    if (tile.hog.arithmetic == Arithmetic::skimage && tile.channels.count > 1)
+      return gradient_row<SOBEL, Ties::rounded>(tile, y, 0, width);
+    gradient_row<SOBEL, Ties::first>(tile, y, 0, tie);
+    gradient_row<SOBEL, Ties::last>(tile, y, tie, width);
+  };
+  tile.hog.gradient == Gradient::sobel ? rows(std::true_type{}) : rows(std::false_type{});
 }
 
-// vote: the whole magnitude for the bin that holds the orientation; hard_bin() for vectors, branch-free.
-template <typename T>
+// vote: the whole magnitude for the bin that holds the orientation; hard_bin() for vectors, branch-free. For scikit-image, the
+// pixels that are nearer to an edge than rounding can tell are done again.
+template <bool SKIMAGE, typename T>
 inline void hard_votes(const Tile<T>& tile, int64_t slot) {
   using V = VectorFor<T>;
   using VInt = VectorFor<IntOf<T>>;
   const HogBlocks& hog = tile.hog;
   const T *sines = hog.from_horizontal ? tile.gy : tile.gx, *cosines = hog.from_horizontal ? tile.gx : tile.gy;
   const int64_t pairs = hog.is_signed ? 0 : (hog.bins - 1) / 2;  // of edges k and bins - k, at opposite cotangents
+  IntOf<T>* const bin = tile.bin + slot * tile.stride;
+  T* const vote = tile.votes + slot * 2 * tile.stride;
   for (int64_t x = 0; x < tile.at.width; x += kLanes<T>) {
     V sine = load_vector<V>(sines + x), cosine = load_vector<V>(cosines + x);
     V magnitude = sine * sine + cosine * cosine;
@@ -206,7 +284,7 @@ inline void hard_votes(const Tile<T>& tile, int64_t slot) {
     const VInt turn = (sine < 0) | ((sine == 0) & (cosine < 0));
     const VInt sign = turn & VInt(-V{});
     sine = V(VInt(sine) ^ sign), cosine = V(VInt(cosine) ^ sign);
-    VInt minus_bin{};
+    VInt minus_bin{}, undecided{};
     if (hog.is_signed) {
       VInt turned = VInt{} - static_cast<IntOf<T>>(tile.edges.turned);
       for (int64_t k = tile.edges.begin[0]; k < tile.edges.end[0]; ++k)
@@ -214,16 +292,27 @@ inline void hard_votes(const Tile<T>& tile, int64_t slot) {
       for (int64_t k = tile.edges.begin[1]; k < tile.edges.end[1]; ++k) turned += sine * tile.cotangents[k] >= cosine;
       minus_bin = turn ? turned : minus_bin;
     } else {
-      const V minus_cosine = -cosine;
+      const V minus_cosine = -cosine, size = absolute(cosine);
+      // An angle is off by less than kRounding; a product, by that over the sine of an edge, which is at least 2 / bins.
+      const V margin = kRounding<T> * static_cast<T>(hog.bins) * (sine + size);
       for (int64_t k = 1; k <= pairs; ++k) {
         const V product = sine * tile.cotangents[k];
         minus_bin += (product >= cosine) + (product <= minus_cosine);
+        if (SKIMAGE) undecided |= absolute(product - size) <= margin;
       }
       if (hog.bins % 2 == 0) minus_bin += (cosine <= 0) & (sine > 0);  // the edge at 90 degrees
+      // Multiples of 45 degrees are exact in any arithmetic, and by far the most pixels on edges.
+      if (SKIMAGE) undecided |= (sine <= margin) | (size <= margin);
+      if (SKIMAGE) undecided &= (sine != 0) & (size != 0) & (sine != size);
     }
-    store_vector(-minus_bin, tile.bin + slot * tile.stride + x);
-    store_vector(magnitude, tile.votes + slot * 2 * tile.stride + x);
+    store_vector(undecided | -minus_bin, bin + x);  // -1 where undecided
+    store_vector(magnitude, vote + x);
   }
+  if (SKIMAGE)
+    each_negative(bin, 0, tile.at.width, [&](int64_t x) {
+      bin[x] = static_cast<IntOf<T>>(skimage_bin(sines[x], cosines[x], hog));
+      if (bin[x] == hog.bins) bin[x] = 0, vote[x] = 0;
+    });
 }
 
 // vote: shared by the two bins with the nearest centres.
@@ -276,7 +365,7 @@ inline void vote_rows(Tile<T>& tile, int64_t plane_offset, int64_t begin, int64_
     gradients(tile, y);
     const int64_t slot = y % tile.kept;
     if (hog.votes == Votes::hard) {
-      hard_votes(tile, slot);
+      hog.arithmetic == Arithmetic::skimage ? hard_votes<true>(tile, slot) : hard_votes<false>(tile, slot);
     } else {
       hog.arithmetic == Arithmetic::opencv ? linear_votes<true>(tile, slot) : linear_votes<false>(tile, slot);
     }

@@ -2,6 +2,7 @@
 // vector of numbers. The orientation of a gradient is the angle of (cosine, sine), both times its magnitude.
 #pragma once
 
+#include <cmath>
 #include <type_traits>
 
 #include "hog_blocks.h"
@@ -38,6 +39,16 @@ HOG_INLINE int64_t hard_bin(T sine, T cosine, const BinEdges& edges,
   const int64_t end = turn ? edges.end[1] : edges.end[0];  // an index would put them into a GPU's memory
   for (int64_t k = turn ? edges.begin[1] : edges.begin[0]; k < end; ++k)
     bin += sine > T(0) && sine * cotangents[k] >= cosine;
+  return bin;
+}
+
+// The bin as scikit-image decides it, by an angle that is rounded: `bins` for one that rounding takes to 180 degrees.
+inline int64_t skimage_bin(double sine, double cosine, const HogBlocks& hog) {
+  const double side = 180.0 / static_cast<double>(hog.bins);
+  double degrees = std::fmod(hog.arc_tangent(sine, cosine) * (180.0 / 3.14159265358979323846), 180.0);
+  if (degrees < 0) degrees += 180.0;
+  int64_t bin = 0;
+  while (bin < hog.bins && degrees >= side * static_cast<double>(bin + 1)) ++bin;
   return bin;
 }
 

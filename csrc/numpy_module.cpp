@@ -1,5 +1,8 @@
 // The Python module maskfeat_kernels._numpy_ops: HOG of blocks of NumPy arrays on the CPU, without torch. Checks with messages
 // for users are in maskfeat_kernels/compat/; the checks here keep a direct call inside its memory.
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#include <numpy/ndarraytypes.h>
+#include <numpy/ufuncobject.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -53,11 +56,36 @@ ImageView view_images(const py::array& x, py::ssize_t lead) {
   return view;
 }
 
+// numpy.arctan2 of float64, by which scikit-image decides its bins: where NumPy has a vectorised one, its last bit is not always
+// that of the C library.
+PyUFuncGenericFunction numpy_arc_tangent_loop;
+void* numpy_arc_tangent_data;
+
+double numpy_arc_tangent(double sine, double cosine) {
+  double angle;
+  char* arguments[] = {reinterpret_cast<char*>(&sine), reinterpret_cast<char*>(&cosine),
+                       reinterpret_cast<char*>(&angle)};
+  const npy_intp count = 1, steps[] = {sizeof(double), sizeof(double), sizeof(double)};
+  numpy_arc_tangent_loop(arguments, &count, steps, numpy_arc_tangent_data);
+  return angle;
+}
+
+void find_numpy_arc_tangent() {
+  const py::object arctan2 = py::module_::import("numpy").attr("arctan2");
+  const auto* ufunc = reinterpret_cast<const PyUFuncObject*>(arctan2.ptr());
+  for (int i = 0; i < ufunc->ntypes; ++i) {
+    const char* types = ufunc->types + i * ufunc->nargs;
+    if (types[0] != NPY_DOUBLE || types[1] != NPY_DOUBLE || types[2] != NPY_DOUBLE) continue;
+    numpy_arc_tangent_loop = ufunc->functions[i], numpy_arc_tangent_data = ufunc->data[i];
+  }
+  require(numpy_arc_tangent_loop != nullptr, "numpy.arctan2 of float64 is missing");
+}
+
 py::array hog_blocks(const py::array& x, const std::vector<int64_t>& numbers, const std::vector<double>& reals,
                      const std::array<int64_t, 5>& region, const std::vector<int64_t>& shape) {
   require(x.ndim() >= 2, "x must have the axes [..., C, H, W]");
-  const HogBlocks hog =
-      maskfeat::read_hog_blocks(numbers.data(), numbers.size(), reals.data(), reals.size(), region.data());
+  HogBlocks hog = maskfeat::read_hog_blocks(numbers.data(), numbers.size(), reals.data(), reals.size(), region.data());
+  hog.arc_tangent = numpy_arc_tangent;
   const bool chooses = hog.strongest && x.ndim() > 2;  // a channel at each pixel
   const ImageView image = view_images(x, x.ndim() - 2 - chooses);
   Channels channels{1, 0};
@@ -87,6 +115,7 @@ py::array hog_blocks(const py::array& x, const std::vector<int64_t>& numbers, co
 
 PYBIND11_MODULE(_numpy_ops, m) {
   m.doc() = "HOG of blocks of NumPy arrays on the CPU.";
+  find_numpy_arc_tangent();
   m.def("hog_blocks", &hog_blocks, py::arg("x"), py::arg("numbers"), py::arg("reals"), py::arg("region"),
         py::arg("shape"),
         "The blocks of x [..., C, H, W] or [H, W], uint8, float16, float32 or float64 of any strides: an array [..., "

@@ -52,7 +52,8 @@ def fused_hog(
         TypeError: ``x`` is not a tensor or not of a dtype above; an unknown option.
         ValueError: fewer than two axes, an image smaller than a block, no channel to choose from, a Gaussian window
             that does not tile the image; an unknown or unavailable backend; on "cuda", tables beyond the memory of its
-            kernels (for MASKFEAT, more than 256 bins or a window of more than 256).
+            kernels (for MASKFEAT, more than 256 bins or a window of more than 256); arithmetic "skimage" on a GPU's
+            backends.
 
     Source: Wei et al., Masked Feature Prediction for Self-Supervised Visual Pre-Training, CVPR 2022; Dalal and Triggs,
     Histograms of Oriented Gradients for Human Detection, CVPR 2005.
@@ -148,7 +149,12 @@ def hog_blocks(
     region: Region,
     backend: str,
 ) -> torch.Tensor:  # [..., (C unless channels are "strongest"), *block_shape(spec, region)]
-    """HOG in any dialect, of any region that holds a block, on a chosen backend; checks nothing else."""
+    """HOG in any dialect, of any region that holds a block, on a chosen backend; checks nothing else.
+
+    Raises ValueError where the backend cannot round as the spec says.
+    """
+    if spec.arithmetic == "skimage" and backend not in ("reference", "cpu"):
+        raise ValueError(f"arithmetic 'skimage' needs backend 'cpu' or 'reference', got {backend!r}; or take 'exact'")
     if backend == "reference":
         return hog_blocks_reference.hog_blocks(x, spec, region)
     if _needs_gradient(x):

@@ -19,7 +19,7 @@ def hog_blocks(
     x = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     gx, gy = gradient(_sqrt(x) if spec.sqrt else x, spec.gradient, region)
     if spec.channels == "strongest":
-        gx, gy = strongest_channel(gx, gy, region.tie_column)
+        gx, gy = strongest_channel(gx, gy, region.tie_column, spec.arithmetic == "skimage")
     votes = dense_votes(gx, gy, spec)
     y, x = cell_axes(spec)
     cells = cell_sums(cell_sums(votes, x, region.width).mT, y, region.height).mT  # [..., bins, cell rows, cell columns]
@@ -62,14 +62,18 @@ def strongest_channel(
     gx: Tensor,  # [..., C, H, W], or [H, W] of one channel
     gy: Tensor,
     tie_column: int,
+    rounded: bool,
 ) -> tuple[Tensor, Tensor]:  # [..., H, W] each
-    """The gradient of the channel that has the longest: of equals the first, from ``tie_column`` on the last."""
+    """The gradient of the channel that has the longest: of equals the first, from ``tie_column`` on the last.
+
+    ``rounded``: lengths are equal that are once rounded.
+    """
     if gx.ndim == 2:
         return gx, gy
-    square = (gx * gx + gy * gy).detach()
-    first = square.argmax(-3, keepdim=True)
-    last = square.shape[-3] - 1 - square.flip(-3).argmax(-3, keepdim=True)
-    column = torch.arange(square.shape[-1], device=square.device)
+    length = (torch.hypot(gy, gx) if rounded else gx * gx + gy * gy).detach()  # or its square
+    first = length.argmax(-3, keepdim=True)
+    last = length.shape[-3] - 1 - length.flip(-3).argmax(-3, keepdim=True)
+    column = torch.arange(length.shape[-1], device=length.device)
     channel = torch.where(column < tie_column, first, last)
     return gx.take_along_dim(channel, -3).squeeze(-3), gy.take_along_dim(channel, -3).squeeze(-3)
 
@@ -85,7 +89,12 @@ def dense_votes(
     sine, cosine = (gx, gy) if spec.angle_from == "vertical" else (gy, gx)  # of the orientation, times magnitude
     votes = magnitude.new_zeros((*magnitude.shape[:-2], spec.bins, *magnitude.shape[-2:]))
     if spec.votes == "hard":
-        orientation = signed_bin(sine, cosine, spec.bins) if spec.signed else orientation_bin(sine, cosine, spec.bins)
+        if spec.arithmetic == "skimage":
+            orientation = skimage_bin(sine, cosine, spec.bins)
+            magnitude = magnitude.where(orientation < spec.bins, 0)
+            orientation = orientation.clamp_max(spec.bins - 1)
+        else:
+            orientation = (signed_bin if spec.signed else orientation_bin)(sine, cosine, spec.bins)
         return votes.scatter(-3, orientation.unsqueeze(-3), magnitude.unsqueeze(-3))
     arc = opencv_angle if spec.arithmetic == "opencv" else angle
     place = arc(sine, cosine.where(~flat, 1)) * (spec.bins / (2 * math.pi if spec.signed else math.pi)) - 0.5
@@ -117,6 +126,17 @@ def signed_bin(
         if 2 * k < bins:
             reached += turn
     return reached
+
+
+def skimage_bin(
+    sine: Tensor,  # [...]
+    cosine: Tensor,  # [...]
+    bins: int,
+) -> Tensor:  # [...], int64
+    """The bin by a rounded angle, as scikit-image decides it; ``bins`` for one that rounding takes to 180 degrees."""
+    degrees = torch.rad2deg(torch.atan2(sine.detach().double(), cosine.detach().double())).nan_to_num(0) % 180
+    ends = degrees.new_tensor([180 / bins * (k + 1) for k in range(bins)])
+    return torch.searchsorted(ends, degrees, right=True)
 
 
 def angle(

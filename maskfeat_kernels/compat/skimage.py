@@ -37,13 +37,16 @@ def hog(
         visualize: return a picture [H, W] too, drawn as scikit-image draws it: of the cells before normalisation.
             (:func:`maskfeat_kernels.hog_image` draws the result itself.)
 
-    The other arguments, and what is raised, are scikit-image's. The results are within 1e-6 of its own (scikit-image
-    adds up in float32, in the order of the pixels), except where rounding decides: gradients that lie on the edge of a
-    bin, or are equally long in two channels, in exact arithmetic only. Whole numbers, and so all bytes, have none. Of
-    photographs scaled to [0, 1], or with ``transform_sqrt``, up to a tenth of the entries differ, by up to 0.3: there
-    scikit-image's own result depends on the last bit of an arc tangent. Bins are decided by comparisons here; a
-    gradient within 1e-14 degrees below 0, which scikit-image drops, votes. A tensor gives tensors on its device, and
-    float tensors that require a gradient get one. Squares beyond float32 (differences of 1e19) give NaN.
+    The other arguments, and what is raised, are scikit-image's. The results of arrays are within 1e-6 of its own
+    (scikit-image adds up in float32, in the order of the pixels), also where rounding decides: gradients that lie on
+    the edge of a bin, or are equally long in two channels, in exact arithmetic only. Whole numbers, and so all bytes,
+    have none; photographs scaled to [0, 1], or with ``transform_sqrt``, have many.
+
+    A tensor gives tensors on its device, and float tensors that require a gradient get one. On the CPU its bins are
+    rounded by the C library instead of NumPy, whose vectorised arc tangent takes some pixels in 100,000 to another bin;
+    on a GPU they are those of exact arithmetic, which in a scaled photograph moves up to a tenth of the entries, by up
+    to 0.3. Squares beyond float32 (differences of 1e19) give NaN.
+
     Refused, where scikit-image mixes two sizes or draws at the other side of the picture: cells of a fraction of a
     pixel (ValueError), and a picture of cells of one pixel (IndexError).
 
@@ -62,28 +65,40 @@ def hog(
             f" least: {block_rows * cell_rows} rows and {block_columns * cell_columns} cols."
         )
     cell, block = (cell_rows, cell_columns), (block_rows, block_columns)
-    dtype = np.float64 if wide else np.float32
+    dtype, arithmetic = np.float64 if wide else np.float32, _arithmetic(x)
     if 0 in (orientations, *block):
         blocks = like(x, np.zeros((rows, columns, *block, orientations), dtype))
     else:
         if not (isinstance(block_norm, str) and block_norm in NORMS):
             raise ValueError(f"block_norm must be one of {', '.join(NORMS)}, got {block_norm!r}")
-        spec = _spec(orientations, cell, block, NORMS[block_norm], bool(transform_sqrt))
+        spec = _spec(orientations, cell, block, NORMS[block_norm], bool(transform_sqrt), arithmetic)
         blocks = _as(hog_blocks(x, spec, whole(spec, height, width)), wide)
     result = blocks.reshape(-1) if feature_vector else blocks
     if not visualize:
         return result
     picture = np.zeros((height, width), dtype)
     if orientations:
-        spec = _spec(orientations, cell, (1, 1), "none", bool(transform_sqrt))
+        spec = _spec(orientations, cell, (1, 1), "none", bool(transform_sqrt), arithmetic)
         cells = to_numpy(hog_blocks(x, spec, whole(spec, height, width)))
         draw(cells.reshape(*cells.shape[:2], orientations).astype(np.float64), cell, picture)
     return result, like(x, picture)
 
 
 @functools.lru_cache
-def _spec(orientations: int, cell: tuple, block: tuple, norm: str, sqrt: bool) -> HogSpec:
-    return SKIMAGE.replace(bins=orientations, cell=cell, block=block, norm=norm, sqrt=sqrt)
+def _spec(orientations: int, cell: tuple, block: tuple, norm: str, sqrt: bool, arithmetic: str) -> HogSpec:
+    return SKIMAGE.replace(bins=orientations, cell=cell, block=block, norm=norm, sqrt=sqrt, arithmetic=arithmetic)
+
+
+def _arithmetic(x) -> str:
+    """ "skimage", but not where it is not to be had, nor for bytes, none of whose gradients is rounded."""
+    if is_tensor(x):
+        import torch
+
+        from .. import backend
+
+        on_cpu = backend.choose_backend(x.device, "auto") in ("cpu", "reference")
+        return "skimage" if on_cpu and x.dtype != torch.uint8 else "exact"
+    return "exact" if x.dtype == np.uint8 else "skimage"
 
 
 def _pixels(image, sqrt: bool, channel_axis):
