@@ -88,6 +88,9 @@ class BuildOps(build_ext):
             self.nvcc = [self.compile_cuda(home / "bin" / "nvcc", source, ext) for source in CUDA_SOURCES]
             ext.library_dirs += [str(home / name) for name in ("lib64", "lib") if (home / name).exists()]
             ext.libraries += ["cudart_static", "dl", "rt", "pthread"]
+            # torch's stream is a weak symbol of one of its libraries: a linker that drops what nothing strong needs
+            # would make it a null pointer.
+            ext.extra_link_args.append("-Wl,--no-as-needed")
 
     def compile_cuda(self, nvcc: Path, source: str, ext: Extension) -> subprocess.Popen:
         """Plain nvcc, as the kernels include no header of torch: it works beside a CPU-only torch and without a GPU."""

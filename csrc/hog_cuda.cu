@@ -1,4 +1,5 @@
-// HOG on a GPU, in one kernel: one read of the pixels, one write of the histograms.
+// HOG on a GPU, in one kernel: one read of the pixels, one write of the histograms. Cells of 8 x 8 pixels have a kernel of
+// their own (hog_cuda_cells.h); this one does any cells, bins and windows.
 //
 // A block does a strip of whole cells, or whole patches side by side, one row of cells after the other. A thread does a
 // column of pixels: it walks down with three rows of three pixels, and the S_k of its column, in registers.
@@ -18,7 +19,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "cuda_launch.h"
+#include "hog_cuda_cells.h"
 
 namespace maskfeat {
 namespace {
@@ -27,52 +28,6 @@ constexpr int kThreads = 128;  // of a block: one a column
 constexpr int kBlockRows = 8;  // of a tall cell, that are summed before they are added to those above
 constexpr int kStripRows = 4;  // rows of cells a block does, so that most halo rows are read from DRAM and L2 once
 constexpr int kMaxGridY = 65535;
-
-// Bytes become floats 2^23 + p without a conversion: the bias cancels exactly in every difference.
-template <typename Pixel>
-HOG_INLINE auto biased(Pixel p) {
-  return widen(p);
-}
-HOG_INLINE float biased(uint8_t p) { return bit_cast<float>(0x4b000000u | p); }
-
-// Through the read-only cache.
-__device__ __forceinline__ uint8_t read(const uint8_t* p) { return __ldg(p); }
-__device__ __forceinline__ Float16 read(const Float16* p) { return {__ldg(&p->bits)}; }
-__device__ __forceinline__ BFloat16 read(const BFloat16* p) { return {__ldg(&p->bits)}; }
-__device__ __forceinline__ float read(const float* p) { return __ldg(p); }
-__device__ __forceinline__ double read(const double* p) { return __ldg(p); }
-
-// The square root: an approximate reciprocal root and one Newton step on the residue, which is what the compiler makes of
-// sqrt, less its branch for extreme arguments. With a reciprocal root within two units in the last place it is rounded
-// correctly for all squares that bytes can have, and for all but a handful of mantissas (tests/test_square_root.py). Below
-// 2^-126 it loses precision.
-__device__ __forceinline__ double root(double x) { return sqrt(x); }
-__device__ __forceinline__ float root(float x) {
-#ifdef __CUDA_ARCH__
-  float y;
-  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  y = fminf(y, 0x1p63f);  // of zero it is infinite
-  const float s = x * y;
-  return fmaf(fmaf(-s, s, x), 0.5f * y, s);
-#else
-  return std::sqrt(x);
-#endif
-}
-
-// What a launch carries: sizes, and tables that the threads read from constant memory.
-template <typename T>
-struct Work {
-  ImageView image;
-  HogParameters hog;
-  PatchView patches;                  // if there are ids; else whole images are done
-  int64_t regions;                    // in y and z: image planes, or with patches their channels
-  int32_t rows, across;               // cells of a region: of an image or a patch
-  int32_t segments;                   // side by side in a block: 1, or patches
-  int32_t cells;                      // of a segment, across
-  int32_t strips;                     // segments that a region is wide
-  T cotangent[kCudaMaxBins / 2 + 9];  // edges past the last are NaN, and never reached
-  T window[kCudaMaxWindow];
-};
 
 // Where a segment of a block begins: image plane, top left pixel, and region of the output.
 template <typename Pixel>
@@ -105,6 +60,13 @@ __device__ Place<Pixel> place_of(const Work<T>& work, unsigned group, unsigned s
           true};
 }
 
+// Bytes become floats 2^23 + p without a conversion: the bias cancels exactly in every difference.
+template <typename Pixel>
+HOG_INLINE auto biased(Pixel p) {
+  return widen(p);
+}
+HOG_INLINE float biased(uint8_t p) { return bit_cast<float>(0x4b000000u | p); }
+
 template <typename T>
 struct Three {
   T left, middle, right;
@@ -112,37 +74,33 @@ struct Three {
 
 // load to bin: one column of pixels of a row of cells. Its S_k go to the thread's column of `sums`: in row 0 the total, in
 // rows 1 + p and 1 + PAIRS + p those of the edges first + 1 + p and bins - first - 1 - p. `lost` is what they have lost.
-template <int PAIRS, int CELL, typename Pixel, typename T>
+template <int PAIRS, typename Pixel, typename T>
 __device__ __forceinline__ void walk_down(const Work<T>& work, const Pixel* plane, int y0, int x, int first, bool fresh,
                                           T (*sums)[kThreads], T (*lost)[kThreads]) {
-  using Offset = std::conditional_t<CELL != 0, uint32_t, uint64_t>;  // along a row, in bytes
   const ImageView& image = work.image;
   const int width = static_cast<int>(image.width), height = static_cast<int>(image.height);
-  const int cell_h = CELL ? CELL : static_cast<int>(work.hog.cell_h), side = static_cast<int>(work.hog.gaussian_window);
-  const auto offset = [&](int column) -> Offset {
-    return static_cast<Offset>(reflect(column, width)) * static_cast<Offset>(image.column_stride * sizeof(Pixel));
+  const int cell_h = static_cast<int>(work.hog.cell_h), side = static_cast<int>(work.hog.gaussian_window);
+  const auto offset = [&](int column) { return reflect(column, width) * image.column_stride; };
+  const int64_t left = offset(x - 1), middle = offset(x), right = offset(x + 1);
+  const auto row = [&](int y) { return plane + reflect(y, height) * image.row_stride; };
+  const auto load = [&](const Pixel* row) -> Three<T> {
+    return {biased(read(row + left)), biased(read(row + middle)), biased(read(row + right))};
   };
-  const Offset left = offset(x - 1), middle = offset(x), right = offset(x + 1);
-  const auto row = [&](int y) { return reinterpret_cast<const char*>(plane + reflect(y, height) * image.row_stride); };
-  const auto load = [&](const char* row) -> Three<T> {
-    const auto pixel = [row](Offset at) { return biased(read(reinterpret_cast<const Pixel*>(row + at))); };
-    return {pixel(left), pixel(middle), pixel(right)};
-  };
-  const char* next = row(y0);
+  const Pixel* next = row(y0);
   Three<T> up = load(row(y0 - 1)), mid = load(next);
   for (int done = 0; done < cell_h; done += kBlockRows) {
-    const int rows = CELL ? CELL : min(cell_h - done, kBlockRows);
+    const int rows = min(cell_h - done, kBlockRows);
     T total = 0, lower[PAIRS] = {}, upper[PAIRS] = {};
-#pragma unroll(CELL ? CELL : 1)
+#pragma unroll 1
     for (int i = 0; i < rows; ++i) {
       const int y = y0 + done + i;
-      next = y + 1 < height ? next + image.row_stride * int64_t{sizeof(Pixel)} : row(height);
+      next = y + 1 < height ? next + image.row_stride : row(height);
       const Three<T> down = load(next);
       const T dx = sobel(up.left, up.right, mid.left, mid.right, down.left, down.right);
       const T dy = sobel(up.left, down.left, up.middle, down.middle, up.right, down.right);
       const T half = half_plane(dx, dy), gx = flip(dx, half), gy = flip(dy, half);
       T magnitude = root(gx * gx + gy * gy);
-      if (CELL == 0 && side > 0) magnitude *= work.window[y % side] * work.window[x % side];
+      if (side > 0) magnitude *= work.window[y % side] * work.window[x % side];
       total += magnitude;
 #pragma unroll
       for (int p = 0; p < PAIRS; ++p) {
@@ -154,10 +112,10 @@ __device__ __forceinline__ void walk_down(const Work<T>& work, const Pixel* plan
     }
     // Blocks are added with compensation (Kahan), so that thousands of rows cost no precision.
     const auto add = [&](int row, T sum) {
-      T &old = sums[row][threadIdx.x], &missed = lost[CELL ? 0 : row][threadIdx.x];
-      if (CELL || (fresh && done == 0)) {
+      T &old = sums[row][threadIdx.x], &missed = lost[row][threadIdx.x];
+      if (fresh && done == 0) {
         old = sum;
-        if (!CELL) missed = 0;
+        missed = 0;
         return;
       }
       const T addend = sum - missed, now = old + addend;
@@ -174,36 +132,28 @@ __device__ __forceinline__ void walk_down(const Work<T>& work, const Pixel* plan
 }
 
 // histogram: the columns of a cell, as a tree; the sum ends in the first.
-template <int CELL, typename T>
+template <typename T>
 __device__ void sum_columns(T* columns, int width) {
-  if (CELL == 8) {
-    T c[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) c[i] = columns[i];
-    columns[0] = ((c[0] + c[4]) + (c[2] + c[6])) + ((c[1] + c[5]) + (c[3] + c[7]));
-  } else {
-    for (int half = static_cast<int>(first_half(width)); width > 1; width = half, half /= 2)
-      for (int i = 0; i + half < width; ++i) columns[i] += columns[i + half];
-  }
+  for (int half = static_cast<int>(first_half(width)); width > 1; width = half, half /= 2)
+    for (int i = 0; i + half < width; ++i) columns[i] += columns[i + half];
 }
 
 // Blocks to be resident on a multiprocessor: as many as leave each thread the registers it needs.
-template <typename T, int PAIRS, int CELL>
-constexpr int kResidentBlocks = CELL == 8 && sizeof(T) == 4 ? 5 : (PAIRS > 4 && sizeof(T) == 8 ? 3 : 4);
+template <typename T, int PAIRS>
+constexpr int kResidentBlocks = PAIRS > 4 && sizeof(T) == 8 ? 3 : 4;
 
-// CELL is 8 for cells of 8 x 8 pixels without a window, else 0. Bins that need more than PAIRS pairs of edges take several
-// walks, whose sums wait in the output, where the histograms will stand.
-template <typename Pixel, typename T, int PAIRS, int CELL, bool PATCHES>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks<T, PAIRS, CELL>)
+// Bins that need more than PAIRS pairs of edges take several walks, whose sums wait in the output, where the histograms
+// will stand.
+template <typename Pixel, typename T, int PAIRS, bool PATCHES>
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<T, PAIRS>)
     hog_kernel(const __grid_constant__ Work<T> work, T* __restrict__ out) {
   constexpr int kSums = 2 * PAIRS + 1;
   __shared__ T sums[kSums][kThreads];
-  __shared__ T lost[CELL ? 1 : kSums][kThreads];
+  __shared__ T lost[kSums][kThreads];
 
   const unsigned strip = blockIdx.x % work.strips, group = blockIdx.x / work.strips;
   const int thread = static_cast<int>(threadIdx.x), segments = PATCHES ? work.segments : 1;
-  const int cell_h = CELL ? CELL : static_cast<int>(work.hog.cell_h);
-  const int cell_w = CELL ? CELL : static_cast<int>(work.hog.cell_w);
+  const int cell_h = static_cast<int>(work.hog.cell_h), cell_w = static_cast<int>(work.hog.cell_w);
   const int cells = min(work.cells, work.across - static_cast<int>(strip) * work.cells), all_cells = cells * segments;
   const int columns = cells * cell_w, width = min(cell_w, kThreads);
   const int bins = static_cast<int>(work.hog.bins), pairs = bins / 2;
@@ -223,11 +173,10 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<T, PAIRS, CELL>)
     for (int first = 0; first == 0 || first < pairs; first += PAIRS) {
       if (has_segment && place.valid)
         for (int x = thread - segment * columns; x < columns; x += kThreads)
-          walk_down<PAIRS, CELL>(work, place.plane, place.y + row * cell_h, place.x + x, first, x < kThreads, sums,
-                                 lost);
+          walk_down<PAIRS>(work, place.plane, place.y + row * cell_h, place.x + x, first, x < kThreads, sums, lost);
       __syncthreads();
       for (int i = thread; i < kSums * all_cells; i += kThreads)
-        sum_columns<CELL>(&sums[i / all_cells][i % all_cells * width], width);
+        sum_columns(&sums[i / all_cells][i % all_cells * width], width);
       __syncthreads();
       if (one_walk) continue;
       if (thread < all_cells) {
@@ -270,14 +219,10 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<T, PAIRS, CELL>)
 
 template <typename Pixel, typename T, bool PATCHES>
 int launch_kernel(const Work<T>& work, T* out, dim3 grid, void* stream) {
-  const HogParameters& hog = work.hog;
-  const bool near = (work.image.width * work.image.column_stride + 1) * int64_t{sizeof(Pixel)} < int64_t{1} << 32;
-  if (hog.bins <= 9 && hog.cell_h == 8 && hog.cell_w == 8 && hog.gaussian_window == 0 && near)
-    LAUNCH((hog_kernel<Pixel, T, 4, 8, PATCHES>), grid, dim3(kThreads), 0, stream, work, out);
-  else if (hog.bins <= 9)
-    LAUNCH((hog_kernel<Pixel, T, 4, 0, PATCHES>), grid, dim3(kThreads), 0, stream, work, out);
+  if (work.hog.bins <= 9)
+    LAUNCH((hog_kernel<Pixel, T, 4, PATCHES>), grid, dim3(kThreads), 0, stream, work, out);
   else
-    LAUNCH((hog_kernel<Pixel, T, 9, 0, PATCHES>), grid, dim3(kThreads), 0, stream, work, out);
+    LAUNCH((hog_kernel<Pixel, T, 9, PATCHES>), grid, dim3(kThreads), 0, stream, work, out);
   return static_cast<int>(cudaGetLastError());
 }
 
@@ -298,6 +243,8 @@ int launch(const ImageView& image, const PatchView& patches, const HogParameters
   for (T& edge : work.cotangent) edge = static_cast<T>(NAN);
   for (int64_t k = 1; k <= hog.bins / 2; ++k) work.cotangent[k - 1] = static_cast<T>(edge_cotangent(k, hog.bins));
   gaussian_window(hog.gaussian_window, work.window);
+  if constexpr (std::is_same_v<T, float>)
+    if (has_cell_kernel<PATCHES>(work)) return launch_cells<Pixel, PATCHES>(work, static_cast<T*>(out), stream);
 
   const int64_t groups = PATCHES ? (image.lead_size[0] * patches.count + work.segments - 1) / work.segments
                                  : (work.rows + kStripRows - 1) / kStripRows;

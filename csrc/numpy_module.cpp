@@ -62,16 +62,19 @@ PyUFuncGenericFunction numpy_arc_tangent_loop;
 void* numpy_arc_tangent_data;
 
 double numpy_arc_tangent(double sine, double cosine) {
-  double angle;
-  char* arguments[] = {reinterpret_cast<char*>(&sine), reinterpret_cast<char*>(&cosine),
-                       reinterpret_cast<char*>(&angle)};
+  // NumPy 1 takes a result that touches an argument for one that overlaps it, and then does not vectorise.
+  double numbers[] = {sine, cosine, 0, 0};
+  char* arguments[] = {reinterpret_cast<char*>(numbers), reinterpret_cast<char*>(numbers + 1),
+                       reinterpret_cast<char*>(numbers + 3)};
   const npy_intp count = 1, steps[] = {sizeof(double), sizeof(double), sizeof(double)};
   numpy_arc_tangent_loop(arguments, &count, steps, numpy_arc_tangent_data);
-  return angle;
+  return numbers[3];
 }
 
 void find_numpy_arc_tangent() {
-  const py::object arctan2 = py::module_::import("numpy").attr("arctan2");
+  const py::module_ numpy = py::module_::import("numpy");
+  const py::object arctan2 = numpy.attr("arctan2");
+  require(py::isinstance(arctan2, numpy.attr("ufunc")), "numpy.arctan2 must be a ufunc");
   const auto* ufunc = reinterpret_cast<const PyUFuncObject*>(arctan2.ptr());
   for (int i = 0; i < ufunc->ntypes; ++i) {
     const char* types = ufunc->types + i * ufunc->nargs;

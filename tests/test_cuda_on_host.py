@@ -9,9 +9,10 @@ import subprocess
 
 import pytest
 import torch
-from conftest import REQUIRED
+from conftest import BACKENDS, REQUIRED
 from cuda_program import DTYPES, KERNELS, ON_DEVICE, ON_HOST, Out, checked, kernel_object, program, run, why_not
 
+from maskfeat_kernels import fused_hog
 from maskfeat_kernels.spec import HogSpec
 from maskfeat_kernels.testing import check_hog, images
 
@@ -79,12 +80,25 @@ def test_hog_of_interleaved_channels_and_of_a_crop(dtype):
         check_hog(whole_hog(checker, x, HogSpec()), x)
 
 
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the CPU kernel is not built")
+@pytest.mark.parametrize("dtype", [torch.uint8, *FLOATS])
+@pytest.mark.parametrize("bins", [*range(1, 11), 18])
+def test_hog_has_the_bits_of_the_cpu(dtype, bins):
+    """Where eight pixels side by side are aligned, and where they are not, or not side by side."""
+    checker, spec = usable("address"), HogSpec(bins=bins)
+    x, narrow = images(2, 2, 24, 48, dtype=dtype), images(2, 2, 24, 22, dtype=dtype)
+    aligned = (x, x[0, :, :8, 8:16], x[:, :, 1:, 16:39])
+    for image in (*aligned, x[..., 1:], narrow, x[..., ::2], x.transpose(-1, -2)):
+        assert torch.equal(whole_hog(checker, image, spec), fused_hog(image, spec, backend="cpu"))
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("width", [48, 50])
 @pytest.mark.parametrize("side, spec", [(16, HogSpec()), (8, HogSpec(cell=4))])
-def test_hog_of_patches(checker, dtype, side, spec):
+def test_hog_of_patches(checker, dtype, width, side, spec):
     """The cells of the listed patches, those at the border too, as they are in the whole image; ids may repeat."""
-    x = images(2, 2, 3, 35, 50, dtype=dtype)  # [B, T, C, H, W]
-    down, across = 35 // side, 50 // side
+    x = images(2, 2, 3, 35, width, dtype=dtype)  # [B, T, C, H, W]
+    down, across = 35 // side, width // side
     ids = torch.tensor([[0, down * across - 1, down * across], [2 * down * across - 1, 1, 1]])
     u = side // spec.cell[0]
     out = Out((2, 3, 3, spec.bins, u, u))
