@@ -2,14 +2,17 @@
 
 Builds against the Python and torch that run this script, installs nothing and uses no network. A step that fails does
 not keep the next from running. Output goes to ``build/gpu/<step>.log``; the end is a summary, and the exit status says
-whether all was well. ``--dry-run`` takes the same steps with the backends of a machine without a GPU, and takes its
-time, because such a machine may have few cores::
+whether all was well. Stages that are named run alone, and have all of the time. ``--dry-run`` takes the same steps with
+the backends of a machine without a GPU, and takes its time, because such a machine may have few cores::
 
-    python -m benchmarks.gpu [--dry-run] [--out FOLDER]
+    python -m benchmarks.gpu [--dry-run] [--out FOLDER] [machine|build|checks|benchmarks ...]
 """
 
 import argparse
+import contextlib
 import dataclasses
+import importlib.util
+import math
 import os
 import shutil
 import signal
@@ -26,10 +29,21 @@ PATIENCE = 4  # times as long for a rehearsal
 PROGRAMS = sorted(f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*cuda_on_host.py"))
 """Tests that run each kernel as a program of its own, on a GPU under compute-sanitizer."""
 
-SHARES = max(1, min(8, (os.cpu_count() or 1) // 2))
-"""Processes that the other tests are dealt to."""
+TESTS = sorted(
+    f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*.py") if f"tests/{path.name}" not in PROGRAMS
+)
+"""All others but those of the training layer, which compute on a CPU."""
 
-SANITIZERS = ("memcheck", "racecheck", "initcheck")
+WORKERS = max(2, min(12, (os.cpu_count() or 1) - 4))
+"""Processes that the tests are dealt to one by one: compiling Triton's kernels takes longer than running them."""
+
+SANITIZERS = {
+    "memcheck": ["--report-api-errors", "no", "--kernel-name-exclude", "kns=2at6native"],
+    "racecheck": ["--kernel-name-exclude", "kns=2at6native"],
+    "initcheck": [],
+}
+"""Tools and their options. Calls of torch and Triton that fail are meant to, and the kernels of torch are left alone,
+but for initcheck, which has to see what they write."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +70,7 @@ class Outcome:
         return f"{self.step.name:<24} {word:<12} {self.seconds:6.1f} s  {self.last_line[:100]}"
 
 
-def stages(dry_run: bool, out: Path) -> list[list[Step]]:
+def stages(dry_run: bool, out: Path) -> dict[str, list[Step]]:
     """Steps of a stage run at the same time; the benchmarks have the machine for themselves."""
     python, pytest = [sys.executable, "-m"], [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
     slower = PATIENCE if dry_run else 1
@@ -65,39 +79,33 @@ def stages(dry_run: bool, out: Path) -> list[list[Step]]:
     require = {"MASKFEAT_REQUIRE_BACKENDS": backends}
     build = ["make", "setup", "ENV=none", f"PYTHON={sys.executable}", f"MASKFEAT_BUILD={'auto' if dry_run else 'cuda'}"]
     in_torch = [*python, "benchmarks.small_calls", "--device", device]
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // SHARES))}
+    dealt = ["-n", str(WORKERS), "--dist", "worksteal", "--durations", "20"]
     checks = [
-        Step(f"tests-{i + 1}", [*pytest, *files], 240 * slower, {**require, **threads})
-        for i, files in enumerate(shares_of_tests())
-    ]
-    checks += [
+        Step("calls", in_torch, 240 * slower),
+        Step("tests", [*pytest, *dealt, *TESTS], 240 * slower, require),
         Step("programs", [*pytest, "-v", *PROGRAMS], 240 * slower, require),
-        Step("kernel-report", [*python, "benchmarks.kernel_report"], 240 * slower),
     ]
-    if dry_run:
-        checks.append(Step("calls", in_torch, 240 * slower))
-    for tool in () if dry_run else SANITIZERS:
-        watched = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "99", *in_torch]
-        checks.append(Step(f"calls-{tool}", watched, 240, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}))
+    for tool, options in {} if dry_run else SANITIZERS.items():
+        watch = ["compute-sanitizer", "--tool", tool, *options, "--error-exitcode", "99"]
+        watch += ["--target-processes", "application-only"]  # not the compilers of Triton
+        checks.append(Step(f"calls-{tool}", [*watch, *in_torch], 240, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}))
     options = ["--device", device, "--out", str(out), *(["--quick"] if dry_run else [])]
-    return [
-        [Step("machine", ["nvidia-smi"], 20)] if not dry_run else [],
-        [Step("build", build, 150 * slower)],
-        checks,
-        [Step("benchmarks", [*python, "benchmarks", "all", *options], 240 * slower)],
-    ]
+    return {
+        "machine": [Step("machine", ["nvidia-smi"], 20)] if not dry_run else [],
+        "build": [Step("build", build, 150 * slower)],
+        "checks": checks,
+        "benchmarks": [Step("benchmarks", [*python, "benchmarks", "all", *options], 240 * slower)],
+    }
 
 
-def shares_of_tests() -> list[list[str]]:
-    """All files of tests but the programs, dealt to processes that run side by side: pytest-xdist may be missing."""
-    files = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").rglob("test_*.py"))]
-    files = [file for file in files if file not in PROGRAMS]
-    shares = [files[i::SHARES] for i in range(SHARES)]
-    return [share for share in shares if share]
+def chosen_stages(names: list[str], dry_run: bool, out: Path) -> list[list[Step]]:
+    """The stages of these names, or all of them; the last one may take all of the time that is left."""
+    *first, last = (steps for name, steps in stages(dry_run, out).items() if not names or name in names)
+    return [*first, [dataclasses.replace(step, limit=math.inf) for step in last]]
 
 
 def run_stage(steps: list[Step], deadline: float, clock=time.monotonic) -> list[Outcome]:
-    """Run steps side by side, each until its limit or the common deadline; a step that is late is killed."""
+    """Run steps side by side, each until its limit or the common deadline; a step that is late is ended."""
     begin = clock()
     running = []
     for step in steps:
@@ -111,6 +119,7 @@ def run_stage(steps: list[Step], deadline: float, clock=time.monotonic) -> list[
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=hear_interrupts,
             )
         running.append((step, process))
     outcomes = []
@@ -119,14 +128,26 @@ def run_stage(steps: list[Step], deadline: float, clock=time.monotonic) -> list[
             status, seconds = process.poll(), clock() - begin
             late = status is None and (seconds > step.limit or clock() > deadline)
             if late:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                end(process)
             if late or status is not None:
                 running.remove((step, process))
                 outcomes.append(Outcome(step, status, seconds, last_line(log_of(step))))
                 print(outcomes[-1], flush=True)
         time.sleep(0.1)
     return outcomes
+
+
+def hear_interrupts() -> None:
+    """In a new process, which else ignores them where the shell started all of this in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process and its children: asked to, pytest tells first what has failed so far."""
+    for request in (signal.SIGINT, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, request)
+            process.wait(timeout=10)
 
 
 def log_of(step: Step) -> Path:
@@ -140,14 +161,19 @@ def last_line(log: Path) -> str:
 
 def missing_tools() -> list[str]:
     """What a machine needs for the real run and does not have."""
-    return [tool for tool in ("nvidia-smi", "nvcc", "compute-sanitizer", "make") if not shutil.which(tool)]
+    tools = [tool for tool in ("nvidia-smi", "nvcc", "compute-sanitizer", "make") if not shutil.which(tool)]
+    return tools + [module for module in ("pytest", "xdist") if importlib.util.find_spec(module) is None]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help="machine, build, checks, benchmarks (default all)")
     parser.add_argument("--dry-run", action="store_true", help="rehearse on the CPU; results stay in build/gpu")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="of results and logs (default benchmarks/results)")
     options = parser.parse_args()
+    for name in options.stages:
+        if name not in stages(options.dry_run, LOGS):
+            parser.error(f"STAGE must be machine, build, checks or benchmarks, got {name!r}")
     if not options.dry_run and missing_tools():
         parser.error(f"not found: {', '.join(missing_tools())}; --dry-run rehearses without a GPU")
     deadline = time.monotonic() + SECONDS * (PATIENCE if options.dry_run else 1)
@@ -155,7 +181,7 @@ def main() -> None:
     LOGS.mkdir(parents=True)
     results = options.out or (LOGS if options.dry_run else ROOT / "benchmarks" / "results")
     outcomes = []
-    for steps in stages(options.dry_run, results.resolve()):
+    for steps in chosen_stages(options.stages, options.dry_run, results.resolve()):
         outcomes += run_stage(steps, deadline)
     summary = "\n".join(map(str, outcomes))
     print(f"\n{summary}\nlogs: {LOGS}")

@@ -48,11 +48,14 @@ SKIMAGE_OPTIONS = {
 
 @functools.cache
 def optional(name: str):
-    """A module that a rival needs, or the reason (str) why it cannot be imported."""
+    """A module that a rival needs, or the reason (str) why it cannot be had."""
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     except (ImportError, OSError) as error:  # OSError: a shared library that is not found
         return f"{type(error).__name__}: {error}"
+    if name == "cv2" and not hasattr(module, "HOGDescriptor"):
+        return f"OpenCV {module.__version__} has no HOGDescriptor; OpenCV 4 has"
+    return module
 
 
 def is_there(name: str) -> bool:

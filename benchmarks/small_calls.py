@@ -1,4 +1,4 @@
-"""Every op once on every backend of a device, on small shapes: what compute-sanitizer can watch in reasonable time.
+"""Every op once on every backend with kernels, on small shapes: what compute-sanitizer can watch in reasonable time.
 
 ``python -m benchmarks.small_calls [--device cuda]``
 """
@@ -9,6 +9,7 @@ import torch
 
 from maskfeat_kernels import (
     DALAL_TRIGGS,
+    MASKFEAT,
     OPENCV,
     SKIMAGE,
     available_backends,
@@ -34,6 +35,17 @@ def hog_dialects(backend: str, device: str) -> None:
         result = fused_hog(x.to(device), spec, backend=backend).cpu()
         expected = fused_hog(x.double(), spec, backend="reference")
         torch.testing.assert_close(result.double(), expected, rtol=0, atol=5e-6)
+
+
+def hog_gradients(backend: str, device: str) -> None:
+    x = 1 + torch.rand(2, 3, 40, 56, dtype=torch.float64)  # without ties, where the gradient has a kink
+    for spec in (MASKFEAT, SKIMAGE, OPENCV):
+        gradients = []
+        for name, place in ((backend, device), ("reference", "cpu")):
+            leaf = x.to(place).requires_grad_()
+            fused_hog(leaf, spec, backend=name).pow(3).sum().backward()
+            gradients.append(leaf.grad.cpu())
+        torch.testing.assert_close(*gradients, rtol=0, atol=1e-6 * float(gradients[1].abs().max()))
 
 
 def hog_tokens(backend: str, device: str) -> None:
@@ -63,8 +75,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="cuda or cpu (default cuda)")
     device = parser.parse_args().device
-    for backend in available_backends(device):
-        for call in (hog, hog_dialects, hog_tokens, token_moves):
+    for backend in available_backends(device)[:-1]:  # the last is the reference
+        for call in (hog, hog_dialects, hog_gradients, hog_tokens, token_moves):
             call(backend, device)
             print(f"{backend}: {call.__name__}", flush=True)
     if device == "cuda":

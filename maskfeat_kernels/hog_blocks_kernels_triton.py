@@ -20,7 +20,7 @@ and of every cell that weights one of them 1 number (linear: 2). No sum depends 
 import triton
 import triton.language as tl
 
-from .hog_votes_triton import angle_rate, pixel, plane_offset, root, strongest, vote
+from .hog_votes_triton import angle_rate, constant, pixel, plane_offset, root, strongest, tree_sum, vote
 
 # Pixels to cells
 
@@ -96,17 +96,18 @@ def _block(
 
 
 @triton.jit
-def _norm(v, EPS: tl.constexpr, D: tl.constexpr):
+def _norm(v, EPS: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, ENTRIES: tl.constexpr):
     """The norm of each row, and its gradient."""
     if D.norm == "l1" or D.norm == "l1-sqrt":
-        norm = tl.sum(v, axis=1)[:, None] + EPS
+        norm = tree_sum(v, GROUP, ENTRIES)[:, None] + EPS
         slope = tl.zeros_like(v) + 1
     else:
-        square = tl.sum(v * v, axis=1)[:, None]
+        square = tree_sum(v * v, GROUP, ENTRIES)[:, None]
         if D.norm == "unit":
             length = root(square)
-            norm = tl.where(length < EPS, EPS, length)
-            slope = tl.where(length < EPS, 0.0, v / norm)
+            least = constant(EPS, length)
+            norm = tl.where(length < least, least, length)
+            slope = tl.where(length < least, 0.0, v / norm)
         elif D.opencv:
             length = root(square)
             norm = length + EPS
@@ -132,13 +133,14 @@ def normalise_kernel(
 ):
     v, place, _, here = _block(cells, y, x, items, strides, D, INDEX, GROUP, ENTRIES)
     if D.norm != "none":
-        norm, _ = _norm(v, D.eps, D)
+        norm, _ = _norm(v, D.eps, D, GROUP, ENTRIES)
         v = v / norm
         if D.norm == "l1-sqrt":
             v = root(v)
         if D.norm == "l2-hys":
-            v = tl.where(v > D.clip, D.clip, v)
-            norm, _ = _norm(v, D.eps_again, D)
+            clip = constant(D.clip, v)
+            v = tl.where(v > clip, clip, v)
+            norm, _ = _norm(v, D.eps_again, D, GROUP, ENTRIES)
             v = v / norm
     tl.store(out + place, v, mask=here)
 
@@ -160,16 +162,17 @@ def spread_kernel(
     v, place, scratch, here = _block(cells, y, x, items, strides, D, INDEX, GROUP, ENTRIES)
     g = tl.load(grad + place, mask=here, other=0)
     if D.norm != "none":
-        norm, slope = _norm(v, D.eps, D)
+        norm, slope = _norm(v, D.eps, D, GROUP, ENTRIES)
         v = v / norm
         if D.norm == "l1-sqrt":
             g = tl.where(v == 0, 0.0, g / (2 * root(tl.where(v == 0, 1.0, v))))
         if D.norm == "l2-hys":
-            clipped = tl.where(v > D.clip, D.clip, v)
-            norm_again, slope_again = _norm(clipped, D.eps_again, D)
-            g = (g - slope_again * tl.sum(g * (clipped / norm_again), axis=1)[:, None]) / norm_again
-            g = tl.where(v > D.clip, 0.0, g)
-        g = (g - slope * tl.sum(g * v, axis=1)[:, None]) / norm
+            clip = constant(D.clip, v)
+            clipped = tl.where(v > clip, clip, v)
+            norm_again, slope_again = _norm(clipped, D.eps_again, D, GROUP, ENTRIES)
+            g = (g - slope_again * tree_sum(g * (clipped / norm_again), GROUP, ENTRIES)[:, None]) / norm_again
+            g = tl.where(v > clip, 0.0, g)
+        g = (g - slope * tree_sum(g * v, GROUP, ENTRIES)[:, None]) / norm
     tl.store(grad_blocks + scratch, g, mask=here)
 
 

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import ops
+from .hog_votes_triton import constant, tree_sum
 from .spec import edge_cotangents
 
 # Pixels of a row of a program. The interpreter takes its time per program, whatever the size.
@@ -151,14 +152,17 @@ def _hog_kernel(
     # histogram and norm
     histogram = ()
     squares = tl.zeros((GROUP, CELLS), DTYPE)
+    rest = tl.reshape(tree_sum(sums[0], GROUP * CELLS, COLUMNS), (GROUP, CELLS))
     for k in tl.static_range(BINS):
-        h = tl.sum(sums[k], axis=2)
+        h = rest
         if k < BINS - 1:
-            h -= tl.sum(sums[k + 1], axis=2)
+            rest = tl.reshape(tree_sum(sums[k + 1], GROUP * CELLS, COLUMNS), (GROUP, CELLS))
+            h -= rest
         histogram = histogram + (h,)
         squares += h * h
     norm = tl.sqrt(squares)
-    scale = 1 / tl.where(norm < 1e-12, 1e-12, norm)
+    least = constant(1e-12, norm)
+    scale = 1 / tl.where(norm < least, least, norm)
     scale = tl.where(tl.reshape(valid, (GROUP, 1)), scale, float("nan"))
     region, row = tl.reshape(region, (GROUP, 1)), tl.reshape(row, (GROUP, 1))
     cell, exists = tl.reshape(cell, (1, CELLS)), tl.reshape(exists, (GROUP, CELLS))

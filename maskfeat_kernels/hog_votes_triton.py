@@ -100,6 +100,24 @@ def root(v):
 
 
 @triton.jit
+def constant(value: tl.constexpr, like):
+    """``value`` in the dtype of a block, to compare it with: as a number it would be rounded to float32."""
+    return tl.full(like.shape, value, like.dtype)
+
+
+@triton.jit
+def tree_sum(v, ROWS: tl.constexpr, N: tl.constexpr):
+    """ROWS sums of N numbers each, N a power of two: the right half is added to the left until one number is left.
+
+    ``tl.sum`` adds in an order that follows the layout of the block, and so the strides and the number of the images.
+    Two numbers have but one order.
+    """
+    if N > 1:
+        v = tree_sum(tl.sum(tl.reshape(v, (ROWS, 2, N // 2)), axis=1), ROWS, N // 2)
+    return tl.reshape(v, (ROWS,))
+
+
+@triton.jit
 def mirror(i, n, FAR: tl.constexpr):
     """Any index, or if not FAR one of -1 .. n, mirrored into 0 .. n - 1."""
     i = tl.abs(i)

@@ -29,6 +29,14 @@ def device_of(backend: str) -> str:
     return "cuda" if backend == "cuda" or (backend == "triton" and torch.cuda.is_available()) else "cpu"
 
 
+def moved(x: torch.Tensor, backend: str) -> torch.Tensor:
+    """``x`` on the device of a backend, with the strides that it has, also those of a view, which no copy keeps."""
+    if device_of(backend) == "cpu":
+        return x
+    base = torch.as_strided(x, (x.untyped_storage().nbytes() // x.element_size(),), (1,), 0).to(device_of(backend))
+    return base.as_strided(x.shape, x.stride(), x.storage_offset())
+
+
 def pytest_collection_modifyitems(config, items):
     """Leave to the other backends what the mark ``sampled`` does not ask of Triton.
 
@@ -75,7 +83,7 @@ def hog(backend):
     """fused_hog on the backend under test, on its device; the result comes back to the CPU."""
 
     def run(x, *spec, **changes):
-        return fused_hog(x.to(device_of(backend)), *spec, backend=backend, **changes).cpu()
+        return fused_hog(moved(x, backend), *spec, backend=backend, **changes).cpu()
 
     return run
 
@@ -85,7 +93,7 @@ def hog_tokens(backend):
     """fused_hog_tokens on the backend under test, on its device; the result comes back to the CPU."""
 
     def run(x, token_ids, *patch_size_and_spec, **options):
-        x, token_ids = x.to(device_of(backend)), token_ids.to(device_of(backend))
+        x, token_ids = moved(x, backend), moved(token_ids, backend)
         return fused_hog_tokens(x, token_ids, *patch_size_and_spec, backend=backend, **options).cpu()
 
     return run

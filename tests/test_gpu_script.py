@@ -1,5 +1,6 @@
 """``make gpu``: steps that fail or are late neither stop the next nor pass, and all of them fit the time."""
 
+import math
 import sys
 import time
 
@@ -7,7 +8,7 @@ import pytest
 
 from benchmarks import gpu
 from benchmarks.__main__ import parse
-from benchmarks.gpu import PATIENCE, PROGRAMS, ROOT, SECONDS, Step, run_stage, shares_of_tests, stages
+from benchmarks.gpu import PATIENCE, PROGRAMS, ROOT, SECONDS, TESTS, Step, chosen_stages, run_stage, stages
 from benchmarks.suites import SUITES
 
 
@@ -24,7 +25,9 @@ def test_steps_of_a_stage_end_each_in_its_way():
     steps = [
         python("good", "import os; print('first'); print(os.environ['ANSWER']); print()", ANSWER="42"),
         python("bad", "raise SystemExit('no')"),
-        python("late", "import time; print('still there', flush=True); time.sleep(60)", limit=2),
+        python(
+            "late", "import time\ntry: time.sleep(60)\nfinally: print('so far', flush=True); time.sleep(60)", limit=4
+        ),
     ]
     begin = time.monotonic()
     outcomes = {outcome.step.name: outcome for outcome in run_stage(steps, begin + 60)}
@@ -32,7 +35,7 @@ def test_steps_of_a_stage_end_each_in_its_way():
     assert {name: (o.status, o.last_line) for name, o in outcomes.items()} == {
         "good": (0, "42"),
         "bad": (1, "no"),
-        "late": (None, "still there"),
+        "late": (None, "so far"),
     }
     assert [str(outcomes[name]).split()[1] for name in ("good", "bad", "late")] == ["passed", "FAILED", "TIMED"]
 
@@ -45,7 +48,8 @@ def test_the_common_deadline_ends_a_step():
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_exit_status_says_whether_all_was_well(fails, monkeypatch, tmp_path):
     good, bad = python("good", "print('fine')"), python("bad", "raise SystemExit('broken')")
-    monkeypatch.setattr(gpu, "stages", lambda dry_run, out: [[good], [bad]] if fails else [[good]])
+    steps = {"checks": [good]} | ({"benchmarks": [bad]} if fails else {})
+    monkeypatch.setattr(gpu, "stages", lambda dry_run, out: steps)
     monkeypatch.setattr(sys, "argv", ["gpu", "--dry-run", "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as end:
         gpu.main()
@@ -65,29 +69,36 @@ def test_without_a_gpu_only_a_rehearsal_runs(monkeypatch, capsys):
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_the_benchmarks_run_alone_and_have_time(dry_run, tmp_path):
-    *checks, (benchmarks,) = stages(dry_run, tmp_path)
+    *checks, (benchmarks,) = stages(dry_run, tmp_path).values()
     assert SECONDS < 9 * 60
     available = SECONDS * (PATIENCE if dry_run else 1)
     assert sum(max((step.limit for step in stage), default=0) for stage in checks) <= available - 100
     assert ("--quick" in benchmarks.command) is dry_run
-    names = [step.name for stage in stages(dry_run, tmp_path) for step in stage]
+    names = [step.name for stage in stages(dry_run, tmp_path).values() for step in stage]
     assert len(set(names)) == len(names)
     assert ("calls-racecheck" in names) is not dry_run
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_the_benchmarks_know_their_words(dry_run, tmp_path):
-    *_, (benchmarks,) = stages(dry_run, tmp_path)
+    *_, (benchmarks,) = stages(dry_run, tmp_path).values()
     words = benchmarks.command[benchmarks.command.index("benchmarks") + 1 :]
     options = parse(words)
     assert options.suites == list(SUITES)
     assert (options.quick, options.device, options.out) == (dry_run, "cpu" if dry_run else "cuda", tmp_path)
 
 
-@pytest.mark.parametrize("shares", [1, 3, 8, 1000])
-def test_every_file_of_tests_is_dealt_once(shares, monkeypatch):
-    monkeypatch.setattr(gpu, "SHARES", shares)
-    dealt = [file for share in shares_of_tests() for file in share]
-    files = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
+@pytest.mark.parametrize("names", [[], ["build", "checks"], ["benchmarks"]])
+def test_the_last_stage_that_is_asked_for_has_all_of_the_time(names, tmp_path):
+    *first, last = chosen_stages(names, False, tmp_path)
+    every = stages(False, tmp_path)
+    asked = [steps for name, steps in every.items() if name in (names or every)]
+    assert [[step.name for step in stage] for stage in (*first, last)] == [[step.name for step in s] for s in asked]
+    assert {step.limit for step in last} == {math.inf}
+    assert all(step.limit < SECONDS for stage in first for step in stage)
+
+
+def test_every_file_of_tests_of_the_kernels_is_run_once():
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_*.py")}
     assert "tests/test_cuda_on_host.py" in PROGRAMS
-    assert sorted([*dealt, *PROGRAMS]) == sorted(files)
+    assert sorted([*TESTS, *PROGRAMS]) == sorted(files)

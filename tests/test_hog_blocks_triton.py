@@ -1,13 +1,18 @@
 """The Triton kernels of HOG of blocks: in the interpreter against the reference in float64, and compiled for a GPU."""
 
 import math
+import os
 import random
+import struct
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import device_of
 
-from benchmarks.kernel_report import triton_kernels
+from benchmarks.kernel_report import ROOT, triton_kernels
 from maskfeat_kernels import MASKFEAT, HogSpec, hog_blocks_reference
 from maskfeat_kernels.blocks import Region, whole
 from maskfeat_kernels.spec import CHOICES, DALAL_TRIGGS, OPENCV, SKIMAGE
@@ -201,6 +206,25 @@ def test_random_parameters(seed):
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=slow) for seed in range(1, 16))])
 def test_gradients_of_random_parameters(seed):
     check_gradient(*random_case(seed))
+
+
+PTX_IN_FLOAT64 = """
+import torch, triton
+from maskfeat_kernels.hog_blocks_triton import SKIMAGE, ahead_of_time_cases
+for name, kernel, signature, constants, _ in ahead_of_time_cases([("skimage", SKIMAGE, torch.float64, False)]):
+    if "normalise" in name or "spread" in name:
+        source = triton.compiler.ASTSource(kernel, signature, constants)
+        print(triton.compile(source, target=triton.backends.compiler.GPUTarget("cuda", 90, 32)).asm["ptx"])
+"""
+
+
+def test_constants_of_float64_are_not_rounded_to_float32():
+    """The compiler does so to a number that a block is compared with, and the interpreter does not."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", PTX_IN_FLOAT64]
+    ptx = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout.lower()
+    exact, rounded = (f"0d{struct.pack('>d', clip).hex()}" for clip in (SKIMAGE.clip, float(np.float32(SKIMAGE.clip))))
+    assert exact in ptx and rounded not in ptx
 
 
 @slow

@@ -4,8 +4,9 @@ import threading
 
 import pytest
 import torch
+from conftest import BACKENDS
 
-from maskfeat_kernels import HogSpec
+from maskfeat_kernels import HogSpec, fused_hog
 from maskfeat_kernels.hog_reference import sobel
 from maskfeat_kernels.testing import ATOL, BINS, DTYPES, IMAGENET_MEAN, IMAGENET_STD, byte_images, check_hog, images
 
@@ -139,6 +140,14 @@ def test_any_batching_gives_the_same_bits(hog, dtype):
     assert torch.equal(torch.stack([hog(video) for video in x]), want)
     assert torch.equal(hog(x.flatten(0, 2)).unflatten(0, (2, 3, 5)), want)
     assert torch.equal(hog(x[1, 2, 4]), want[1, 2, 4])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's Triton has another square root")
+@pytest.mark.skipif(not {"cpu", "triton"} <= set(BACKENDS), reason="one of the two is not there")
+@pytest.mark.parametrize("cell", [8, (5, 7), (16, 12)])
+def test_triton_adds_in_the_order_of_the_cpu(cell):
+    x = images(2, 40, 60, dtype=torch.float32, seed=25)
+    assert torch.equal(fused_hog(x, cell=cell, backend="triton"), fused_hog(x, cell=cell, backend="cpu"))
 
 
 @pytest.mark.sampled(lambda dtype: dtype == torch.float32)

@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from conftest import device_of
+from conftest import device_of, moved
 
 from maskfeat_kernels import fused_mask_tokens, fused_masked_gather
 from maskfeat_kernels.testing import FLOATS
@@ -46,11 +46,11 @@ def gather(backend):
     """fused_masked_gather on the backend under test; with a gradient of the result, also that to the tokens."""
 
     def run(tokens, token_ids, grad=None, **options):
-        tokens = _moved(tokens, backend).requires_grad_(grad is not None)
-        out = fused_masked_gather(tokens, _moved(token_ids, backend), backend=backend, **options)
+        tokens = moved(tokens.detach(), backend).requires_grad_(grad is not None)
+        out = fused_masked_gather(tokens, moved(token_ids, backend), backend=backend, **options)
         if grad is None:
             return out.cpu()
-        return out.detach().cpu(), torch.autograd.grad(out, tokens, _moved(grad, backend))[0].cpu()
+        return out.detach().cpu(), torch.autograd.grad(out, tokens, moved(grad, backend))[0].cpu()
 
     return run
 
@@ -60,22 +60,14 @@ def mix(backend):
     """fused_mask_tokens on the backend under test; with a gradient of the result, also those to its two inputs."""
 
     def run(tokens, mask_token, mask, grad=None):
-        tokens, mask_token = (_moved(x, backend).requires_grad_(grad is not None) for x in (tokens, mask_token))
-        out = fused_mask_tokens(tokens, mask_token, _moved(mask, backend), backend=backend)
+        tokens, mask_token = (moved(x.detach(), backend).requires_grad_(grad is not None) for x in (tokens, mask_token))
+        out = fused_mask_tokens(tokens, mask_token, moved(mask, backend), backend=backend)
         if grad is None:
             return out.cpu()
-        grads = torch.autograd.grad(out, (tokens, mask_token), _moved(grad, backend))
+        grads = torch.autograd.grad(out, (tokens, mask_token), moved(grad, backend))
         return out.detach().cpu(), *(g.cpu() for g in grads)
 
     return run
-
-
-def _moved(x, backend):
-    """To the device of the backend with the same strides, also those of views that a copy would not keep."""
-    if device_of(backend) == "cpu":
-        return x.detach()
-    base = torch.as_strided(x, (x.untyped_storage().nbytes() // x.element_size(),), (1,), 0).to(device_of(backend))
-    return base.as_strided(x.shape, x.stride(), x.storage_offset())
 
 
 def scattered(grad, token_ids, length):

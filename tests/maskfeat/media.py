@@ -4,8 +4,8 @@ import io
 import tarfile
 from pathlib import Path
 
-import av
 import numpy as np
+import pytest
 from PIL import Image
 
 
@@ -29,7 +29,11 @@ def image_folder(root: Path, classes=("cat", "dog"), each: int = 4, split: str =
 
 
 def write_video(path: Path, frames: int = 60, rate: int = 30, width: int = 64, height: int = 48, **options) -> Path:
-    """Frame i is of the grey 40 + 3 i, with a key frame every twelve; H.264 unless ``codec`` says otherwise."""
+    """Frame i is of the grey 40 + 3 i, with a key frame every twelve; H.264 unless ``codec`` says otherwise.
+
+    Skips the test where PyAV, which writes and reads videos, is not installed.
+    """
+    av = pytest.importorskip("av")
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
         stream = container.add_stream(options.pop("codec", "libx264"), rate=rate, options={"g": "12"} | options)
