@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -95,13 +96,18 @@ def _train(options: argparse.Namespace, kind: type[Recipe]) -> None:
     if not isinstance(recipe, kind):
         raise ValueError(f"{recipe.name} is a recipe of `maskfeat {config.task(recipe)}`")
     recipe = override(recipe, options.settings)
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
     from .distributed import Terminated
     from .train import train
 
     try:
-        _print(train(recipe))
+        with logging_redirect_tqdm():  # what is said of samples stays clear of the progress line
+            _print(train(recipe))
     except Terminated as reason:
-        print(f"maskfeat: {reason}; give the same command again to go on", file=sys.stderr)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends one as soon as another rank is gone
+        if _speaks():
+            print(f"maskfeat: {reason}; give the same command again to go on", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
 
 
@@ -137,7 +143,7 @@ def _export(options: argparse.Namespace) -> None:
     from .finetune import export_features
 
     model, recipe = _load(options)
-    loader = make_loader(recipe, options.split, seed=recipe.seed, workers=recipe.workers)
+    loader = make_loader(recipe, options.split, seed=recipe.seed, workers=recipe.workers, augment=False)
     device, encoder = device_named(recipe.device), getattr(model, "encoder", model)
     export_features(encoder.to(device), loader, options.output, device)
     print(options.output)
@@ -175,5 +181,10 @@ def _load(options: argparse.Namespace):
 
 
 def _print(results: dict[str, float]) -> None:
-    if results:
+    if results and _speaks():
         print(json.dumps(results))
+
+
+def _speaks() -> bool:
+    """Of the ranks that torchrun started, the first says what all know."""
+    return int(os.environ.get("RANK", "0")) == 0

@@ -83,7 +83,9 @@ class Recipe:
     eval_every: int = key(
         10, "epochs from one evaluation to the next, which also writes the weights; 0 for none", least=0
     )
-    save_every: int = key(0, "steps from one checkpoint to the next; 0 for once an epoch", least=0)
+    save_every: int = key(
+        0, "steps from one checkpoint to the next, beside those of evaluations; 0 for once an epoch", least=0
+    )
     keep: int = key(2, "checkpoints to keep", least=1)
     tensorboard: bool = key(False, "also write the log for TensorBoard")
 

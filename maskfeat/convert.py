@@ -1,20 +1,18 @@
 """Weights of other projects: read from SlowFast, mmpretrain, timm and Hugging Face, written for timm and Hugging Face.
 
-Every conversion of a ViT from or to another project is checked: its features on a random input are also computed from
-the tensors of that project, under the names they have there (:func:`vit_features`). Of SlowFast's MViT only the names
-and shapes of the parameters are checked. Files of our own are read again and compared tensor by tensor.
+Every conversion from or to another project is checked: the features of a random input are also computed from the
+tensors of that project, under the names they have there (:mod:`maskfeat.layout`). Files of our own are read again and
+compared tensor by tensor.
 """
 
-import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 from .build import build
 from .checkpoint import load_strictly, read_weights, resize_weights, save_weights, write_atomically
 from .config import IMAGENET, KINETICS, Finetune, Pretrain, Recipe
+from .layout import LAYOUTS, MVIT_LAYOUTS, Layout, depth_of, mvit_features, rename, rename_mvit, vit_features
 from .model import MaskFeat
 from .mvit import SIZES as MVIT_SIZES
 from .vit import SIZES as VIT_SIZES
@@ -30,76 +29,12 @@ from .vit import VisionTransformer
 TOLERANCE = 1e-4
 """Of features, relative to the largest; they are computed in another order."""
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Names of the parts of a ViT."""
-
-    cls: str = "cls_token"
-    pos: str = "pos_embed"
-    mask: str = "mask_token"
-    patch: str = "patch_embed.proj"
-    block: str = "blocks.{}."
-    norm1: str = "norm1"
-    qkv: tuple[str, ...] = ("attn.qkv",)
-    proj: str = "attn.proj"
-    norm2: str = "norm2"
-    fc1: str = "mlp.fc1"
-    fc2: str = "mlp.fc2"
-    norm: str = "norm"  # after the blocks
-    head: str = "head"
-
-
-PREDICTION = dict(norm="pred_head.transforms.0.0", head="pred_head.projections.0")
-MMPRETRAIN = Layout(
-    cls="backbone.cls_token",
-    pos="backbone.pos_embed",
-    mask="backbone.mask_token",
-    patch="backbone.patch_embed.projection",
-    block="backbone.layers.{}.",
-    norm1="ln1",
-    norm2="ln2",
-    fc1="ffn.layers.0.0",
-    fc2="ffn.layers.1",
-    norm="backbone.ln1",
-    head="neck.fc",
-)
-# The names under which files are published; newer versions of the library rename them as they load.
-HUGGINGFACE = Layout(
-    cls="embeddings.cls_token",
-    pos="embeddings.position_embeddings",
-    mask="embeddings.mask_token",
-    patch="embeddings.patch_embeddings.projection",
-    block="encoder.layer.{}.",
-    norm1="layernorm_before",
-    qkv=("attention.attention.query", "attention.attention.key", "attention.attention.value"),
-    proj="attention.output.dense",
-    norm2="layernorm_after",
-    fc1="intermediate.dense",
-    fc2="output.dense",
-    norm="layernorm",
-    head="classifier",
-)
-# For each project the layouts of a pre-trained model and of one that classifies the mean of the patch tokens.
-LAYOUTS: dict[str, dict[type, Layout]] = {
-    "maskfeat": {
-        Pretrain: Layout(
-            cls="encoder.cls_token",
-            pos="encoder.pos_embed",
-            patch="encoder.patch_embed.proj",
-            block="encoder.blocks.{}.",
-            **PREDICTION,
-        ),
-        Finetune: Layout(norm="fc_norm"),
-    },
-    "slowfast": {Pretrain: Layout(**PREDICTION), Finetune: Layout(head="head.projection")},
-    "mmpretrain": {
-        Pretrain: MMPRETRAIN,
-        Finetune: dataclasses.replace(MMPRETRAIN, norm="backbone.ln2", head="head.fc"),
-    },
-    "timm": {Pretrain: Layout(), Finetune: Layout(norm="fc_norm")},
-    "huggingface": {Pretrain: HUGGINGFACE},
+LEFT_OUT = {
+    "mmpretrain": ("target_generator.", "data_preprocessor."),
+    "huggingface": ("pooler.", "decoder."),
+    "timm": (),
 }
+"""What else a file may hold: what makes targets, and heads that do not predict HOG."""
 
 
 def convert(source: Path, output: Path, to: str = "maskfeat") -> str:
@@ -108,6 +43,8 @@ def convert(source: Path, output: Path, to: str = "maskfeat") -> str:
     Returns a report of what was checked. Raises FileNotFoundError or ValueError for files that are not there, not
     understood or do not fit the other project, or if a check fails.
     """
+    if to != "huggingface" and output.suffix != ".safetensors":
+        raise ValueError(f"weights are written to a file such as {output.with_suffix('.safetensors')}, not to {output}")
     model, recipe, report = read(source)
     if to == "maskfeat":
         save_weights(output, model.state_dict(), recipe, 0)
@@ -154,7 +91,9 @@ def read(source: Path) -> tuple[nn.Module, Recipe, str]:
     file = _read_file(source)
     if "model_state" in file:
         return _read_slowfast(file, source)
-    tensors = {name.removeprefix("vit."): tensor for name, tensor in file.get("state_dict", file).items()}
+    tensors = {name.removeprefix("vit."): t for name, t in file.get("state_dict", file.get("model", file)).items()}
+    if "backbone.blocks.0.attn.pool_q.weight" in tensors:
+        return _read_mmpretrain_mvit(tensors, source)
     for project in ("mmpretrain", "huggingface", "timm"):
         if LAYOUTS[project][Pretrain].cls in tensors:
             return _read_vit(tensors, project, source)
@@ -168,11 +107,15 @@ def _read_vit(tensors: dict[str, Tensor], project: str, source: Path) -> tuple[n
     )
     kind = Finetune if classifies else Pretrain
     layout, own = layouts[kind], LAYOUTS["maskfeat"][kind]
+    missing = [name for name in (layout.pos, f"{layout.patch}.weight") if name not in tensors]
+    if missing:
+        raise ValueError(f"{source} is no ViT as {project} has them: there is no {', '.join(missing)}")
+    tensors = fold_batch_norm(tensors)
     weights = rename(tensors, layout, own)
+    others = tensors.keys() - rename(weights, own, layout).keys()
     width, patch_size = weights[f"{own.patch}.weight"].shape[0], weights[f"{own.patch}.weight"].shape[-1]
     side = math.isqrt(weights[own.pos].shape[1] - 1)
-    depth = sum(name.startswith(own.block.split("{")[0]) and name.endswith("norm1.bias") for name in weights)
-    size = _size(VIT_SIZES, embed_dim=width, depth=depth)
+    size = _size(VIT_SIZES, embed_dim=width, depth=depth_of(tensors, layout))
     shape = dict(name=source.stem, size=size, image_size=side * patch_size, patch_size=patch_size)
     if kind is Finetune:
         recipe = Finetune(**shape, classes=len(weights[f"{own.head}.bias"]))
@@ -184,10 +127,52 @@ def _read_vit(tensors: dict[str, Tensor], project: str, source: Path) -> tuple[n
     if kind is Pretrain and project != "mmpretrain":  # a head of theirs does not predict HOG
         fresh = [name for name in model.state_dict() if name.startswith((own.mask, own.head))]
         weights = {name: tensor for name, tensor in weights.items() if name not in fresh}
-    load_strictly(model, weights, source, tuple(fresh))
+    unknown = {name: tensors[name] for name in sorted(others) if not name.startswith(LEFT_OUT[project])}
+    load_strictly(model, weights | unknown, source, tuple(fresh))
     difference = check(model, tensors, layout)
     report = f"{source}: ViT {size} of {project}; outputs agree, largest difference {difference:.1e}"
     return model, recipe, report + (f"; new: {', '.join(fresh)}" if fresh else "")
+
+
+def _read_mmpretrain_mvit(tensors: dict[str, Tensor], source: Path) -> tuple[nn.Module, Recipe, str]:
+    """A MaskFeat model of mmpretrain's project maskfeat_video, whose MViT is that of mmaction2."""
+    if "neck.fc.weight" not in tensors:
+        raise ValueError(
+            f"{source} holds an MViT of mmaction2 that MaskFeat did not pre-train: there is no neck.fc. Those that "
+            "classify do so by the class token, ours by the mean of the others"
+        )
+    layout, own = MVIT_LAYOUTS["mmpretrain"][Pretrain], MVIT_LAYOUTS["maskfeat"][Pretrain]
+    tensors = fold_batch_norm(tensors)
+    weights = rename_mvit(tensors, layout, own)
+    others = tensors.keys() - rename_mvit(weights, own, layout).keys()
+    attention = layout.block.format(0) + "attn."
+    width = tensors[f"{attention}proj.weight"].shape[0]
+    heads, depth = width // len(tensors[f"{attention}pool_q.weight"]), depth_of(tensors, layout)
+    size = _size(MVIT_SIZES, embed_dim=width, depth=depth, num_heads=heads)
+    # A table has a row for each distance between two places: 2 n - 1 for n places.
+    image_size, frames = (len(tensors[f"{attention}rel_pos_{axis}"]) + 1 for axis in "ht")
+    shape = dict(name=source.stem, encoder="mvit", size=size, image_size=2 * image_size, frames=frames)
+    recipe = Pretrain(**shape, mask="cube", mask_stride=32, interpolation="bilinear", **KINETICS)
+    model = build(recipe).eval()
+    unknown = {name: tensors[name] for name in sorted(others) if not name.startswith(LEFT_OUT["mmpretrain"])}
+    load_strictly(model, weights | unknown, source)
+    difference = check(model, tensors, layout)
+    return model, recipe, f"{source}: MViT {size} of mmpretrain; outputs agree, largest difference {difference:.1e}"
+
+
+def fold_batch_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """mmpretrain may predict through a batch norm after the linear map: as it is once trained, one linear map."""
+    if "neck.norm.running_var" not in tensors:
+        return tensors
+    weight, bias, mean, variance = (
+        tensors[f"neck.norm.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    scale = weight / (variance + 1e-5).sqrt()
+    head = {
+        "neck.fc.weight": tensors["neck.fc.weight"] * scale.unsqueeze(1),
+        "neck.fc.bias": (tensors["neck.fc.bias"] - mean) * scale + bias,
+    }
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("neck.norm.")} | head
 
 
 def _read_slowfast(file: dict[str, Any], source: Path) -> tuple[nn.Module, Recipe, str]:
@@ -204,12 +189,10 @@ def _read_slowfast(file: dict[str, Any], source: Path) -> tuple[nn.Module, Recip
     else:
         weights = state
     load_strictly(model, resize_weights(model, weights), source)
-    report = f"{source}: {recipe.encoder} {recipe.size} of SlowFast, {len(state)} tensors"
-    if recipe.encoder == "vit":
-        difference = check(model, state, LAYOUTS["slowfast"][type(recipe)])
-        report += f"; outputs agree, largest difference {difference:.1e}"
-    else:
-        report += "; names and shapes agree, outputs were not compared"
+    layouts = LAYOUTS if recipe.encoder == "vit" else MVIT_LAYOUTS
+    difference = check(model, state, layouts["slowfast"][type(recipe)])
+    kind = "ViT" if recipe.encoder == "vit" else "MViT"
+    report = f"{source}: {kind} {recipe.size} of SlowFast; outputs agree, largest difference {difference:.1e}"
     return model, recipe, report
 
 
@@ -240,29 +223,6 @@ def slowfast_recipe(cfg: str, name: str) -> Recipe:
     return Pretrain(**shape, **mask, depths=tuple(cfg["MASK"]["PRETRAIN_DEPTH"]))
 
 
-def rename(tensors: Mapping[str, Tensor], source: Layout, target: Layout) -> dict[str, Tensor]:
-    """The tensors that ``source`` names, under the names of ``target``; queries, keys and values split or joined."""
-    found = {}
-
-    def move(old: tuple[str, ...], new: tuple[str, ...]) -> None:
-        for kind in (".weight", ".bias"):
-            if old[0] + kind in tensors:
-                whole = torch.cat([tensors[name + kind] for name in old])
-                found.update((name + kind, part.clone()) for name, part in zip(new, whole.chunk(len(new)), strict=True))
-
-    for part in ("cls", "pos", "mask"):
-        if getattr(source, part) in tensors:
-            found[getattr(target, part)] = tensors[getattr(source, part)].clone()
-    for part in ("patch", "norm", "head"):
-        move((getattr(source, part),), (getattr(target, part),))
-    for i in range(_depth(tensors, source)):
-        old, new = source.block.format(i), target.block.format(i)
-        for part in ("norm1", "proj", "norm2", "fc1", "fc2"):
-            move((old + getattr(source, part),), (new + getattr(target, part),))
-        move(tuple(old + name for name in source.qkv), tuple(new + name for name in target.qkv))
-    return found
-
-
 def huggingface_config(encoder: VisionTransformer) -> dict[str, Any]:
     """``config.json`` of a ViTModel."""
     block = encoder.blocks[0]
@@ -282,9 +242,13 @@ def huggingface_config(encoder: VisionTransformer) -> dict[str, Any]:
 
 
 def check(model: nn.Module, tensors: Mapping[str, Tensor], layout: Layout) -> float:
-    """The largest difference of the features of a ViT and of the tensors; ValueError if they do not agree."""
-    heads = getattr(model, "encoder", model).blocks[0].attn.num_heads
-    return compare(features(model), vit_features(tensors, layout, random_input(model), heads))
+    """The largest difference of the features of a model and of the tensors; ValueError if they do not agree."""
+    blocks, pixels = getattr(model, "encoder", model).blocks, random_input(model)
+    if pixels.ndim == 4:
+        expected = vit_features(tensors, layout, pixels, blocks[0].attn.num_heads)
+    else:
+        expected = mvit_features(tensors, layout, pixels, [block.q_stride for block in blocks])
+    return compare(features(model), expected)
 
 
 def compare(first: Tensor, second: Tensor) -> float:
@@ -316,43 +280,6 @@ def random_input(model: nn.Module) -> Tensor:  # [1, 3, (T,) H, W]
     return torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(0))
 
 
-@torch.no_grad()
-def vit_features(
-    tensors: Mapping[str, Tensor],
-    layout: Layout,
-    pixels: Tensor,  # [B, 3, H, W]
-    heads: int,
-) -> Tensor:  # [B, 1 + N, D]
-    """The normalised output of the last block, of a ViT written out on the tensors of a project."""
-
-    def affine(name: str) -> tuple[Tensor, Tensor]:
-        return tensors[f"{name}.weight"].float(), tensors[f"{name}.bias"].float()
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], *affine(name), eps=1e-6)
-
-    weight, bias = affine(layout.patch)
-    x = F.conv2d(pixels, weight, bias, stride=weight.shape[-1]).flatten(2).transpose(1, 2)
-    x = torch.cat([tensors[layout.cls].float().expand(len(x), -1, -1), x], 1) + tensors[layout.pos].float()
-    for i in range(_depth(tensors, layout)):
-        block = layout.block.format(i)
-        y = norm(x, block + layout.norm1)
-        q, k, v = torch.cat([F.linear(y, *affine(block + name)) for name in layout.qkv], -1).chunk(3, -1)
-        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-        weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
-        x = x + F.linear((weights @ v).transpose(1, 2).flatten(2), *affine(block + layout.proj))
-        hidden = F.gelu(F.linear(norm(x, block + layout.norm2), *affine(block + layout.fc1)))
-        x = x + F.linear(hidden, *affine(block + layout.fc2))
-    return norm(x, layout.norm)
-
-
-def _depth(tensors: Mapping[str, Tensor], layout: Layout) -> int:
-    depth = 0
-    while f"{layout.block.format(depth)}{layout.norm1}.weight" in tensors:
-        depth += 1
-    return depth
-
-
 def _size(sizes: Mapping[str, dict[str, Any]], **parts: Any) -> str:
     """The name of the size that has these parts."""
     for name, size in sizes.items():
@@ -382,7 +309,9 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         file = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # loading may fail in any way on a damaged or unsafe file
-        raise ValueError(f"{path} cannot be read as tensors alone: {error}") from error
+        found = re.search(r"WeightsUnpickler error:\s*(.*?)(?:\. Please use|\n|$)", str(error))  # within much advice
+        reason = found[1] if found else f"{type(error).__name__} {error}".strip()
+        raise ValueError(f"{path} cannot be read as tensors alone: {reason}") from error
     if not isinstance(file, dict):
         raise ValueError(f"{path} holds a {type(file).__name__}, not a dictionary of tensors")
     return file

@@ -31,11 +31,13 @@ def make_loader(
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
+    augment: bool = True,
 ) -> "Loader":
     """The batches of one epoch, from batch ``start`` on, of one of ``world`` ranks.
 
     split: "train" (shuffled, random crops, incomplete last batch dropped), "val" (in order, one centre crop of one
         clip) or "test" (in order, the clips and crops that the recipe tests with).
+    augment: False reads the samples to train on as those of "val", each of them once.
 
     A batch is what the rank computes at once, ``recipe.rank_batch(world)`` samples. Batch i of all ranks together holds
     the samples of batch i of one process with ``world`` times as many, crop for crop. Folders and lists are read once.
@@ -44,7 +46,7 @@ def make_loader(
     """
     if split not in ("train", "val", "test"):
         raise ValueError(f"split must be 'train', 'val' or 'test', got {split!r}")
-    return Loader(Batches(recipe, split, seed, epoch, rank, world), start, workers)
+    return Loader(Batches(recipe, split, seed, epoch, rank, world, augment), start, workers)
 
 
 class Loader:
@@ -95,8 +97,8 @@ def _outlive_sigterm(worker: int) -> None:
 class Batches(Dataset):
     """Whole batches by number. All randomness of a sample comes from the seed, the epoch and its number."""
 
-    def __init__(self, recipe: Recipe, split: str, seed: int, epoch: int, rank: int, world: int):
-        self.recipe, self.train = recipe, split == "train"
+    def __init__(self, recipe: Recipe, split: str, seed: int, epoch: int, rank: int, world: int, augment: bool):
+        self.recipe, self.train = recipe, split == "train" and augment
         self.seed, self.epoch, self.rank, self.world = seed, epoch, rank, world
         tuned = isinstance(recipe, Finetune)
         self.classes = recipe.classes if tuned else None
@@ -106,7 +108,7 @@ class Batches(Dataset):
         larger = round(recipe.image_size * 256 / 224)
         self.resize = (tuned and recipe.test_size) or larger
         self.source = _source(recipe.data, recipe.val_data, split, recipe.frames > 0, larger, recipe.samples)
-        wanted = min(recipe.samples or len(self.source), len(self.source)) if self.train else len(self.source)
+        wanted = min((split == "train" and recipe.samples) or len(self.source), len(self.source))
         self.order = np.arange(wanted) * len(self.source) // wanted
         if self.train:
             self.order = np.random.default_rng((seed, epoch)).permutation(self.order)

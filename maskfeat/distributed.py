@@ -44,6 +44,10 @@ class World:
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
+    def wait(self) -> None:
+        """For all ranks; not while a checkpoint is being written."""
+        dist.barrier(self.group)
+
 
 class Terminated(Exception):
     """The run was asked to end (SIGTERM), and did so after saving a checkpoint."""

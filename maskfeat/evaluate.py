@@ -1,7 +1,6 @@
 """What a model is worth: held-out loss, accuracy of a classifier or of nearest neighbours, a picture."""
 
 import dataclasses
-import math
 from pathlib import Path
 
 import torch
@@ -61,14 +60,10 @@ def knn_accuracy(model: nn.Module, recipe: Recipe, world: World) -> float:
     neighbours = getattr(recipe, "knn", 0) or Pretrain.knn
     limits = recipe.samples, getattr(recipe, "knn_samples", Pretrain.knn_samples)
     samples = min(filter(None, limits), default=0)
-    plain = dict(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False, accumulate=1)
-    if isinstance(recipe, Finetune):
-        plain |= dict(rand_augment="", repeats=1)
     queries = dataclasses.replace(recipe, batch_size=recipe.rank_batch(world.size), accumulate=1)
-    at_once = min(queries.batch_size, samples or math.inf)
-    bank = dataclasses.replace(queries, **plain, samples=samples, batch_size=at_once)
+    bank = dataclasses.replace(queries, samples=samples)
     loaders = [
-        make_loader(part, split, seed=recipe.seed, workers=recipe.workers)
+        make_loader(part, split, seed=recipe.seed, workers=recipe.workers, augment=False)
         for part, split in ((bank, "train"), (queries, "val"))
     ]
     return knn(encoder, loaders, neighbours, world.device)

@@ -94,7 +94,7 @@ class Trainer:
                 progress.advance()
                 ends = self.world.any(bool(sigterm))
                 evaluates = self.is_due(recipe.eval_every * self.epoch_steps)
-                saves = ends or self.is_due(self.save_every)
+                saves = ends or evaluates or self.is_due(self.save_every)
                 if evaluates or saves or self.is_due(recipe.log_every):
                     mean = self.mean_loss(losses)
                     seconds = time.perf_counter() - begun
@@ -110,11 +110,13 @@ class Trainer:
                     )
                     if saves:  # first, so that an evaluation that fails costs no training
                         self.checkpoints.save(self.step, self.state())
+                    if ends:
+                        self.checkpoints.wait()
+                        self.world.wait()  # as torchrun ends the other ranks when one is gone
+                        raise Terminated(f"ended by SIGTERM after step {self.step} of {self.total}, which is saved")
                     if evaluates:
                         results = self.evaluate()
                         progress.log(self.step, **results)
-                    if ends and self.step < self.total:
-                        raise Terminated(f"ended by SIGTERM after step {self.step} of {self.total}, which is saved")
                     losses, self.data_seconds, begun = [], 0.0, time.perf_counter()
         finally:
             progress.close()

@@ -83,7 +83,7 @@ def test_convert(run, tmp_path, capsys):
         (["pretrain", "vit_tiny_ft"], "vit_tiny_ft is a recipe of `maskfeat finetune`"),
         (["eval", "/nowhere"], "there are no weights /nowhere"),
         (["show", "FT"], "show needs a pre-trained model"),
-        (["convert", "/nowhere", "out"], "there is no file /nowhere"),
+        (["convert", "/nowhere", "out.safetensors"], "there is no file /nowhere"),
     ],
 )
 def test_mistakes_are_one_line(run, capsys, arguments, message):

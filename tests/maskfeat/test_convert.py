@@ -1,6 +1,7 @@
-"""Weights of other projects, from files made here in their formats."""
+"""Weights of other projects, from files made here in their formats, and in their libraries where these are."""
 
 import json
+import re
 
 import pytest
 import slow_maskfeat
@@ -13,7 +14,8 @@ from maskfeat import MaskFeat
 from maskfeat.build import build
 from maskfeat.checkpoint import load_slowfast, read_weights, save_weights
 from maskfeat.config import get_recipe, override
-from maskfeat.convert import LAYOUTS, check, convert, read, rename
+from maskfeat.convert import check, convert, read
+from maskfeat.layout import LAYOUTS, MVIT_LAYOUTS, rename, rename_mvit
 
 VIT_CFG = """
 MODEL: {MODEL_NAME: MaskMViT, NUM_CLASSES: 400}
@@ -33,7 +35,8 @@ MVIT:
 
 def pretrained(*changes, name="vit_tiny"):
     """A model of 32 x 32 pixels with random weights, of a size that keeps features of the order of 1."""
-    recipe = override(get_recipe(name), ["image_size=32", "patch_size=16", *changes])
+    settings = dict(text.split("=") for text in ["image_size=32", "patch_size=16", *changes])  # the last counts
+    recipe = override(get_recipe(name), [f"{key}={value}" for key, value in settings.items()])
     return random_weights(build(recipe), std=0.05).eval(), recipe
 
 
@@ -96,8 +99,7 @@ def test_slowfast_mvit(tmp_path):
     assert grid == expected_grid
     torch.testing.assert_close(features.double(), expected, rtol=1e-4, atol=1e-4)
     report = convert(tmp_path / "file.pyth", tmp_path / "ours.safetensors")
-    assert "mvit tiny of SlowFast" in report and "names and shapes agree, outputs were not compared" in report
-    assert "outputs agree" not in report
+    assert "MViT tiny of SlowFast; outputs agree, largest difference" in report
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_ft", "mvit_tiny_ft"])
@@ -145,6 +147,158 @@ def test_there_and_back(tmp_path, project):
         tensors = load_file(tmp_path / "theirs.safetensors" / "model.safetensors")
         qkv = [f"encoder.layer.3.attention.attention.{part}.weight" for part in ("query", "key", "value")]
         assert torch.equal(torch.cat([tensors[name] for name in qkv]), model.encoder.blocks[3].attn.qkv.weight)
+
+
+def mmaction_name(name):
+    """What mmpretrain's project maskfeat_video calls a parameter of ours: its MViT is mmaction2's, its head a neck."""
+    table = [
+        (r"pred_head\.transforms\.0\.0\.", "backbone.norm2."),
+        (r"pred_head\.projections\.0\.", "neck.fc."),
+        (r"encoder\.patch_embed\.proj\.", "backbone.patch_embed.projection."),
+        (r"encoder\.(blocks\.\d+\..*|cls_token)", r"backbone.\1"),
+        (r"mask_token", "backbone.mask_token"),
+    ]
+    [new] = [re.sub(pattern, new, name) for pattern, new in table if re.match(pattern, name)]
+    return new
+
+
+def mmaction_file(path, model):
+    tensors = {mmaction_name(name): tensor for name, tensor in model.state_dict().items()}
+    kernels = {f"target_generator.weight_{axis}": torch.zeros(3, 1, 3, 3) for axis in "xy"}
+    torch.save({"meta": {"epoch": 300}, "state_dict": tensors | kernels}, path)
+    return tensors
+
+
+def test_mmpretrain_mvit(tmp_path):
+    model, _ = pretrained("mask_stride=32", "frames=6", "image_size=64", name="mvit_tiny")
+    tensors = mmaction_file(tmp_path / "file.pth", model)
+    assert len(tensors) == len(model.state_dict())
+    assert "backbone.blocks.3.attn.norm_k.weight" in tensors and "backbone.blocks.2.proj.bias" in tensors
+    report = convert(tmp_path / "file.pth", tmp_path / "ours.safetensors")
+    assert "MViT tiny of mmpretrain; outputs agree, largest difference" in report and "new:" not in report
+    weights, recipe = read_weights(tmp_path / "ours.safetensors")
+    assert (recipe.encoder, recipe.size, recipe.frames, recipe.image_size, recipe.mask) == (
+        "mvit",
+        "tiny",
+        6,
+        64,
+        "cube",
+    )
+    loaded = build(recipe)
+    loaded.load_state_dict(weights)
+    assert_equal_weights(loaded, model)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny", "mvit_tiny"])
+def test_a_batch_norm_after_the_head_becomes_part_of_it(tmp_path, name):
+    """mmpretrain's neck has one unless its configuration says otherwise."""
+    if name == "vit_tiny":
+        model, _ = vit_for_masks()
+        tensors = other_file(tmp_path / "file.pth", model, "mmpretrain")
+    else:
+        model, _ = pretrained("mask_stride=32", name=name)
+        tensors = mmaction_file(tmp_path / "file.pth", model)
+    norm = random_weights(torch.nn.BatchNorm1d(108), std=0.5).eval()
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    tensors |= {f"neck.norm.{part}": tensor for part, tensor in norm.state_dict().items()}
+    torch.save({"state_dict": tensors}, tmp_path / "file.pth")
+    loaded, _, _ = read(tmp_path / "file.pth")
+    hidden = torch.randn(2, 5, model.encoder.widths[-1])
+    expected = norm(model.pred_head(hidden, 0).flatten(0, 1)).unflatten(0, (2, 5))
+    torch.testing.assert_close(loaded.pred_head(hidden, 0), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["pool_k", "norm_v", "rel_pos_t", "rel_pos_h", "qkv"])
+def test_a_conversion_of_an_mvit_that_is_wrong_is_found(part):
+    """Each part of the attention of one block reaches the comparison."""
+    model, recipe = pretrained("mask_stride=32", name="mvit_tiny")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(float("norm" in name and name.endswith("weight")))  # or keys hardly matter
+    layouts = MVIT_LAYOUTS["maskfeat"][type(recipe)], MVIT_LAYOUTS["mmpretrain"][type(recipe)]
+    tensors = rename_mvit(model.state_dict(), *layouts)
+    assert check(model, tensors, layouts[1]) < 1e-4
+    for name in tensors:
+        if f"blocks.3.attn.{part}" in name:
+            tensors[name] = tensors[name].roll(tensors[name].shape[0] // 3, 0)
+    with pytest.raises(ValueError, match="the outputs do not agree"):
+        check(model, tensors, layouts[1])
+
+
+def test_what_a_file_holds_besides_is_not_lost_in_silence(tmp_path):
+    """Layer scale, as DINOv2 has it, and a norm of mmaction2's classifiers: other models than ours."""
+    model, _ = vit_for_masks()
+    tensors = other_file(tmp_path / "x", model, "timm")
+    scales = {"blocks.0.ls1.gamma": torch.ones(192), "blocks.0.ls2.gamma": torch.ones(192)}
+    torch.save({"model": tensors | scales}, tmp_path / "dino.pth")
+    torch.save({name: t for name, t in tensors.items() if name != "pos_embed"}, tmp_path / "beit.pth")
+    video, _ = pretrained("mask_stride=32", name="mvit_tiny")
+    tensors = mmaction_file(tmp_path / "video.pth", video)
+    torch.save(tensors | {"backbone.pos_embed": torch.zeros(1, 9, 96)}, tmp_path / "absolute.pth")
+    table = tensors["backbone.blocks.4.attn.rel_pos_w"]
+    torch.save(tensors | {"backbone.blocks.4.attn.rel_pos_w": table[1:]}, tmp_path / "short.pth")
+    head = {"cls_head.fc_cls.weight": torch.zeros(400, 768)}
+    torch.save({name: t for name, t in tensors.items() if "neck" not in name} | head, tmp_path / "classifier.pth")
+    messages = {
+        "dino.pth": "not in the model: blocks.0.ls1.gamma, blocks.0.ls2.gamma",
+        "beit.pth": "no ViT as timm has them: there is no pos_embed",
+        "absolute.pth": "not in the model: backbone.pos_embed",
+        "short.pth": r"of another shape: encoder.blocks.4.attn.rel_pos_w \(2, 96\) instead of \(3, 96\)",
+        "classifier.pth": "classify do so by the class token",
+    }
+    for name, message in messages.items():
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path / name)
+
+
+def last_features(model, pixels):
+    [(x, _)] = model.encoder.encode(*model.encoder.embed(pixels), (len(model.encoder.blocks) - 1,))
+    return model.pred_head.transforms[0](x)
+
+
+@torch.no_grad()
+def test_timm_itself(tmp_path):
+    """Pre-trained and fine-tuned weights in timm's VisionTransformer, and back as it saves them."""
+    timm = pytest.importorskip("timm", exc_type=ImportError)
+    pixels = torch.randn(2, 3, 32, 32)
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0).eval()
+    model, recipe = vit_for_masks()
+    save_weights(tmp_path / "ours.safetensors", model.state_dict(), recipe, 1)
+    convert(tmp_path / "ours.safetensors", tmp_path / "timm.safetensors", to="timm")
+    theirs.load_state_dict(load_file(tmp_path / "timm.safetensors"))
+    torch.testing.assert_close(theirs.forward_features(pixels), last_features(model, pixels), rtol=1e-5, atol=1e-5)
+    torch.save(theirs.state_dict(), tmp_path / "timm.pth")
+    assert_equal_weights(read(tmp_path / "timm.pth")[0], model, but=("mask_token", "pred_head.projections"))
+
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=7, global_pool="avg").eval()
+    model, recipe = pretrained("classes=7", name="vit_tiny_ft")
+    save_weights(tmp_path / "ours.safetensors", model.state_dict(), recipe, 1)
+    convert(tmp_path / "ours.safetensors", tmp_path / "timm.safetensors", to="timm")
+    theirs.load_state_dict(load_file(tmp_path / "timm.safetensors"))
+    torch.testing.assert_close(theirs(pixels), model(pixels), rtol=1e-5, atol=1e-5)
+    torch.save(theirs.state_dict(), tmp_path / "timm.pth")
+    assert_equal_weights(read(tmp_path / "timm.pth")[0], model)
+
+
+@torch.no_grad()
+def test_transformers_itself(tmp_path):
+    """In ViTModel, and back as it saves them."""
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)
+    model, recipe = vit_for_masks()
+    save_weights(tmp_path / "ours.safetensors", model.state_dict(), recipe, 1)
+    convert(tmp_path / "ours.safetensors", tmp_path / "hf", to="huggingface")
+    theirs, info = transformers.ViTModel.from_pretrained(
+        tmp_path / "hf", add_pooling_layer=False, output_loading_info=True
+    )
+    assert not any(info.values())
+    pixels = torch.randn(2, 3, 32, 32)
+    features = theirs.eval()(pixel_values=pixels).last_hidden_state
+    torch.testing.assert_close(features, last_features(model, pixels), rtol=1e-5, atol=1e-5)
+    theirs.save_pretrained(tmp_path / "back")
+    assert_equal_weights(read(tmp_path / "back")[0], model, but=("mask_token", "pred_head.projections"))
+    transformers.ViTForImageClassification(theirs.config).save_pretrained(tmp_path / "classifier")
+    assert "ViT tiny of huggingface; outputs agree" in read(tmp_path / "classifier")[2]
 
 
 def test_a_classifier_for_timm_and_back(tmp_path):
@@ -196,6 +350,8 @@ class Unsafe:
 def test_files_that_cannot_be_read(tmp_path, capsys):
     model, _ = vit_for_masks()
     torch.save({"model_state": Unsafe(), "cfg": VIT_CFG}, tmp_path / "unsafe.pyth")
+    (tmp_path / "text.pth").write_text("# no weights\n")
+    (tmp_path / "empty.pth").touch()
     torch.save([1], tmp_path / "list.pth")
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
     torch.save({"model_state": {}}, tmp_path / "nocfg.pyth")
@@ -204,7 +360,9 @@ def test_files_that_cannot_be_read(tmp_path, capsys):
     slowfast_file(tmp_path / "shallow.pyth", model, VIT_CFG.replace("[11]", "[3]"))
     messages = {
         "none.pyth": "there is no file",
-        "unsafe.pyth": "cannot be read as tensors alone",
+        "unsafe.pyth": r"cannot be read as tensors alone: Unsupported global: GLOBAL print was not .* by default$",
+        "text.pth": "cannot be read as tensors alone: Unsupported operand 35$",
+        "empty.pth": "cannot be read as tensors alone: EOFError",
         "list.pth": "holds a list",
         "resnet.pth": "no known project; its names begin with conv1.weight",
         "nocfg.pyth": "needs model_state and cfg",
@@ -216,3 +374,6 @@ def test_files_that_cannot_be_read(tmp_path, capsys):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             convert(tmp_path / name, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists() and "code in a file" not in capsys.readouterr().out
+    for name in ("out.pth", "run"):
+        with pytest.raises(ValueError, match=r"to a file such as .*/(out|run)\.safetensors, not to "):
+            convert(tmp_path / "list.pth", tmp_path / name)

@@ -53,6 +53,18 @@ def test_folder_of_images(tmp_path):
     assert loader.skipped == 0
 
 
+def test_samples_to_train_on_without_augmentation_are_all_of_them(tmp_path):
+    """As the same files are read when they are held out: in order, the last batch smaller."""
+    media.image_folder(tmp_path / "data", each=5)
+    (tmp_path / "held_out").mkdir()
+    (tmp_path / "held_out" / "val").symlink_to(tmp_path / "data" / "train")
+    recipe = images(tmp_path / "data", repeats=2)
+    found = batches(recipe, augment=False)
+    assert torch.cat([batch["indices"] for batch in found]).tolist() == list(range(10))
+    assert_same(found, batches(images(tmp_path / "held_out"), "val"))
+    assert [len(batch["labels"]) for batch in batches(images(tmp_path / "data", samples=5), augment=False)] == [4, 1]
+
+
 def test_folders_without_images_are_no_classes(tmp_path):
     """Nor is what is hidden; the numbers of the classes stay as they are."""
     media.image_folder(tmp_path, each=4)

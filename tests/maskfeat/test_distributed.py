@@ -1,14 +1,19 @@
 """Two processes compute what one computes: the same losses and weights at the same batch, whoever shares the model."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
+from test_checkpoint import assert_same_run
 from test_train import losses, read_log, small, train_small
 
-from maskfeat.checkpoint import read_weights
+from maskfeat.checkpoint import find_checkpoint, read_run, read_weights
 from maskfeat.config import describe, task
 
 pytestmark = pytest.mark.slow  # each test starts several processes
@@ -16,13 +21,18 @@ SETTINGS = ["image_size=16", "batch_size=8", "samples=16", "steps=4", "eval_ever
 VARYING = ["image_size=32", "mask_compat=slowfast", "mask_stride=4", "patch_size=4", "global_loss=true"]
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(recipe):
+    settings = [line.split("#")[0].strip() for line in describe(recipe).splitlines()[1:]]
+    return ["maskfeat", "--traceback", task(recipe), recipe.name, *settings]
+
+
 def launch(recipe):
     """The recipe's command in two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "maskfeat", "--traceback", task(recipe), recipe.name]
-    command += [line.split("#")[0].strip() for line in describe(recipe).splitlines()[1:]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*TORCHRUN, *command(recipe)], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -91,3 +101,50 @@ def test_finetuning_with_averaged_weights(tmp_path):
 def test_a_batch_that_does_not_divide_is_an_error(tmp_path):
     with pytest.raises(AssertionError, match="batch_size 9 does not divide into 2 ranks"):
         two_processes(tmp_path, "batch_size=9")
+
+
+LONG = [*SETTINGS, "samples=320", "steps=40", "eval_every=0", "workers=1"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run of two ranks to its end."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    two_processes(folder, *LONG)
+    return folder
+
+
+def children(process):
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torchrun's processes are looked for in /proc")
+@pytest.mark.parametrize("to", ["rank 0", "rank 1", "torchrun", "all"])
+def test_sigterm_to_any_of_them_ends_all_ranks_after_the_same_step(undisturbed, tmp_path, to):
+    """Each rank ends by itself, with a whole checkpoint, from which the run goes on bit for bit."""
+    log = tmp_path / "log.jsonl"
+    run = [*TORCHRUN, *command(small(tmp_path, *LONG))]
+    with subprocess.Popen(run, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < 3):
+            time.sleep(0.01)
+        ranks = [child for child in children(process.pid) if b"maskfeat" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        loaders = [child for rank in ranks for child in children(rank)]
+        everyone = [process.pid, *ranks, *loaders]
+        reached = {"rank 0": ranks[:1], "rank 1": ranks[1:], "torchrun": [process.pid], "all": everyone}
+        for receiver in reached[to]:
+            os.kill(receiver, signal.SIGTERM)
+        try:
+            errors = process.communicate(timeout=60)[1]
+        finally:
+            if process.poll() is None:
+                for left in everyone:
+                    os.kill(left, signal.SIGKILL)
+    assert len(ranks) == len(loaders) == 2
+    assert process.returncode and "SIGKILL" not in errors, errors
+    statuses = re.findall(r"exitcode +: (-?\d+)", errors)  # torchrun reports them if it was not asked to end itself
+    assert statuses == ([str(128 + signal.SIGTERM)] * 2 if to.startswith("rank") else []), errors
+    step = read_run(find_checkpoint(tmp_path))["step"]
+    assert 3 <= step < 40 and errors.count(f"ended by SIGTERM after step {step} of 40, which is saved") == 1
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"step_{step:08d}"]
+    two_processes(tmp_path, *LONG)
+    assert_same_run(undisturbed, tmp_path)

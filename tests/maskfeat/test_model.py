@@ -245,6 +245,46 @@ def test_a_timm_like_vit_is_wrapped():
         MaskFeat(nn.Linear(2, 2), HogTarget(8))
 
 
+class Turned(nn.TransformerEncoderLayer):
+    """A block that wants rotary positions, as those of EVA and DINOv3."""
+
+    def forward(self, x, rope):
+        return super().forward(x * rope)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_rotary_positions_reach_every_block(mixed):
+    vit = TimmLike()
+    places, learned = torch.randn(3, 18, 24), vit._pos_embed
+    vit.blocks = nn.Sequential(*[Turned(24, 2, 48, 0.0, batch_first=True) for _ in range(3)])
+    vit.rope_mixed, vit._pos_embed = mixed, lambda x: (learned(x), places if mixed else places[0])
+    model = MaskFeat(vit, HogTarget(8))
+    pixels, _, _ = small_batch()
+    [(features, _)] = model.encoder.encode(*model.encoder.embed(pixels), (2,))
+    x = vit.norm_pre(learned(vit.patch_embed(pixels)))
+    for i, block in enumerate(vit.blocks):
+        x = block(x, places[i if mixed else 0])
+    torch.testing.assert_close(features, x)
+
+
+def test_a_patch_embedding_of_another_stride_is_refused():
+    vit = TimmLike()
+    vit.patch_embed.patch_size = (1, 1)  # as timm's hybrids have it, whose convolutions shrink the image
+    with pytest.raises(ValueError, match=r"TimmLike makes 16 tokens .* not the 1024 of its patch_size \(1, 1\)"):
+        MaskFeat(vit, HogTarget(8))(*small_batch())
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224"])
+def test_vits_of_timm_itself(name):
+    timm = pytest.importorskip("timm", exc_type=ImportError)
+    patch = 14 if "patch14" in name else 16
+    size, vit = 4 * patch, timm.create_model(name, img_size=4 * patch)
+    model = MaskFeat(vit, HogTarget(patch))
+    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    model(normalised(images), images, make_masks("block", 2, (4, 4))).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_nothing_waits_for_the_device():
     """With fake tensors every look at a value raises."""
     models = (
