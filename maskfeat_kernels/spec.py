@@ -62,7 +62,8 @@ class HogSpec:
         the norm, a tenth of the length of v and then 1e-3; of equal channels the last in the last ``W % 4`` columns.
         "skimage" rounds where scikit-image rounds: channels are compared by ``hypot`` and bins decided by ``atan2`` in
         degrees, a float64, so that a gradient which rounding has put beside an edge falls where it falls there
-        (and one less than 1e-14 degrees below 0 nowhere). Backends "cpu" and "reference" only.
+        (and one less than 1e-14 degrees below 0 nowhere), but for the last bit of ``atan2``, which is the C library's
+        on "cpu" and torch's on "reference". These backends only.
 
     *Result.*
 

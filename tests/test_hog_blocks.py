@@ -1,13 +1,15 @@
 """fused_hog in every dialect: against the float64 reference, an independent oracle, and exact arithmetic on bytes."""
 
 import dataclasses
+import functools
+import math
 import random
 
 import numpy as np
 import oracle_blocks
 import pytest
 import torch
-from conftest import device_of
+from conftest import BACKENDS, device_of
 from torch import Tensor
 
 from maskfeat_kernels import hog as hog_module
@@ -108,6 +110,26 @@ def test_skimage_arithmetic_is_exact_on_whole_numbers(hog, backend, name):
         result.backward(torch.linspace(-1, 1, result.numel(), dtype=result.dtype).reshape(result.shape))
         gradients.append(leaf.grad)
     assert torch.equal(*gradients)
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the extension is not built")
+@pytest.mark.parametrize("name", HARD)
+def test_skimage_arithmetic_rounds_as_the_reference(name, monkeypatch):
+    """On scaled numbers, whose gradients lie beside edges and channels beside each other, with the C library's arc
+    tangent and length in both; one pixel in another bin moves a result by far more than the tolerance."""
+    for function, library in ((torch.atan2, np.vectorize(math.atan2, otypes=[float])), (torch.hypot, np.hypot)):
+        by_library = functools.partial(lambda f, *xy: torch.from_numpy(f(*(x.detach().numpy() for x in xy))), library)
+        monkeypatch.setattr(torch, function.__name__, by_library)
+    spec, seed = SPECS[name].replace(arithmetic="skimage"), sum(map(ord, name))
+    x = whole_numbers(2, 3, *size_for(spec, seed), seed=seed, sqrt=spec.sqrt).double() / 255
+    results, gradients = [], []
+    for backend in ("cpu", "reference"):
+        leaf = x.clone().requires_grad_()
+        results.append(hog_module.fused_hog(leaf, spec, backend=backend))
+        results[-1].backward(torch.linspace(-1, 1, results[-1].numel(), dtype=x.dtype).reshape(results[-1].shape))
+        gradients.append(leaf.grad)
+    for ours, theirs in (results, gradients):
+        assert (ours - theirs).abs().max() <= 1e-9 * (1 + theirs.abs().max())
 
 
 @pytest.mark.sampled(lambda name: name == "skimage")

@@ -28,7 +28,8 @@ class HOGDescriptor:
     saved, which the installed OpenCV reads. The parameters can be read under their names without underscore.
 
     ``_derivAperture`` and ``_histogramNormType`` are kept and do nothing, as in OpenCV. Images are uint8, [H, W]
-    or [H, W, 1 or 3], NumPy arrays or torch tensors on any device. Features are within 1e-5 of OpenCV's.
+    or [H, W, 1 or 3], NumPy arrays or torch tensors on any device. Features are within 1e-5 of OpenCV's; with more than
+    36 bins, or a ``_winSigma`` below a pixel, within 1e-4, since orientations are rounded to float32 by both.
 
     These defects of OpenCV are not mirrored: it keeps the first L2HysThreshold of the process for all descriptors;
     reads outside an image that is smaller than a window (here an error); crashes where a block has fewer than 4 entries
