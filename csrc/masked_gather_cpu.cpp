@@ -34,15 +34,17 @@ const T* row_of(const TokenView& view, int64_t b, int64_t n) {
 // the traffic: lines are not read from memory only to be overwritten.
 constexpr int64_t kStreamedBytes = 8 << 20;
 
-// memcpy() by cache lines: from some kilobytes on its own way is the instruction `rep movsb`, which on AMD takes up to twice the
-// time. Where rows come from memory, the next one is asked for meanwhile, since no processor foresees which it will be.
+// So far ahead of the copy, rows are asked for: which ones will be next, no processor foresees.
+constexpr int64_t kAheadBytes = 6 << 10;
+
+// memcpy() by cache lines, asking for the lines of a later row. `STREAM`: past the cache.
 #ifdef __SSE2__
 template <bool STREAM>
-void copy_lines(const char* __restrict from, int64_t bytes, char* __restrict to, const char* next) {
+void copy_lines(const char* __restrict from, int64_t bytes, char* __restrict to, const char* later) {
   constexpr int64_t kLine = 64;
   const int64_t end = bytes / kLine * kLine;
   for (int64_t i = 0; i < end; i += kLine) {
-    if (STREAM) __builtin_prefetch(next + i);
+    __builtin_prefetch(later + i);
     __m128i part[4];
     for (int64_t k = 0; k < 4; ++k) part[k] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i) + k);
     for (int64_t k = 0; k < 4; ++k) {
@@ -65,25 +67,27 @@ void finish_copies() {}
 template <typename T>
 struct RowWriter {
   RowWriter(int64_t rows, int64_t width)
-      : width(width), streamed(rows * width * int64_t(sizeof(T)) >= kStreamedBytes) {}
+      : width(width),
+        ahead(std::max<int64_t>(1, kAheadBytes / std::max<int64_t>(1, width * sizeof(T)))),
+        streamed(rows * width * int64_t(sizeof(T)) >= kStreamedBytes) {}
   RowWriter(const RowWriter&) = delete;
   RowWriter& operator=(const RowWriter&) = delete;
   ~RowWriter() { finish_copies(); }
 
-  // `next`: the row that is likely to be copied after this one.
-  void copy(const T* __restrict from, int64_t stride, T* __restrict to, const T* next) const {
+  // `later`: the row that is `ahead` rows further on.
+  void copy(const T* __restrict from, int64_t stride, T* __restrict to, const T* later) const {
     if (stride != 1) {
       for (int64_t d = 0; d < width; ++d) to[d] = from[d * stride];
       return;
     }
-    const char *const source = reinterpret_cast<const char*>(from), *const ahead = reinterpret_cast<const char*>(next);
+    const char *const source = reinterpret_cast<const char*>(from), *const lines = reinterpret_cast<const char*>(later);
     char* const target = reinterpret_cast<char*>(to);
     const int64_t bytes = width * sizeof(T);
-    if (streamed && reinterpret_cast<uintptr_t>(to) % 16 == 0) return copy_lines<true>(source, bytes, target, ahead);
-    copy_lines<false>(source, bytes, target, ahead);
+    if (streamed && reinterpret_cast<uintptr_t>(to) % 16 == 0) return copy_lines<true>(source, bytes, target, lines);
+    copy_lines<false>(source, bytes, target, lines);
   }
 
-  const int64_t width;
+  const int64_t width, ahead;
   const bool streamed;
 };
 
@@ -108,12 +112,10 @@ int64_t gather_rows(const TokenView& tokens, const IdView& ids, T* out, int64_t 
     const int64_t b = item / ids.columns, id = ids.at(b, item % ids.columns);
     return id < 0 || id >= tokens.length ? nullptr : row_of<T>(tokens, b, id);
   };
-  const T* next = begin < end ? row(begin) : nullptr;
   for (int64_t item = begin; item < end; ++item) {
-    const T* const from = next;
+    const T *const from = row(item), *const later = row(std::min(item + writer.ahead, end - 1));
     if (!from) return item;
-    if (item + 1 < end) next = row(item + 1);
-    writer.copy(from, tokens.column_stride, out + item * tokens.width, next ? next : from);
+    writer.copy(from, tokens.column_stride, out + item * tokens.width, later ? later : from);
   }
   return end;
 }
@@ -152,7 +154,8 @@ void scatter_add_rows(const TokenView& values, const IdView& ids, int64_t length
     if (k < 0) {
       writer.copy(zeros.data(), 1, to, zeros.data());
     } else if (positions.next[k] < 0) {
-      writer.copy(row_of<T>(values, b, k), stride, to, row_of<T>(values, b, k));
+      const int64_t later = std::min(k + writer.ahead, values.length - 1);  // if the ids ascend
+      writer.copy(row_of<T>(values, b, k), stride, to, row_of<T>(values, b, later));
     } else {
       std::fill(sum.begin(), sum.end(), Wide<T>(0));
       for (; k >= 0; k = positions.next[k]) add_row(row_of<T>(values, b, k), stride, width, sum.data());
@@ -174,11 +177,9 @@ void mask_rows(const TokenView& tokens, const T* mask_token, int64_t mask_token_
     if (mask.at(b, n)) return {mask_token, mask_token_stride};
     return {row_of<T>(tokens, b, n), tokens.column_stride};
   };
-  Row next = begin < end ? row(begin) : Row{};
   for (int64_t item = begin; item < end; ++item) {
-    const Row from = next;
-    if (item + 1 < end) next = row(item + 1);
-    writer.copy(from.data, from.stride, out + item * tokens.width, next.data);
+    const Row from = row(item), later = row(std::min(item + writer.ahead, end - 1));
+    writer.copy(from.data, from.stride, out + item * tokens.width, later.data);
   }
 }
 
