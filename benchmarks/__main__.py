@@ -9,15 +9,18 @@
 """
 
 import argparse
+import ctypes
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks import base, machine, readme, report, rivals, tables, timing
+import maskfeat_kernels
+from benchmarks import base, machine, readme, report, rivals, timing
 from benchmarks.suites import SUITES, cases
 from benchmarks.timing import Settings
 
@@ -27,8 +30,10 @@ RESULTS = Path(__file__).parent / "results"
 def run(suites: list[str], settings: Settings, keep: Callable[[dict], None] = lambda result: None) -> dict:
     """Measure, telling the progress; the report has all that tables and plots are made from.
 
+    A case that fails (a wrong result, no memory, no compiler) has its error in place of rows, and the next one follows.
     ``keep`` is given the report after each case, so that a run which is cut short is not lost.
     """
+    held = hold_memory()
     environment = machine.environment(settings.device)
     device = torch.device(settings.device)
     threads = sorted({1, settings.threads}) if settings.device == "cpu" else [1]
@@ -41,6 +46,7 @@ def run(suites: list[str], settings: Settings, keep: Callable[[dict], None] = la
         "quick": settings.quick,
         "threads": settings.threads,
         "environment": environment,
+        "holds_memory": held,
         "ceilings": ceilings,
         "cannot": rivals.CANNOT,
         "absent": absent,
@@ -50,12 +56,28 @@ def run(suites: list[str], settings: Settings, keep: Callable[[dict], None] = la
     begin = time.monotonic()
     for i, (suite, case) in enumerate(todo):
         print(f"## [{i + 1}/{len(todo)}, {time.monotonic() - begin:.0f} s] {suite}: {case.title}\n", flush=True)
-        rows = case.measure(case.prepare(), settings)
-        result["cases"].append({"suite": suite, "title": case.title, "axis": case.axis, "rows": rows})
-        print(*tables.table(rows), "", sep="\n", flush=True)
+        done = {"suite": suite, "title": case.title, "axis": case.axis, "rows": []}
+        try:
+            done["rows"] = case.measure(case.prepare(), settings)
+        except Exception as error:
+            traceback.print_exc()
+            done["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        result["cases"].append(done)
+        print(*report.lines_of(done), "", sep="\n", flush=True)
         keep(result)
     result["seconds"] = round(time.monotonic() - begin, 1)
     return result
+
+
+def hold_memory() -> bool:
+    """Keep freed memory in this process, for every rival, as torch does on a GPU. Returns whether that was possible.
+
+    glibc gives large blocks back, or does not, as the heap happens to lie, and the next call pays for the page faults:
+    that alone made the eager reference layer 1.8 times slower in one case than in another of the same work.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc
+    trim_threshold, mmap_max = -1, -4  # its names for them
+    return mallopt is not None and mallopt(trim_threshold, -1) == mallopt(mmap_max, 0) == 1
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -79,6 +101,8 @@ def parse(words: list[str]) -> argparse.Namespace:
             parser.error(f"there is no suite {suite!r}; there are {', '.join(choices)}")
     if not 1 <= options.threads <= machine.usable_cpus():
         parser.error(f"--threads must be from 1 to the {machine.usable_cpus()} usable CPUs, got {options.threads}")
+    if options.base and options.suites == ["accuracy"]:
+        parser.error("--base compares times, and accuracy has none")
     options.suites = list(SUITES) if "all" in options.suites else list(dict.fromkeys(options.suites))
     return options
 
@@ -97,22 +121,35 @@ def main(words: list[str]) -> int:
         print(f"python -m benchmarks: {refused}", file=sys.stderr)
         return 2
     if options.base:
-        print(base.compare(options.base, options.suites, settings))
+        try:
+            print(base.compare(options.base, options.suites, settings, options.out))
+        except RuntimeError as error:
+            print(f"python -m benchmarks: {error}", file=sys.stderr)
+            return 2
         return 0
     print(f"commit {machine.told_commit(machine.commit())}\n", flush=True)
+    if maskfeat_kernels.available_backends(options.device) == ["reference"]:
+        print("The extension is not built (make setup): fused_hog below is the plain torch backend.\n", flush=True)
     result = run(options.suites, settings, partial(keep_in, folder) if folder else lambda result: None)
     if folder:
         print(f"wrote {keep_in(folder, result)}, and the tables beside it, in {result['seconds']:.0f} s")
-    return 0
+    failed = [f"{case['suite']}: {case['title']}" for case in result["cases"] if "failed" in case]
+    if failed:
+        print(f"failed: {'; '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
 
 
 def refusal(options: argparse.Namespace, for_results: bool) -> str | None:
     """Why a run with these options cannot be made, or its numbers could not be trusted; None if they can."""
     load, cpus = machine.load(), machine.usable_cpus()
+    if not rivals.is_there("skimage"):
+        return "scikit-image, whose photographs every suite takes, is not installed: pip install '.[bench]'"
     if options.device == "cuda" and not torch.cuda.is_available():
         return "--device cuda: torch finds no GPU"
     if options.base and not base.is_commit(options.base):
         return f"--base {options.base}: git knows no such commit"
+    if for_results and maskfeat_kernels.available_backends(options.device) == ["reference"]:
+        return "the extension is not built (make setup), and results would be those of plain torch"
     if for_results and not options.out and load is not None and load > cpus / 2:
         return (
             f"the load is {load:.2g} on {cpus} CPUs, and results need an idle machine (at most {cpus / 2:g}): wait, "

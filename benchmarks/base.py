@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.machine import ROOT
+from benchmarks.machine import ROOT, told_commit
 from benchmarks.tables import aligned
 from benchmarks.timing import Settings, summary
 
@@ -37,8 +37,8 @@ def is_commit(name: str) -> bool:
     return subprocess.run(git, capture_output=True, check=False).returncode == 0
 
 
-def compare(commit: str, suites: list[str], settings: Settings) -> str:
-    """A table of both, each measured ``TURNS`` times by turns in processes of its own.
+def compare(commit: str, suites: list[str], settings: Settings, out: "Path | None" = None) -> str:
+    """A table of both, each measured ``TURNS`` times by turns in processes of its own, whose reports go to ``out``.
 
     The ratio is time of the base over time now, more than 1 where this tree is faster: the middle one of the turns, and
     the range of them. Rows of rivals, which did not change, show how far the ratios can be trusted.
@@ -47,14 +47,17 @@ def compare(commit: str, suites: list[str], settings: Settings) -> str:
     with worktree(commit) as tree, tempfile.TemporaryDirectory() as folder:
         for turn in range(TURNS):
             for side, root in (("now", ROOT), ("base", tree)):
-                out = Path(folder, f"{side}-{turn}")
+                to = Path(out or folder, f"{side}-{turn + 1}").resolve()
+                shutil.rmtree(to, ignore_errors=True)
                 print(f"turn {turn + 1} of {TURNS}: {side}", flush=True)
-                command = [sys.executable, "-m", "benchmarks", *suites, "--out", str(out)]
+                command = [sys.executable, "-m", "benchmarks", *suites, "--out", str(to)]
                 command += ["--device", settings.device, "--threads", str(settings.threads)]
                 command += ["--quick"] if settings.quick else []
-                subprocess.run(command, cwd=root, stdout=subprocess.DEVNULL, check=True)
-                (path,) = out.glob("*.json")
-                taken[side].append(json.loads(path.read_text()))
+                run = subprocess.run(command, cwd=root, stdout=subprocess.DEVNULL, check=False)
+                found = list(to.glob("*.json"))
+                if not found:
+                    raise RuntimeError(f"--base {commit}: these benchmarks do not run on {side} ({run.returncode})")
+                taken[side].append(json.loads(found[0].read_text()))
     lines = [["", "ms now", "ms base", "base / now", "range"]]
     now, base = ([_medians(report) for report in taken[side]] for side in ("now", "base"))
     for row in now[0]:
@@ -63,7 +66,12 @@ def compare(commit: str, suites: list[str], settings: Settings) -> str:
             times = [f"{1e3 * summary([m[row] for m in side])['median']:.4g}" for side in (now, base)]
             spread = f"{min(ratios):.3g} to {max(ratios):.3g}"
             lines.append([row, *times, f"{summary(ratios)['median']:.3g}", spread])
-    return "\n".join(["", f"Base: {commit}.", "", *aligned(lines)])
+    commits = [taken[side][0]["environment"]["commit"] for side in ("now", "base")]
+    told = (
+        f"Now: {told_commit(commits[0])}. Base: {commit}, which is {commits[1].rstrip('+')}. More than 1 is slower "
+        "there. Rows of rivals, which did not change, show how far the ratios can be trusted."
+    )
+    return "\n".join(["", told, "", *aligned(lines)])
 
 
 def _medians(report: dict) -> dict[str, float]:

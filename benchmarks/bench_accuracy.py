@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks import rivals as r
 from benchmarks.bench_hog import our_backends, planar
 from benchmarks.timing import Case, Settings
-from maskfeat_kernels import fused_hog
+from maskfeat_kernels import SKIMAGE, fused_hog
 
 OFF = 1e-3
 """A cell is off if one of its bins differs by more: a thousandth of the length of the normalised histogram."""
@@ -81,7 +81,11 @@ def libraries(images: np.ndarray) -> list[Contender]:
     """On gray, so that the choice of a channel, which is no rounding, does not enter."""
     gray = np.ascontiguousarray(images[..., 1])
     floats = np.ascontiguousarray(normalised(torch.from_numpy(images).movedim(-1, 1)).numpy()[:, 1])
-    truth = r.skimage_hog(gray), r.skimage_hog(gray, cell=1)
+    plane = torch.from_numpy(gray).unsqueeze(1)
+    truth = [
+        _truth(fused_hog, plane, spec=SKIMAGE, block=1, norm="l2", cell=side, backend="reference") for side in (8, 1)
+    ]
+    truth = [histograms[:, :, :, 0, 0] for histograms in truth]
     run, one = r.skimage_hog, partial(r.skimage_hog, cell=1)
     result = [
         Contender("scikit-image uint8", INPUTS[0], run, one, gray, *truth, -1),
@@ -94,6 +98,10 @@ def libraries(images: np.ndarray) -> list[Contender]:
         truth = r.hogpp_hog(gray)  # computed in float64
         for given, x in zip(INPUTS, (gray.astype(np.float32), floats), strict=True):
             result.append(Contender("hogpp float32", given, r.hogpp_hog, None, x, truth, None, -1))
+    if r.is_there("fasthog"):
+        truth = r.fasthog_hog(gray.astype(np.float64))
+        x = floats.astype(np.float64)
+        result.append(Contender("fasthog float64", INPUTS[1], r.fasthog_hog, None, x, truth, None, -1))
     return result
 
 

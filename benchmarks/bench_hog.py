@@ -11,7 +11,7 @@ from benchmarks import rivals as r
 from benchmarks import timing
 from benchmarks.tables import is_ours
 from benchmarks.timing import Case, Rival, Settings
-from maskfeat_kernels import available_backends, fused_hog, fused_hog_tokens
+from maskfeat_kernels import SKIMAGE, available_backends, fused_hog, fused_hog_tokens
 
 KEPT, PATCHES = 78, 196
 """Masked patches of a 224x224 image, in patches of 16x16: two fifths."""
@@ -32,7 +32,7 @@ def hog(settings: Settings) -> list[Case]:
     ]
     if on_cpu:
         cases.insert(2, Case(f"Gray 224x224, batch {many}", partial(gray, many)))
-        cases.append(Case("Time and threads", partial(threads, settings, many), axis="threads"))
+        cases.append(Case(f"Time and threads, batch {many}", partial(threads, settings, many), axis="threads"))
     return cases
 
 
@@ -40,7 +40,7 @@ def tokens(settings: Settings) -> list[Case]:
     batch = 2 if settings.quick else 8 if settings.device == "cpu" else 256
     return [
         Case(f"Targets of {KEPT} of {PATCHES} patches, batch {batch}", partial(targets, settings, batch)),
-        Case("Time and mask ratio", partial(mask_ratios, settings, batch), axis="share of the patches"),
+        Case(f"Time and mask ratio, batch {batch}", partial(mask_ratios, settings, batch), axis="share of the patches"),
     ]
 
 
@@ -178,7 +178,9 @@ def libraries(images: np.ndarray, turns=lambda x: [x], opencv_only: bool = False
         add("OpenCV", r.opencv_hog, images, r.exact_opencv_hog(images), OPENCV_TOLERANCE)
     if opencv_only:
         return rivals
-    add("scikit-image", r.skimage_hog, floats, r.skimage_hog(images), SKIMAGE_TOLERANCE)
+    planes = torch.from_numpy(images).movedim(-1, 1) if images.ndim == 4 else torch.from_numpy(images).unsqueeze(1)
+    truth = fused_hog(planes.double(), SKIMAGE, block=1, norm="l2", backend="reference")
+    add("scikit-image", r.skimage_hog, floats, truth.flatten(-3).numpy(), SKIMAGE_TOLERANCE)
     if r.is_there("hogpp"):  # it computes bytes in float64
         add("hogpp", r.hogpp_hog, floats, r.hogpp_hog(images), INTEGRAL_TOLERANCE, on_average=True)
     return rivals
@@ -278,7 +280,7 @@ def threads(settings: Settings, batch: int) -> list[Rival]:
     counts = sorted({1, settings.threads} | {2**k for k in range(10) if 2**k < settings.threads})
     rivals = []
     for count in counts:
-        job = {"at": count, "threads": count}
+        job = {"at": count, "threads": count, "items": batch, "operations": operations(planes.numel())}
         contenders = {
             "fused_hog uint8": (fused_hog, planes, truth),
             "fused_hog float32": (fused_hog, planes.float(), truth),

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import timing
+from benchmarks.bench_hog import short
 from benchmarks.timing import Case, Rival, Settings
 from maskfeat_kernels import fused_mask_tokens, fused_masked_gather
 
@@ -33,7 +34,10 @@ class Batch:
 
 def gather(settings: Settings) -> list[Case]:
     moves = {"Gather": gathers, "Gather and its gradient": gathers_and_back}
-    return [*_cases(settings, moves), Case("Loss on the masked tokens", partial(losses, settings))]
+    return [
+        *_cases(settings, moves),
+        Case(f"Loss on the masked tokens, batch {batch_of(settings)}", partial(losses, settings)),
+    ]
 
 
 def mask(settings: Settings) -> list[Case]:
@@ -50,14 +54,18 @@ def _cases(settings: Settings, moves: dict[str, Callable]) -> list[Case]:
     for dtype, threads in choices:
         for name, prepare in moves.items():
             more = f", {threads} threads" if threads > 1 else ""
-            title = f"{name}: {K} of {N} tokens, width {D}, {str(dtype).removeprefix('torch.')}{more}"
+            title = f"{name}: {K} of {N} tokens, width {D}, batch {batch_of(settings)}, {short(dtype)}{more}"
             cases.append(Case(title, partial(prepare, settings, dtype, threads)))
     return cases
 
 
+def batch_of(settings: Settings) -> int:
+    return 2 if settings.quick else 16 if settings.device == "cpu" else 256
+
+
 def batches(settings: Settings, dtype: torch.dtype, rows: int, moved: int, width: int = D) -> list[Batch]:
     """Batches that together exceed the cache; ``rows`` of a gradient, ``moved`` rows of memory a row of the batch."""
-    batch = 2 if settings.quick else 16 if settings.device == "cpu" else 256
+    batch = batch_of(settings)
     order = torch.rand(batch, N, generator=torch.Generator().manual_seed(0)).argsort(1)
     token_ids = order[:, :K].sort(1).values
     mask = torch.zeros(batch, N, dtype=torch.bool).scatter_(1, token_ids, True)
@@ -84,13 +92,13 @@ def gathers_and_back(settings: Settings, dtype: torch.dtype, threads: int = 1) -
 def mixes(settings: Settings, dtype: torch.dtype, threads: int = 1) -> list[Rival]:
     """Reads the N - K rows that stay and writes N."""
     inputs = batches(settings, dtype, rows=N, moved=N - K)
-    return _rivals(_mixes(), torch.no_grad(), inputs, threads)
+    return _rivals(_mixes(settings.device), torch.no_grad(), inputs, threads)
 
 
 def mixes_and_back(settings: Settings, dtype: torch.dtype, threads: int = 1) -> list[Rival]:
     """The same and its gradients, to the tokens (checked) and to the mask token, which read N rows and write N."""
     inputs = batches(settings, dtype, rows=N, moved=N - K + 2 * N)
-    gradients = {name: partial(_gradient, run) for name, run in _mixes().items()}
+    gradients = {name: partial(_gradient, run) for name, run in _mixes(settings.device).items()}
     return _rivals(gradients, torch.enable_grad(), inputs, threads)
 
 
@@ -113,8 +121,16 @@ def losses(settings: Settings) -> list[Rival]:
 
 def _gathers(device: str) -> dict[str, Callable[[Batch], Tensor]]:
     rows = torch.arange(4096, device=device).unsqueeze(1)
+
+    def rows_of_all(b):  # [B, K] -> of [B * N]
+        return b.token_ids + rows[: len(b.tokens)] * b.tokens.shape[1]
+
     runs = {
         "fused_masked_gather": lambda b: fused_masked_gather(b.tokens, b.token_ids),
+        "index_select": lambda b: (
+            b.tokens.flatten(0, 1).index_select(0, rows_of_all(b).flatten()).unflatten(0, (-1, K))
+        ),
+        "F.embedding": lambda b: F.embedding(rows_of_all(b), b.tokens.flatten(0, 1)),
         "torch.gather": lambda b: b.tokens.gather(1, _wide(b.token_ids, b.tokens.shape[-1])),
         "tokens[rows, ids]": lambda b: b.tokens[rows[: len(b.tokens)], b.token_ids],
     }
@@ -127,16 +143,26 @@ def _wide(ids: Tensor, width: int) -> Tensor:  # [B, K] -> [B, K, width]
     return ids.unsqueeze(-1).expand(-1, -1, width)
 
 
-def _mixes() -> dict[str, Callable[[Batch], Tensor]]:
+def _mixes(device: str) -> dict[str, Callable[[Batch], Tensor]]:
+    def weights(b):
+        return b.mask.unsqueeze(-1).type_as(b.tokens)
+
     def arithmetic(b):
-        m = b.mask.unsqueeze(-1).type_as(b.tokens)
+        m = weights(b)
         return b.tokens * (1 - m) + b.mask_token * m
 
-    return {
+    def copied(b):
+        x = b.tokens.clone()
+        x[b.mask] = b.mask_token
+        return x
+
+    runs = {
         "fused_mask_tokens": lambda b: fused_mask_tokens(b.tokens, b.mask_token, b.mask),
         "x * (1 - m) + token * m": arithmetic,
+        "torch.lerp": lambda b: torch.lerp(b.tokens, b.mask_token, weights(b)),
         "torch.where": lambda b: torch.where(b.mask.unsqueeze(-1), b.mask_token, b.tokens),
     }
+    return runs | ({"clone, x[mask] = token": copied} if device == "cpu" else {})  # waits, as tokens[mask] does
 
 
 def _gradient(run: Callable[[Batch], Tensor], b: Batch) -> Tensor:
@@ -149,7 +175,7 @@ def _loss_gradient(run: Callable[[Batch], Tensor], b: Batch) -> Tensor:
 
 
 def _rivals(runs: dict, grad_mode, inputs: list[Batch], threads: int) -> list[Rival]:
-    """The first is ours, to which the others are compared; the result of the second, in float64, is the truth."""
+    """The first is ours, to which the others are compared; the result of the last, in float64, is the truth."""
 
     def in_mode(run):
         def call(b):
@@ -158,15 +184,23 @@ def _rivals(runs: dict, grad_mode, inputs: list[Batch], threads: int) -> list[Ri
 
         return call
 
-    ours, replaced, *_ = runs
+    ours, *_, last = runs
     doubled = {
         name: x.detach().double() for name, x in vars(inputs[0]).items() if name in ("tokens", "mask_token", "grad")
     }
     exact = dataclasses.replace(inputs[0], **doubled)
     exact.tokens.requires_grad_(), exact.mask_token.requires_grad_()
-    truth = in_mode(runs[replaced])(exact)
+    truth = in_mode(runs[last])(exact)
     return [
-        Rival(name, in_mode(run), inputs, truth, versus=None if name == ours else ours, threads=threads)
+        Rival(
+            name,
+            in_mode(run),
+            inputs,
+            truth,
+            versus=None if name == ours else ours,
+            threads=threads,
+            items=len(exact.tokens),
+        )
         for name, run in runs.items()
     ]
 

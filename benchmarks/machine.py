@@ -15,7 +15,8 @@ import maskfeat_kernels
 from benchmarks.timing import cache_bytes, cpu_name
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("numpy", "opencv-python-headless", "scikit-image", "fasthog", "hogpp", "triton")
+OPENCV = [f"opencv-{contrib}python{headless}" for contrib in ("", "contrib-") for headless in ("", "-headless")]
+PACKAGES = ("numpy", *OPENCV, "scikit-image", "fasthog", "hogpp", "triton")
 
 
 def environment(device: "torch.device | str" = "cpu") -> dict:

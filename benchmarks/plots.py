@@ -4,6 +4,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from benchmarks.machine import name_of, slug
 from benchmarks.report import common_title, curves
@@ -29,7 +30,7 @@ def draw(reports: list[dict], stem: Path) -> list[Path]:
         judged = [case for case in report["cases"] if case["suite"] == "accuracy"]
         if judged:
             figures[f"accuracy{number}"] = accuracy(judged[0], name_of(report["environment"]))
-        if any("operations" in row for case in report["cases"] for row in case["rows"]):
+        if any("operations" in row for case in report["cases"] if case["suite"] == "hog" for row in case["rows"]):
             figures[f"roofline{number}"] = roofline(report)
     paths = []
     for name, figure in figures.items():
@@ -45,21 +46,25 @@ def _figure(width: float, height: float, **options):
 
 def curve(reports: list[dict], suite: str, title: str) -> Figure:
     """Time along the axis of a case, the machines over each other."""
-    figure, axes = _figure(8, 5)
+    figure, axes = _figure(9, 5)
+    colours = {}  # by series, on every machine
     for number, report in enumerate(reports):
         case = next((c for c in report["cases"] if (c["suite"], common_title(c)) == (suite, title)), None)
         if case is None:
             continue
         axis, line, marker = case["axis"], ("-", "--", ":", "-.")[number % 4], "os^vDP*X"[number // 4 % 8]
+        machine = f", {number + 1}: {name_of(report['environment'])}" if len(reports) > 1 else ""
         for i, (series, rows) in enumerate(curves(case).items()):
-            machine = f", {name_of(report['environment'])}" if len(reports) > 1 else ""
-            at, colour = [row["at"] for row in rows], COLOURS[i % len(COLOURS)]
+            at, colour = [row["at"] for row in rows], colours.setdefault(series, COLOURS[len(colours) % len(COLOURS)])
             median, p20, p80 = ([1e3 * row["seconds"][k] for row in rows] for k in ("median", "p20", "p80"))
+            if axis.startswith("share") and len(at) == 1:  # what does not depend on it
+                axes.axhline(median[0], ls=line, color=colour, label=series + machine)
+                continue
             axes.plot(at, median, line, marker=marker, markersize=4, color=colour, label=series + machine)
             axes.fill_between(at, p20, p80, color=colour, alpha=0.2)
             if axis.startswith("pixels") and i == 0:
                 slope_one = [median[-1] * x / at[-1] for x in at]
-                axes.plot(at, slope_one, ":", color="0.4", label="slope 1 through the last point")
+                axes.plot(at, slope_one, ":", color="0.4", label="slope 1 through the last point" + machine)
     axes.set(xlabel=axis, ylabel="ms", title=title)
     if axis.startswith("share"):
         axes.set_ylim(bottom=0)
@@ -67,7 +72,7 @@ def curve(reports: list[dict], suite: str, title: str) -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")
     return figure
 
 
@@ -93,22 +98,23 @@ def accuracy(case: dict, machine: str) -> Figure:
     names, inputs = list(dict.fromkeys(r["name"] for r in rows))[::-1], list(dict.fromkeys(r["given"] for r in rows))
     figure, axes = _figure(12, 1.5 + 0.42 * len(names), ncols=2, sharey=True)
     for axis, key, title in zip(
-        axes, ("pixels_wrong", "cells_off"), ("pixels in the wrong bin", "cells off by more than 1e-3"), strict=True
+        axes, ("pixels_wrong", "cells_off"), ("Pixels in the wrong bin", "Cells off by more than 1e-3"), strict=True
     ):
-        for i, given in enumerate(inputs):
-            found = {row["name"]: row.get(key) for row in rows if row["given"] == given}
-            for place, name in enumerate(names):
-                value, y = found.get(name), place + 0.2 - 0.4 * i
-                if value:
-                    axis.barh(y, value - FLOOR, 0.38, left=FLOOR, color=COLOURS[i])
-                if name in found:
-                    word = "no single bin" if value is None else share(value)
-                    axis.text(max(value or 0, FLOOR) * 1.15, y, word, va="center", fontsize=8)
-            axis.barh(0, 0, left=FLOOR, color=COLOURS[i], label=given)
-        axis.set(xscale="log", xlim=(FLOOR, 20), xlabel="share", title=f"{title}, {machine}")
+        for row in rows:
+            i = inputs.index(row["given"])
+            value, y = row.get(key, 0.0), names.index(row["name"]) + 0.2 - 0.4 * i
+            if value:
+                axis.barh(y, value - FLOOR, 0.38, left=FLOOR, color=COLOURS[i])
+            word = share(value) if key in row else "no single bin"
+            axis.text(max(value, FLOOR) * 1.15, y, word, va="center", fontsize=8)
+        axis.set(xscale="log", xlim=(FLOOR, 5), ylim=(-0.6, len(names) - 0.4), title=title)
+        at = [10.0**power for power in range(-6, 1, 2)]
+        axis.set_xticks(at, ["0.0001 %", "0.01 %", "1 %", "100 %"])
         axis.set_yticks(range(len(names)), names)
         axis.grid(axis="x", alpha=0.3)
-    axes[1].legend(fontsize=8, loc="upper right")
+    figure.suptitle(f"{case['title']}, {machine}")
+    handles = [Patch(color=COLOURS[i], label=given) for i, given in enumerate(inputs)]
+    figure.legend(handles=handles, fontsize=9, loc="outside lower center", ncols=len(inputs))
     return figure
 
 
@@ -116,25 +122,24 @@ def roofline(report: dict) -> Figure:
     """Arithmetic per second against arithmetic per byte, under the measured ceilings of one thread (or of the GPU)."""
     ceilings = report["ceilings"]["1"]
     copy, arithmetic = ceilings["copy_bytes_per_second"], ceilings["operations_per_second"]
-    figure, axes = _figure(9, 6)
+    points = {}
+    for case in report["cases"]:
+        if case["suite"] == "hog" and case["title"].startswith(("RGB", "Gray")):
+            for row in case["rows"]:
+                if row.get("operations") and row.get("bytes"):
+                    amount = row["operations"]
+                    place = amount / row["bytes"], amount / row["seconds"]["median"]
+                    points[f"{row['name']}, {case['title']}"] = place
+    figure, axes = _figure(10, 6)
     ridge = arithmetic / copy
-    intensity = [ridge / 64, ridge / 2, ridge, max(64.0, 4 * ridge)]
+    intensity = [ridge / 16, ridge / 2, ridge, max(64.0, 4 * ridge)]
     axes.plot(intensity, [min(x * copy, arithmetic) for x in intensity], "-", color="0.2", label="measured ceilings")
     unfused = [min(x * copy, arithmetic / 2) for x in intensity]
     axes.plot(intensity, unfused, ":", color="0.2", label="rounding after each operation")
-    points = {}
-    for case in report["cases"]:
-        if case["suite"] == "hog" and not case["axis"]:
-            for row in case["rows"]:
-                if row.get("operations") and row.get("bytes") and row.get("threads") == 1:
-                    amount = row["operations"]
-                    place = amount / row["bytes"], amount / row["seconds"]["median"]
-                    points[f"{row['name']} ({case['title']})"] = place
     for i, (name, (x, y)) in enumerate(points.items()):
-        marker = "os^vDP*X"[i // len(COLOURS) % 8]
-        axes.plot([x], [y], marker, color=COLOURS[i % len(COLOURS)], label=name)
+        axes.plot([x], [y], "os^vDP*X"[i % 8], color=COLOURS[i % len(COLOURS)], alpha=0.8, label=name)
     axes.set(xscale="log", yscale="log", xlabel="operations of the job for each byte", ylabel="operations a second")
     axes.set_title(f"Roofline, {name_of(report['environment'])}")
     axes.grid(alpha=0.3, which="both")
-    figure.legend(fontsize=6, loc="outside right upper")
+    figure.legend(fontsize=8, loc="outside right upper")
     return figure

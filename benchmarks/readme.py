@@ -1,17 +1,24 @@
-"""The results in README.md, every number of them from a row of ``benchmarks/results/*.json``: ``make results``."""
+"""``make results``: the results in README.md, every number of them from a row of ``benchmarks/results/*.json``.
+
+The tables beside these files are written anew too, as the columns may have changed.
+"""
 
 import argparse
 import json
 
 from benchmarks import rivals
 from benchmarks.machine import ROOT, name_of, told_commit
-from benchmarks.report import exponents
+from benchmarks.report import exponents, markdown
 from benchmarks.suites import SUITES, cases
-from benchmarks.tables import aligned, is_ours, share
+from benchmarks.tables import aligned, is_ours, share, wrong_pixels
 from benchmarks.timing import Settings
 
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
+ROUNDING = (
+    "What rounding moves, against exact arithmetic in the definition of each on the bytes of the photographs "
+    "(libraries: of their green channel):"
+)
 BEGIN, END = "<!-- results: begin (make results) -->", "<!-- results: end -->"
 
 
@@ -82,11 +89,9 @@ def speed(case: dict) -> str:
 
 
 def accuracy(rows: Rows) -> str:
-    """Those who put a pixel into one bin."""
     lines = [["", "input", "pixels in the wrong bin", "cells off by more than 1e-3"]]
     for row in rows.case("accuracy", "Accuracy")["rows"]:
-        if "pixels_wrong" in row:
-            lines.append([row["name"], row["given"], share(row["pixels_wrong"]), share(row["cells_off"])])
+        lines.append([row["name"], row["given"], wrong_pixels(row), share(row["cells_off"])])
     return "\n".join(aligned(lines))
 
 
@@ -115,10 +120,16 @@ def facts(rows: Rows) -> str:
 
     whole = [f"gather after fused_hog {dtype}" for dtype in ("uint8", "float32")]
     places = "fused_hog_tokens on the device", "fused_hog in the workers", "reference layer on the device"
-    fewer = [f"fused_hog_tokens of 40 % of the patches, {dtype}" for dtype in ("uint8", "float32")]
+    fewer, every = (
+        [f"fused_hog_tokens of {percent} % of the patches, {dtype}" for dtype in ("uint8", "float32")]
+        for percent in (40, 100)
+    )
     lines = {
         "40 % of the patches by `fused_hog_tokens`, over `fused_hog` (bytes, float32)": over(
             "tokens", "Time and mask", *fewer
+        ),
+        "All of the patches by `fused_hog_tokens`, over `fused_hog` (bytes, float32)": over(
+            "tokens", "Time and mask", *every
         ),
         "Their targets by `fused_hog` and a gather, over `fused_hog_tokens` (bytes, float32)": over(
             "tokens", "Targets of", *whole
@@ -168,13 +179,13 @@ def cpu(stem: str, rows: Rows) -> list[str]:
         speed(rows.case("hog", "Gray")),
         facts(rows),
         losses(rows),
-        "What rounding moves, against exact arithmetic on the bytes of the photograph:",
+        ROUNDING,
         accuracy(rows),
     ]
 
 
 def gpu(stem: str, rows: Rows) -> list[str]:
-    return [head(stem, rows, "by replay of CUDA graphs"), speed(largest(rows)), losses(rows), accuracy(rows)]
+    return [head(stem, rows, "by replay of CUDA graphs"), speed(largest(rows)), losses(rows), ROUNDING, accuracy(rows)]
 
 
 def reports() -> dict[str, dict]:
@@ -202,17 +213,21 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks readme", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, and fail if it would change")
     options = parser.parse_args(words)
-    text = README.read_text()
-    old = {stem: found for stem, report in reports().items() if (found := outdated(report))}
+    text, results = README.read_text(), reports()
+    old = {stem: found for stem, report in results.items() if (found := outdated(report))}
     for stem, found in old.items():
         print(f"{stem}.json has other cases than a run would have now, run make bench: {'; '.join(found)}")
     try:
-        new = with_block(text, block(reports()))
+        new = {README: with_block(text, block(results))}
+        new |= {RESULTS / f"{stem}.md": markdown(report) for stem, report in results.items()}
     except LookupError as error:
         print(f"README.md cannot be made from these results, run make bench: {error}")
         return 1
+    stale = [path for path, made in new.items() if not path.exists() or path.read_text() != made]
     if options.check:
-        print("README.md is " + ("up to date" if new == text else "stale: run make results"))
-        return int(new != text or bool(old))
-    README.write_text(new)
+        names = ", ".join(path.name for path in stale)
+        print(f"stale, run make results: {names}" if stale else "README.md and the tables are up to date")
+        return int(bool(stale or old))
+    for path in stale:
+        path.write_text(new[path])
     return 0

@@ -1,7 +1,7 @@
 """A report as text: written as JSON, and as Markdown tables made from that JSON alone, machines side by side.
 
 ``{"device", "quick", "threads", "environment", "ceilings", "cannot", "absent", "cases"}``, a case being
-``{"suite", "title", "axis", "rows"}``.
+``{"suite", "title", "axis", "rows"}``, and ``"failed"`` with an error if it could not be measured.
 """
 
 import argparse
@@ -12,18 +12,20 @@ import re
 from pathlib import Path
 
 from benchmarks.machine import name_of, told_commit
-from benchmarks.tables import aligned, table, time_of
+from benchmarks.tables import aligned, share, table, time_of, wrong_pixels
 
 LEGEND = """\
 Median (p20 to p80) of the samples, the rivals taken in turn. A time ratio is the median of the ratios within a round: \
 more than 1 is slower than the row it is taken to. Nothing is timed before its result has passed the check; errors are \
 against float64 in the definition of the row, and a dash means that only finiteness is checked. "(!)" marks a spread \
-of more than a factor of two. GB/s counts once each byte of the input that the result needs, and each result. \
-"Of a copy" and "of arithmetic" are shares of what a plain copy and a float32 matrix \
-product or convolution reach on the same number of threads (above): what stays in the cache can be faster than a copy, \
-and float32 arithmetic that rounds after each operation reaches half of the second. "Of arithmetic" counts the \
-operations that the definition needs, however a rival does them. Peak MB is memory beyond the input, the result \
-included."""
+of more than a factor of two. Where freed memory is held (above), nobody pays for page faults; a cold start finds its \
+files in the cache of the system. GB/s counts once each byte of the input that the result needs, and each result. \
+"Of a copy" and "of arithmetic" are shares of what a plain copy and a float32 matrix product or convolution reach on \
+the same number of threads (above): what stays in the cache can be faster than a copy, and float32 arithmetic that \
+rounds after each operation reaches half of the second. "Of arithmetic" counts the operations that the definition \
+needs, however a rival does them. Peak MB is memory beyond the input, the result included. A pixel is in the wrong \
+bin, and a cell is off where one of its bins differs by more than 1e-3, against exact arithmetic in the definition of \
+the row, on the bytes of the same photographs; the libraries are judged on gray."""
 
 
 def about(report: dict) -> str:
@@ -40,9 +42,15 @@ def about(report: dict) -> str:
     return (
         f"{gpu}{facts['cpu']}, {facts['cpus']} CPUs, {facts['instruction_set']}, {facts['system']}; Python "
         f"{facts['python']}, {versions}; compiler {facts['compiler']}, {flags}; commit {told_commit(facts['commit'])}; "
-        f"{facts['date']}; load before {facts['load_before']}. This machine: {can}."
+        f"{facts['date']}; load before {facts['load_before']}; freed memory "
+        f"{'is held' if report.get('holds_memory') else 'may be given back'}. This machine: {can}."
         + (" A quick run: its numbers are rough." if report["quick"] else "")
+        + ("" if is_built(report) else " The extension is not built: fused_hog is the plain torch backend.")
     )
+
+
+def is_built(report: dict) -> bool:
+    return report["environment"]["backends"] != ["reference"]
 
 
 def markdown(report: dict) -> str:
@@ -52,7 +60,7 @@ def markdown(report: dict) -> str:
     if above:
         lines += ["", f"Warning: more arithmetic than the measured ceiling, which cannot be trusted: {above}."]
     for case in report["cases"]:
-        lines += ["", f"## {case['suite']}: {case['title']}", "", *table(case["rows"])]
+        lines += ["", f"## {case['suite']}: {case['title']}", "", *lines_of(case)]
         powers = exponents(case)
         if powers:
             told = ", ".join(f"{series} {power:.2f}" for series, power in powers.items())
@@ -60,6 +68,11 @@ def markdown(report: dict) -> str:
     lines += ["", "## What the rivals cannot do", "", *(f"* {name}: {note}" for name, note in report["cannot"].items())]
     lines += ["", "Absent from this run:", "", *(f"* {name}: {why}" for name, why in report["absent"].items())]
     return "\n".join(lines) + "\n"
+
+
+def lines_of(case: dict) -> list[str]:
+    """The table of a case, or why there is none."""
+    return [f"Failed: {case['failed']}"] if "failed" in case else table(case["rows"])
 
 
 def above_the_ceiling(report: dict) -> str:
@@ -94,20 +107,21 @@ def curves(case: dict) -> dict[str, list[dict]]:
 
 
 def side_by_side(reports: list[dict]) -> str:
-    """Several machines: of each timed row the ms and the ratio on each machine that has it, whatever its batch."""
-    names = [f"{name_of(r['environment'])}, {r['environment']['commit']}" for r in reports]
-    lines = ["# Benchmarks side by side", "", *(f"* {about(r)}" for r in reports), "", LEGEND]
-    tables: dict[str, list[dict[str, dict]]] = {}  # by title, for each machine its rows by name
+    """Several machines: of each row the time and the ratio, or the accuracy, on each machine that has it."""
+    names = [f"{i}: {name_of(r['environment'])}, {r['environment']['commit']}" for i, r in enumerate(reports, 1)]
+    lines = ["# Benchmarks side by side", "", *(f"{i}. {about(r)}" for i, r in enumerate(reports, 1)), "", LEGEND]
+    tables: dict[str, list[dict[str, str]]] = {}  # by title, for each machine its cells by name
     for i, report in enumerate(reports):
         for case in report["cases"]:
             title = f"{case['suite']}: {common_title(case)}"
             columns = tables.setdefault(title, [{} for _ in reports])
-            columns[i] |= {row["name"]: row for row in case["rows"] if "seconds" in row}
+            for row in case["rows"]:
+                columns[i][", ".join(filter(None, [row["name"], row.get("given")]))] = _brief(row)
     for title, columns in tables.items():
         rows = dict.fromkeys(name for column in columns for name in column)
-        body = [[name, *(_brief(column.get(name)) for column in columns)] for name in rows]
+        body = [[name, *(column.get(name, "") for column in columns)] for name in rows]
         if body:
-            lines += ["", f"## {title}, ms (time ratio)", "", *aligned([["", *names], *body])]
+            lines += ["", f"## {title}", "", *aligned([["", *names], *body])]
     return "\n".join(lines) + "\n"
 
 
@@ -116,10 +130,12 @@ def common_title(case: dict) -> str:
     return re.sub(r", batch [0-9]+", ", batch", case["title"])
 
 
-def _brief(row: dict | None) -> str:
-    if row is None:
-        return ""
-    return f"{time_of(row)} ({row['ratio']['median']:.3g})" if "ratio" in row else str(time_of(row))
+def _brief(row: dict) -> str:
+    """Time of an image where it is known, as batches differ between machines, and the ratio; or pixels and cells."""
+    if "seconds" not in row:
+        return f"pixels {wrong_pixels(row)}, cells {share(row['cells_off'])}"
+    time = f"{1e6 / row['items_per_second']:.4g} us an image" if "items_per_second" in row else f"{time_of(row)} ms"
+    return time + (f" ({row['ratio']['median']:.3g} x)" if "ratio" in row else "")
 
 
 def write(report: dict, path: Path) -> None:
@@ -145,10 +161,9 @@ def read(path: Path) -> dict:
     """Raises OSError or ValueError, both naming the file, if it cannot be read or is no report."""
     try:
         report = json.loads(path.read_text())
-    except ValueError as error:  # neither text nor JSON
-        raise ValueError(f"{path}: no report of the benchmarks ({error})") from error
-    if not isinstance(report, dict) or not {"device", "environment", "ceilings", "cases"} <= set(report):
-        raise ValueError(f"{path}: no report of the benchmarks")
+        markdown(report)  # which needs all of it
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: no report of the benchmarks ({type(error).__name__}: {error})") from error
     return report
 
 

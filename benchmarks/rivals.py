@@ -27,6 +27,7 @@ CANNOT = {
     "OpenCV": "uint8 images only, no batch, no GPU in the wheels, no separate channels (of three it keeps the "
     "strongest at each pixel: a third of our histograms). The descriptor is made once, its window is the image.",
     "OpenCV OpenCL": "as OpenCV; gray images only, cells of 8x8 in blocks of 2x2 only, no padding.",
+    "torch.lerp": "where a token is masked, x + (token - x): NaN and infinity in x spread into the result.",
     "scikit-image": "no batch, no GPU, one thread, no separate channels (a third of our histograms).",
     "fasthog": "float64 gray images only, no batch, no GPU, one thread; the blocks are summed, not concatenated.",
     "hogpp": "no batch, no GPU, one thread, no separate channels. Its integral histogram is made for many windows of "
@@ -191,8 +192,11 @@ def opencv_hog(
     """
     height, width = images.shape[1:3]
     compute = opencv_descriptor(height, width, 8).compute
-    # Its cells run down the columns first.
-    return np.stack([compute(image).reshape(width // 8, height // 8, 9).swapaxes(0, 1) for image in images])
+
+    def hog(image):  # its cells run down the columns first
+        return compute(image).reshape(width // 8, height // 8, 9).swapaxes(0, 1)
+
+    return hog(images[0])[None] if len(images) == 1 else np.stack([hog(image) for image in images])
 
 
 def exact_opencv_hog(

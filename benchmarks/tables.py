@@ -44,6 +44,11 @@ def share(value: float) -> str:
     return "0" if value == 0 else f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.2g} %"
 
 
+def wrong_pixels(row: dict) -> str:
+    """Of a row of the accuracy: the share of pixels in the wrong bin."""
+    return share(row["pixels_wrong"]) if "pixels_wrong" in row else "no single bin"
+
+
 def _share(key: str) -> Callable[[dict], str | None]:
     return lambda row: share(row[key]) if key in row else None
 
@@ -63,8 +68,8 @@ COLUMNS: dict[str, Callable[[dict], str | None]] = {
     "import ms": _number("import_seconds", 1e3),
     "peak MB": _number("peak_bytes", 1e-6),
     "result MB": _number("result_bytes", 1e-6),
-    "pixels in the wrong bin": _share("pixels_wrong"),
-    "cells off by 1e-3": _share("cells_off"),
+    "pixels in the wrong bin": lambda row: wrong_pixels(row) if "cells_off" in row else None,
+    "cells off by more than 1e-3": _share("cells_off"),
     "largest error": lambda row: _error(row) or _number("largest_error", digits=2)(row),
 }
 """What may be said of a row; a column is in a table if one of its rows has it."""

@@ -67,7 +67,7 @@ def test_json_and_tables(result, tmp_path):
     assert re.search(
         r"\| OpenCV uint8 +\| 1 +\| 4 +\| 4 to 8 +\| 4 \(4 to 4\) +\| fused_hog uint8 \| 250 +\| - +\|", text
     )
-    assert re.search(r"\| soft +\| bytes \| +\| 25 % +\| 0.5 +\|", text)
+    assert re.search(r"\| soft +\| bytes \| no single bin +\| 25 % +\| 0.5 +\|", text)
     assert len({len(line) for line in text.split("## hog: RGB")[1].split("##")[0].split("\n")[2:-2]}) == 1, "aligned"
     assert platform.node() not in text or platform.node() in result["environment"]["cpu"]
 
@@ -86,8 +86,11 @@ def test_machines_side_by_side(result):
     other["environment"]["gpu"], other["environment"]["driver"], other["environment"]["cuda"] = "GPU 1", "1", "13.0"
     text = report.side_by_side([result, other])
     assert "GPU 1" in text
-    assert re.search(r"\| OpenCV uint8 +\| 4 \(4\) +\| +\|", text)
-    assert re.search(r"\| a GPU rival +\| +\| 0.125 +\|", text)
+    assert re.search(r"\| OpenCV uint8 +\| 4000 us an image \(4 x\) +\| +\|", text)
+    assert re.search(r"\| a GPU rival +\| +\| 0.125 ms +\|", text)
+    assert re.search(
+        r"\| soft, bytes +\| pixels no single bin, cells 25 % +\| pixels no single bin, cells 25 % +\|", text
+    )
 
 
 def test_plots_need_the_report_alone(result, tmp_path):
@@ -119,6 +122,9 @@ def test_the_readme_follows_the_results(monkeypatch, tmp_path):
     assert readme.main(["--check"]) == 1
     assert readme.main([]) == 0
     assert readme.main(["--check"]) == 0
+    path.with_suffix(".md").write_text("other tables")
+    assert readme.main(["--check"]) == 1
+    assert readme.main([]) == 0
     text = readme.README.read_text()
     assert "| 0.51 x" in text
     assert "OpenCV uint8 (RGB 224x224, batch 1: 0.51 of our time)" in text.partition("Faster than ours: ")[2]
@@ -145,7 +151,7 @@ def test_every_loss_is_told(result):
 
 def test_results_of_a_gpu_are_named_after_it(result):
     result["environment"] |= {"gpu": "GPU 1", "driver": "1", "cuda": "13.0"}
-    head, speed, losses, accuracy = readme.gpu("cuda_gpu-1", readme.Rows(result))
+    head, speed, losses, _, accuracy = readme.gpu("cuda_gpu-1", readme.Rows(result))
     assert head.startswith("**GPU 1**, by replay of CUDA graphs")
     assert "(benchmarks/results/cuda_gpu-1.md)" in head
     assert re.search(r"\| OpenCV uint8 +\| 4,000 +\| 4 x +\|", speed)
@@ -167,28 +173,62 @@ def test_names_and_flags():
     assert machine.versions()["maskfeat_kernels"]
 
 
-def test_a_run_keeps_what_it_has(monkeypatch, tmp_path):
-    """The second case fails, and the first is on the disk."""
+def test_a_run_goes_on_and_keeps_what_it_has(monkeypatch, tmp_path, capsys):
+    """The second case fails and is told; the fourth is cut short, and the first three are on the disk."""
 
-    def fails():
-        raise RuntimeError("out of memory")
+    def raises(error):
+        raise error
+
+    def works():
+        return [Rival("a", lambda x: x, [torch.ones(1)])]
 
     suite = [
-        Case("first", lambda: [Rival("a", lambda x: x, [torch.ones(1)])]),
-        Case("second", fails),
+        Case("first", works),
+        Case("second", lambda: raises(RuntimeError("out of memory\nand so on"))),
+        Case("third", works),
+        Case("fourth", lambda: raises(KeyboardInterrupt)),
     ]
     monkeypatch.setattr(command, "cases", lambda name, settings: suite)
     ceilings = {"copy_bytes_per_second": 1.0, "operations_per_second": 1.0}
     monkeypatch.setattr(command.timing, "ceilings_of", lambda device, threads: ceilings)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        command.main(["hog", "--quick", "--threads", "1", "--out", str(tmp_path)])
+    words = ["hog", "--quick", "--threads", "1", "--out", str(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        command.main(words)
     (path,) = tmp_path.glob("cpu_*.json")
-    assert [case["title"] for case in json.loads(path.read_text())["cases"]] == ["first"]
+    found = json.loads(path.read_text())["cases"]
+    assert [(case["title"], len(case["rows"])) for case in found] == [("first", 1), ("second", 0), ("third", 1)]
+    assert found[1]["failed"] == "RuntimeError: out of memory"
+    assert "Failed: RuntimeError: out of memory" in path.with_suffix(".md").read_text()
+    del suite[3]
+    assert command.main(words) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "failed: hog: second"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have other habits")
+def test_freed_memory_is_held():
+    """64 MB, which are 16384 pages, for the second time."""
+    code = """if True:
+        import resource
+        import numpy as np
+        from benchmarks.__main__ import hold_memory
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            np.ones(64 << 20, dtype=np.uint8).sum()
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        print(hold_memory(), faults() > 100, faults() < 100)
+    """
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert run.stdout.split() == ["True", "True", "True"]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["hogs"], "no suite 'hogs'"), (["--threads", "0"], "CPUs, got 0"), (["--threads", "9999"], "got 9999")],
+    [
+        (["hogs"], "no suite 'hogs'"),
+        (["--threads", "0"], "CPUs, got 0"),
+        (["--threads", "9999"], "got 9999"),
+        (["accuracy", "--base", "HEAD"], "accuracy has none"),
+    ],
 )
 def test_wrong_words(words, message, capsys):
     with pytest.raises(SystemExit):
@@ -219,10 +259,23 @@ def test_what_is_not_there_is_told_in_a_line(words, message, monkeypatch, capsys
     assert message in line
 
 
-def test_what_is_no_report_is_told(tmp_path, capsys):
+def test_without_photographs_or_the_extension(monkeypatch, capsys):
+    everything = command.parse(["all"])
+    monkeypatch.setattr(command.maskfeat_kernels, "available_backends", lambda device: ["reference"])
+    assert "extension is not built" in command.refusal(everything, for_results=True)
+    assert command.refusal(everything, for_results=False) is None
+    monkeypatch.setattr(command.rivals, "is_there", lambda name: name != "skimage")
+    assert command.main(["hog"]) == 2
+    assert "scikit-image, whose photographs" in capsys.readouterr().err
+
+
+def test_what_is_no_report_is_told(result, tmp_path, capsys):
     (tmp_path / "text").write_text("root:x:0")
     (tmp_path / "list.json").write_text("[]")
-    for name in ("missing.json", "text", "list.json"):
+    (tmp_path / "case.json").write_text(json.dumps(result | {"cases": [{"suite": "hog"}]}))
+    del result["absent"]
+    (tmp_path / "part.json").write_text(json.dumps(result))
+    for name in ("missing.json", "text", "list.json", "case.json", "part.json"):
         with pytest.raises(SystemExit) as end:
             report.main([str(tmp_path / name)])
         assert end.value.code == 2
@@ -244,6 +297,34 @@ def test_five_machines_in_every_plot(result):
     assert len([line for line in axes.lines if "fused_hog" in line.get_label()]) == 5
     styles = {(line.get_linestyle(), line.get_marker()) for line in axes.lines if "fused_hog" in line.get_label()}
     assert len(styles) == 5
+
+
+def test_a_rival_has_one_colour_on_all_machines(result):
+    plots = pytest.importorskip("benchmarks.plots")
+    other = json.loads(json.dumps(result))
+    other["cases"][1]["rows"].append(row("first here", 1.0, at=1, series="first here"))
+    (axes,) = plots.curve([result, other], "hog", "Time and pixels").axes
+    colours = {line.get_label()[:-1]: line.get_color() for line in axes.lines}
+    name = machine.name_of(result["environment"])[:-1]
+    assert colours[f"fused_hog, 1: {name}"] == colours[f"fused_hog, 2: {name}"] != colours[f"first here, 2: {name}"]
+
+
+def test_what_does_not_depend_on_the_share_is_a_line_across(result):
+    plots = pytest.importorskip("benchmarks.plots")
+    case = result["cases"][1] | {"title": "Mask", "axis": "share of the patches"}
+    case["rows"] = [row("whole", 3.0, at=1.0, series="whole"), row("half", 1.0, at=0.5, series="fused_hog_tokens")]
+    case["rows"].append(row("all", 2.0, at=1.0, series="fused_hog_tokens"))
+    (axes,) = plots.curve([result | {"cases": [case]}], "hog", "Mask").axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert lines == {"whole": [3.0, 3.0], "fused_hog_tokens": [1.0, 2.0]}
+
+
+def test_a_report_of_plain_torch_says_so(result):
+    said = "The extension is not built"
+    result["environment"]["backends"] = ["cpu", "reference"]
+    assert said not in report.about(result)
+    result["environment"]["backends"] = ["reference"]
+    assert said in report.about(result)
 
 
 def test_changed_cases_make_results_stale(result):
