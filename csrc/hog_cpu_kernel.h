@@ -302,16 +302,20 @@ template <typename T, typename Line, typename Pixel>
 inline Lines<Line> load_segment(const ImageView& image, const Segment<Pixel>& from, int64_t rows,
                                 const Tile<T, Line>& tile, int64_t to, int64_t columns) {
   const int64_t apart = tile.neighbour_stride, copies = apart == 1 ? 1 : 3, width = columns + 3 - copies;
-  const bool inside = from.x0 > 0 && from.x0 + columns < image.width;
+  const bool inside = from.x0 > 0 && from.x0 + columns < image.width && image.column_stride == 1;
   Line* line = tile.lines + to;
-  for (int64_t y = from.y0 - 1; y <= from.y0 + rows; ++y, line += tile.stride) {
-    if (copies == 3 && inside && image.column_stride == 1 && columns % 16 == 0) {
-      const Pixel* row = from.plane + reflect(y, image.height) * image.row_stride + from.x0;
-      for (int64_t x = 0; x < columns; x += 16)
-        for (int64_t n = 0; n < 3; ++n) load_pixels<1>(row + x + n - 1, 16, line + n * apart + x);
-    } else {
-      for (int64_t n = 0; n < copies; ++n) load_line(image, from.plane, y, from.x0 - 1 + n, width, line + n * apart);
+  if (copies == 3 && inside && columns % 16 == 0) {
+    for (int64_t x = 0; x < columns; x += 16) {
+      const Pixel* row = from.plane + reflect(from.y0 - 1, image.height) * image.row_stride + from.x0 + x;
+      for (int64_t y = 0; y < rows + 2; ++y) {
+        for (int64_t n = 0; n < 3; ++n) load_pixels<1>(row + n - 1, 16, line + y * tile.stride + n * apart + x);
+        const int64_t next = from.y0 + y;  // the mirrored lines lie on the other side
+        row += next > 0 && next < image.height ? image.row_stride : -image.row_stride;
+      }
     }
+  } else {
+    for (int64_t y = from.y0 - 1; y <= from.y0 + rows; ++y, line += tile.stride)
+      for (int64_t n = 0; n < copies; ++n) load_line(image, from.plane, y, from.x0 - 1 + n, width, line + n * apart);
   }
   return {tile.lines + to, tile.stride, apart};
 }
