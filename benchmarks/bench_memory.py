@@ -37,9 +37,12 @@ def contenders(settings, batch: int) -> list[tuple[str, int]]:
 
 
 def measure_processes(contenders: list[tuple[str, int]], settings) -> list[dict]:
-    """From the start of Python to the first result, and the memory that a later call takes beyond its input."""
+    """From the start of Python to the first result, and the memory that a later call takes beyond its input.
+
+    Raises WrongResult where the results of a rival and of ours that does its job differ by more than 1e-5.
+    """
     from benchmarks.rivals import photograph_batch
-    from benchmarks.timing import summary
+    from benchmarks.timing import WrongResult, summary
 
     taken: dict[str, list[dict]] = {name: [] for name, _ in contenders}
     with tempfile.TemporaryDirectory() as folder:
@@ -48,9 +51,14 @@ def measure_processes(contenders: list[tuple[str, int]], settings) -> list[dict]
         for _ in range(1 if settings.quick else 3):
             for name, _ in contenders:
                 command = [sys.executable, "-m", "benchmarks.bench_memory", name, str(path), settings.device]
-                begin = ["--begin", str(time.time())]
+                begin = ["--result", str(Path(folder, f"{name}.npy")), "--begin", str(time.time())]
                 run = subprocess.run([*command, *begin], cwd=ROOT, capture_output=True, text=True, check=True)
                 taken[name].append(json.loads(run.stdout.splitlines()[-1]))
+        results = {name: np.load(Path(folder, f"{name}.npy")) for name in taken}
+    for name in COMPARED.keys() & results.keys():
+        error = np.abs(results[name].ravel() - results[COMPARED[name]].ravel()).max()
+        if not error <= 1e-5:
+            raise WrongResult(f"{name} and {COMPARED[name]} differ by {error:.2g}, allowed are 1e-05")
     rows = []
     for name, facts in taken.items():
         samples = [f["cold_start"] for f in facts]
@@ -71,6 +79,7 @@ def main() -> None:
     parser.add_argument("name", choices=list(LOADERS))
     parser.add_argument("images", type=Path)
     parser.add_argument("device")
+    parser.add_argument("--result", type=Path, required=True, help="where the result goes")
     parser.add_argument("--begin", type=float, required=True, help="time.time() when the process was asked for")
     options = parser.parse_args()
     begin = time.time()
@@ -80,6 +89,7 @@ def main() -> None:
     hog(images[:1])
     facts = {"cold_start": time.time() - options.begin, "import": imported}
     result, facts["peak_bytes"] = peak_bytes(lambda: hog(images), options.device)
+    np.save(options.result, result.cpu() if options.device == "cuda" else result)
     print(json.dumps({**facts, "result_bytes": result.nbytes}))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench_accuracy, bench_hog, bench_masked_gather, rivals, timing
+from benchmarks import bench_accuracy, bench_hog, bench_masked_gather, bench_memory, rivals, timing
 from benchmarks.bench_accuracy import Contender, judge
 from benchmarks.machine import ROOT
 from benchmarks.rivals import (
@@ -315,6 +315,19 @@ def test_peak_memory_sees_a_temporary():
     """
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert run.stdout.split() == ["True", "True", "False"]
+
+
+@pytest.mark.skipif(not rivals.is_there(rivals.NUMPY_OPS), reason="the module for arrays is not built")
+@pytest.mark.parametrize("factor", [1, 1 + 1e-3])
+def test_processes_have_to_agree(factor, monkeypatch):
+    load = np.load
+    monkeypatch.setattr(np, "load", lambda path: load(path) * (factor if path.stem == "compat.skimage" else 1))
+    pair = [("compat.skimage", 1), ("scikit-image uint8", 1)]
+    if factor == 1:
+        assert [row["name"] for row in bench_memory.measure_processes(pair, QUICK)] == [name for name, _ in pair]
+    else:
+        with pytest.raises(WrongResult, match=r"scikit-image uint8 and compat\.skimage differ by"):
+            bench_memory.measure_processes(pair, QUICK)
 
 
 @pytest.mark.parametrize(
