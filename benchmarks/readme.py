@@ -142,11 +142,11 @@ def facts(rows: Rows) -> str:
             f"{peak:.3g} MB; {result:.3g} MB ({layer:.3g} MB)"
         ),
         "From the start of Python to the first result (the reference layer)": "{:.2g} s ({:.2g} s)".format(*start),
-        "Tokens by indexing, by `torch.gather`, over `fused_masked_gather`": over(
-            "gather", "Gather: ", "tokens[rows, ids]", "torch.gather"
+        "Tokens by `index_select`, by indexing, by `torch.gather`, over `fused_masked_gather`": over(
+            "gather", "Gather: ", "index_select", "tokens[rows, ids]", "torch.gather"
         ),
-        "Tokens by `torch.where`, by arithmetic, over `fused_mask_tokens`": over(
-            "mask", "Mask: ", "torch.where", "x * (1 - m) + token * m"
+        "The mask token by `torch.lerp`, by `torch.where`, by arithmetic, over `fused_mask_tokens`": over(
+            "mask", "Mask: ", "torch.lerp", "torch.where", "x * (1 - m) + token * m"
         ),
         f"Loading JPEG with targets ({', '.join(places)}), over without": over("loader", "Targets", *places),
     }
