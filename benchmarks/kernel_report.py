@@ -19,6 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks import machine
+
 ROOT = Path(__file__).parent.parent
 CUDA_SOURCES = sorted((ROOT / "csrc").glob("*.cu"))
 TRITON_MODULES = sorted(
@@ -30,7 +32,7 @@ TRITON_MODULES = sorted(
 CUDA_ARCHITECTURES = (80, 90, 100)
 AMD_ARCHITECTURE = "gfx942"
 TRITON_TARGETS = (*map(str, CUDA_ARCHITECTURES), AMD_ARCHITECTURE)
-NVCC_FLAGS = ("-std=c++17", "-O3", "-fmad=false")
+NVCC_FLAGS = machine.flags()["NVCC_FLAGS"].split()
 
 DYNAMIC_SHARED: dict[str, int] = {
     f"hog_{kernel}": size << 10

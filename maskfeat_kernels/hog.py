@@ -7,7 +7,7 @@ import torch
 from . import hog_blocks_reference, hog_reference, ops
 from .backend import choose_backend
 from .blocks import Region, whole
-from .masked_gather import check_companion, check_token_ids
+from .masked_gather import check_companion, check_token_ids, needs_autograd
 from .spec import MASKFEAT, HogSpec, at_least
 
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -61,7 +61,7 @@ def fused_hog(
     spec = _spec(spec, changes)
     _check(x, spec)
     backend = choose_backend(x.device, backend)
-    if spec.is_maskfeat and not _needs_gradient(x):
+    if spec.is_maskfeat and not needs_autograd(x):
         if backend == "reference":
             return hog_reference.hog(x, spec)
         return _kernels(backend).hog(x, spec.bins, *spec.cell, spec.gaussian_window)
@@ -157,19 +157,9 @@ def hog_blocks(
         raise ValueError(f"arithmetic 'skimage' needs backend 'cpu' or 'reference', got {backend!r}; or take 'exact'")
     if backend == "reference":
         return hog_blocks_reference.hog_blocks(x, spec, region)
-    if _needs_gradient(x):
+    if needs_autograd(x):
         return _Hog.apply(x, spec, region, backend)
     return _block_kernels(backend).hog_blocks(x, spec, region)
-
-
-def _needs_gradient(x: torch.Tensor) -> bool:
-    """Whether to pay for an autograd.Function.
-
-    Under a transform of torch.func a tensor does not tell: inside vmap, requires_grad is that of the wrapper.
-    """
-    if x.requires_grad:
-        return torch.is_grad_enabled()
-    return torch._C._are_functorch_transforms_active() and x.is_floating_point()
 
 
 class _Hog(torch.autograd.Function):

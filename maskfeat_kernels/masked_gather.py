@@ -116,25 +116,25 @@ def check_token_ids(token_ids: Tensor, length: int) -> None:
 
 
 def _gather(tokens: Tensor, token_ids: Tensor, backend: str) -> Tensor:
-    if _needs_autograd(tokens):
+    if needs_autograd(tokens):
         return _Gather.apply(tokens, token_ids, backend)
     return _kernels(backend).masked_gather(tokens, token_ids)
 
 
 def _scatter_add(values: Tensor, token_ids: Tensor, length: int, backend: str) -> Tensor:
-    if _needs_autograd(values):
+    if needs_autograd(values):
         return _ScatterAdd.apply(values, token_ids, length, backend)
     return _kernels(backend).masked_scatter_add(values, token_ids, length)
 
 
 def _mask(tokens: Tensor, mask_token: Tensor, mask: Tensor, backend: str) -> Tensor:
-    if _needs_autograd(tokens, mask_token):
+    if needs_autograd(tokens, mask_token):
         return _Mask.apply(tokens, mask_token, mask, backend)
     return _kernels(backend).mask_tokens(tokens, mask_token, mask)
 
 
 def _sum(x: Tensor, mask: Tensor, backend: str) -> Tensor:
-    if _needs_autograd(x):
+    if needs_autograd(x):
         return _Sum.apply(x, mask, backend)
     return _kernels(backend).masked_sum(x, mask)
 
@@ -150,13 +150,13 @@ def _kernels(backend: str):
     return ops
 
 
-def _needs_autograd(*inputs: Tensor) -> bool:
+def needs_autograd(*inputs: Tensor) -> bool:
     """Whether to pay for an autograd.Function, some ten times the price of a bare op.
 
     Under a transform of torch.func a tensor does not tell: inside vmap, requires_grad is that of the wrapper.
     """
     if torch._C._are_functorch_transforms_active():
-        return True
+        return any(x.is_floating_point() for x in inputs)
     return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
