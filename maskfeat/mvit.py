@@ -281,7 +281,10 @@ def conv_pool(
 ) -> tuple[Tensor, Grid]:  # [B, heads, 1 + T' * H' * W', d]
     """Pool all tokens but the class token by a depthwise convolution, the same for every head."""
     cls, tokens = x[:, :, :1], x[:, :, 1:]
-    picture = pool(tokens.flatten(0, 1).transpose(1, 2).unflatten(2, grid))  # [B * heads, d, T', H', W']
+    picture = tokens.flatten(0, 1).transpose(1, 2).unflatten(2, grid)
+    if picture.device.type == "cpu" and picture.dtype != torch.float32:
+        picture = picture.contiguous()  # of channels that come last, torch leaves gradients of weights partly unwritten
+    picture = pool(picture)  # [B * heads, d, T', H', W']
     tokens = picture.flatten(2).transpose(1, 2).unflatten(0, x.shape[:2])
     return torch.cat([cls, tokens], dim=2), tuple(picture.shape[2:])
 

@@ -6,7 +6,7 @@ import torch
 from test_vit import random_weights
 
 from maskfeat import MViT, mvit
-from maskfeat.mvit import axis_codes, distance_table, resize_relative_positions
+from maskfeat.mvit import axis_codes, conv_pool, distance_table, resize_relative_positions
 
 TINY = dict(num_frames=4, img_size=32, embed_dim=8, num_heads=1, depth=5, stages=(1, 2, 4))
 PRETRAIN = dict(heads=(1, 2, 4, 4, 8), q_strides=(1, 2, 2, 1, 1), kv_strides=(8, 4, 2, 2, 2))
@@ -143,3 +143,18 @@ def test_clips_that_do_not_fit_are_refused():
         MViT(last_stride=2, **TINY)(torch.randn(1, 3, 4, 48, 32))
     with pytest.raises(ValueError, match="'base'"):
         mvit("base")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_pooling_are_written_whole(dtype):
+    """Asked to be deterministic, torch fills memory with NaN before it is written."""
+    pool = torch.nn.Conv3d(8, 8, 3, padding=1, groups=8, bias=False)
+    x = torch.randn(2, 2, 1 + 2 * 8 * 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            pooled, _ = conv_pool(x, (2, 8, 8), pool)
+        pooled.float().square().sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert pool.weight.grad.isfinite().all()
