@@ -113,10 +113,10 @@ inline void linear_vote_backward(const HogBlocks& hog, T sine, T cosine, T magni
 // The channel whose gradient at (y, x) was taken.
 template <typename T>
 inline int64_t taken_channel(const Tile<T>& tile, int64_t y, int64_t x) {
-  const bool last = x >= tile.hog.region.tie_column;
+  const bool last = x >= tile.hog.region.tie_column, is_sobel = tile.hog.gradient == Gradient::sobel;
   int64_t taken = 0;
   for (int64_t c = 0; c < tile.channels.count; ++c) {
-    const PixelGradient<T> gradient = pixel_gradient(tile, c, y, x);
+    const PixelGradient<T> gradient = channel_gradient<T>(tile, is_sobel, c, y, x);
     if (gradient.x != tile.gx[x] || gradient.y != tile.gy[x]) continue;
     taken = c;
     if (!last) break;

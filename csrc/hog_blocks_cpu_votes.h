@@ -151,11 +151,6 @@ inline void load_lines(const Tile<T>& tile, int64_t plane_offset, int64_t y) {
 template <typename T>
 constexpr T kRounding = 8 * std::numeric_limits<T>::epsilon();
 
-template <typename V>
-inline V absolute(V v) {
-  return v < 0 ? -v : v;
-}
-
 // Whether squares of lengths are so near to each other that their roots may be equal or in the other order. Components of equal
 // sizes are not: they have equal roots.
 template <typename V>
@@ -178,28 +173,31 @@ inline void each_negative(const Int* marks, int64_t begin, int64_t end, const Ru
   }
 }
 
-template <typename T>
+template <typename V>
 struct PixelGradient {
-  T x, y;
+  V x, y;
 };
 
-// gradient: of one channel of one pixel.
-template <typename T>
-inline PixelGradient<T> pixel_gradient(const Tile<T>& tile, int64_t channel, int64_t y, int64_t x) {
-  const T *above = tile.line(channel, y - 1) + x, *here = tile.line(channel, y) + x,
-          *below = tile.line(channel, y + 1) + x;
-  if (tile.hog.gradient == Gradient::central) return {here[2] - here[0], below[1] - above[1]};
-  return {sobel(above[2], above[0], here[2], here[0], below[2], below[0]),
-          sobel(below[0], above[0], below[1], above[1], below[2], above[2])};
+// gradient: of one channel, of the pixel at x, or where V is a vector of those from there on.
+template <typename V, typename T>
+inline PixelGradient<V> channel_gradient(const Tile<T>& tile, bool is_sobel, int64_t channel, int64_t y, int64_t x) {
+  const T* const above = tile.line(channel, y - 1) + x;
+  const T* const here = tile.line(channel, y) + x;
+  const T* const below = tile.line(channel, y + 1) + x;
+  const auto load = [](const T* from) { return load_vector<V>(from); };
+  if (!is_sobel) return {load(here + 2) - load(here), load(below + 1) - load(above + 1)};
+  const V above_l = load(above), above_r = load(above + 2), below_l = load(below), below_r = load(below + 2);
+  return {sobel<V>(above_r, above_l, load(here + 2), load(here), below_r, below_l),
+          sobel<V>(below_l, above_l, load(below + 1), load(above + 1), below_r, above_r)};
 }
 
 // gradient: of the channel with the longest as hypot() rounds it, the first of equals.
 template <typename T>
-inline PixelGradient<T> longest_gradient(const Tile<T>& tile, int64_t y, int64_t x) {
-  PixelGradient<T> taken = pixel_gradient(tile, 0, y, x);
+inline PixelGradient<T> longest_gradient(const Tile<T>& tile, bool is_sobel, int64_t y, int64_t x) {
+  PixelGradient<T> taken = channel_gradient<T>(tile, is_sobel, 0, y, x);
   T longest = std::hypot(taken.y, taken.x);
   for (int64_t c = 1; c < tile.channels.count; ++c) {
-    const PixelGradient<T> gradient = pixel_gradient(tile, c, y, x);
+    const PixelGradient<T> gradient = channel_gradient<T>(tile, is_sobel, c, y, x);
     const T length = std::hypot(gradient.y, gradient.x);
     if (length > longest) taken = gradient, longest = length;
   }
@@ -218,19 +216,7 @@ inline void gradient_row(const Tile<T>& tile, int64_t y, int64_t begin, int64_t 
     V gx{}, gy{}, longest{};
     VectorFor<IntOf<T>> near{};
     for (int64_t c = 0; c < tile.channels.count; ++c) {
-      const T* above = tile.line(c, y - 1) + x;
-      const T* here = tile.line(c, y) + x;
-      const T* below = tile.line(c, y + 1) + x;
-      const auto load = [](const T* from) { return load_vector<V>(from); };
-      V dx, dy;
-      if (SOBEL) {
-        const V above_l = load(above), above_r = load(above + 2), below_l = load(below), below_r = load(below + 2);
-        dx = sobel<V>(above_r, above_l, load(here + 2), load(here), below_r, below_l);
-        dy = sobel<V>(below_l, above_l, load(below + 1), load(above + 1), below_r, above_r);
-      } else {
-        dx = load(here + 2) - load(here);
-        dy = load(below + 1) - load(above + 1);
-      }
+      const auto [dx, dy] = channel_gradient<V>(tile, SOBEL, c, y, x);
       if (c == 0) {
         gx = dx, gy = dy;
         if (tile.channels.count > 1) longest = dx * dx + dy * dy;
@@ -247,7 +233,7 @@ inline void gradient_row(const Tile<T>& tile, int64_t y, int64_t begin, int64_t 
   }
   if (TIES == Ties::rounded)
     each_negative(undecided, begin, end, [&](int64_t x) {
-      const PixelGradient<T> gradient = longest_gradient(tile, y, x);
+      const PixelGradient<T> gradient = longest_gradient(tile, SOBEL, y, x);
       tile.gx[x] = gradient.x, tile.gy[x] = gradient.y;
     });
 }
@@ -330,7 +316,7 @@ inline void linear_votes(const Tile<T>& tile, int64_t slot) {
     const V sine = load_vector<V>(sines + x), cosine = load_vector<V>(cosines + x);
     V magnitude = sine * sine + cosine * cosine;
     for (int64_t i = 0; i < kLanes<T>; ++i) magnitude[i] = std::sqrt(magnitude[i]);
-    const V s = sine < 0 ? -sine : sine, c = cosine < 0 ? -cosine : cosine;
+    const V s = absolute(sine), c = absolute(cosine);
     const V smaller = s < c ? s : c;
     V larger = s < c ? c : s;
     larger = larger > 0 ? larger : V{} + 1;  // a flat pixel has an orientation too

@@ -76,10 +76,15 @@ HOG_INLINE V opencv_octant_slope(V smaller, V larger) {
   return (((7 * kArc7 * u + 5 * kArc5) * u + 3 * kArc3) * u + kArc1) / (larger + 2.220446e-16f);
 }
 
+template <typename V>
+HOG_INLINE V absolute(V v) {
+  return v < 0 ? -v : v;
+}
+
 // From an octant to the full circle of `turn` units (2 pi, or 360).
 template <typename V, typename T>
 HOG_INLINE V full_circle(V octant, V sine, V cosine, T turn) {
-  const V s = sine < 0 ? -sine : sine, c = cosine < 0 ? -cosine : cosine;
+  const V s = absolute(sine), c = absolute(cosine);
   V angle = s > c ? turn / 4 - octant : octant;
   angle = cosine < 0 ? turn / 2 - angle : angle;
   return sine < 0 ? turn - angle : angle;
