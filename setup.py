@@ -48,17 +48,15 @@ def cuda_home() -> Path | None:
     return next((home for home in homes if (home / "bin" / "nvcc").exists()), None)
 
 
-def numpy_headers() -> list[str]:
-    """Of NumPy, and of pybind11 where it is installed, else of the copy that torch brings along."""
-    import numpy
-
+def pybind11_headers() -> list[str]:
+    """Of pybind11 where it is installed, else of the copy that torch brings along."""
     if importlib.util.find_spec("pybind11"):
         import pybind11
 
-        return [numpy.get_include(), pybind11.get_include()]
+        return [pybind11.get_include()]
     from torch.utils import cpp_extension
 
-    return [numpy.get_include(), *cpp_extension.include_paths()]
+    return cpp_extension.include_paths()
 
 
 class BuildOps(build_ext):
@@ -70,7 +68,9 @@ class BuildOps(build_ext):
         if ext is torch_ops:
             self.prepare_torch_ops(ext)
         else:
-            ext.include_dirs += numpy_headers()
+            import numpy
+
+            ext.include_dirs += [numpy.get_include(), *pybind11_headers()]
             ext.extra_objects += self.compiler.object_filenames(SHARED_SOURCES, output_dir=self.build_temp)
         print(f"building {ext.name} for {platform.machine()}: {', '.join(ext.sources)}", flush=True)
         super().build_extension(ext)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskfeat_kernels import SKIMAGE, fused_hog
+
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 """Colour photographs that scikit-image ships in its package, so that nothing is downloaded."""
 
@@ -27,7 +29,7 @@ CANNOT = {
     "OpenCV": "uint8 images only, no batch, no GPU in the wheels, no separate channels (of three it keeps the "
     "strongest at each pixel: a third of our histograms). The descriptor is made once, its window is the image.",
     "OpenCV OpenCL": "as OpenCV; gray images only, cells of 8x8 in blocks of 2x2 only, no padding.",
-    "torch.lerp": "where a token is masked, x + (token - x): NaN and infinity in x spread into the result.",
+    "torch.lerp": "NaN and infinity in a token that is masked spread into the result.",
     "scikit-image": "no batch, no GPU, one thread, no separate channels (a third of our histograms).",
     "fasthog": "float64 gray images only, no batch, no GPU, one thread; the blocks are summed, not concatenated.",
     "hogpp": "no batch, no GPU, one thread, no separate channels. Its integral histogram is made for many windows of "
@@ -266,6 +268,16 @@ def skimage_hog(
 
     options = {**SKIMAGE_OPTIONS, "pixels_per_cell": (cell, cell), "channel_axis": -1 if images.ndim == 4 else None}
     return np.stack([hog(image, **options)[:, :, 0, 0] for image in images])
+
+
+def exact_skimage_hog(
+    images: np.ndarray,  # [B, H, W, 3] or [B, H, W], uint8
+    cell: int = 8,
+) -> np.ndarray:  # [B, H // cell, W // cell, 9] float64
+    """:func:`skimage_hog` in float64 with exact bins, by our reference backend, image after image."""
+    hog = functools.partial(fused_hog, spec=SKIMAGE, block=1, norm="l2", cell=cell, backend="reference")
+    planes = torch.from_numpy(images.reshape(*images.shape[:3], -1)).movedim(-1, 1)
+    return np.stack([hog(image.double())[:, :, 0, 0].numpy() for image in planes])
 
 
 def fasthog_hog(

@@ -92,6 +92,7 @@ def read(source: Path) -> tuple[nn.Module, Recipe, str]:
     if "model_state" in file:
         return _read_slowfast(file, source)
     tensors = {name.removeprefix("vit."): t for name, t in file.get("state_dict", file.get("model", file)).items()}
+    tensors = fold_batch_norm(tensors)
     if "backbone.blocks.0.attn.pool_q.weight" in tensors:
         return _read_mmpretrain_mvit(tensors, source)
     for project in ("mmpretrain", "huggingface", "timm"):
@@ -110,9 +111,8 @@ def _read_vit(tensors: dict[str, Tensor], project: str, source: Path) -> tuple[n
     missing = [name for name in (layout.pos, f"{layout.patch}.weight") if name not in tensors]
     if missing:
         raise ValueError(f"{source} is no ViT as {project} has them: there is no {', '.join(missing)}")
-    tensors = fold_batch_norm(tensors)
     weights = rename(tensors, layout, own)
-    others = tensors.keys() - rename(weights, own, layout).keys()
+    unknown = left_over(tensors, rename(weights, own, layout), project)
     width, patch_size = weights[f"{own.patch}.weight"].shape[0], weights[f"{own.patch}.weight"].shape[-1]
     side = math.isqrt(weights[own.pos].shape[1] - 1)
     size = _size(VIT_SIZES, embed_dim=width, depth=depth_of(tensors, layout))
@@ -127,7 +127,6 @@ def _read_vit(tensors: dict[str, Tensor], project: str, source: Path) -> tuple[n
     if kind is Pretrain and project != "mmpretrain":  # a head of theirs does not predict HOG
         fresh = [name for name in model.state_dict() if name.startswith((own.mask, own.head))]
         weights = {name: tensor for name, tensor in weights.items() if name not in fresh}
-    unknown = {name: tensors[name] for name in sorted(others) if not name.startswith(LEFT_OUT[project])}
     load_strictly(model, weights | unknown, source, tuple(fresh))
     difference = check(model, tensors, layout)
     report = f"{source}: ViT {size} of {project}; outputs agree, largest difference {difference:.1e}"
@@ -142,9 +141,8 @@ def _read_mmpretrain_mvit(tensors: dict[str, Tensor], source: Path) -> tuple[nn.
             "classify do so by the class token, ours by the mean of the others"
         )
     layout, own = MVIT_LAYOUTS["mmpretrain"][Pretrain], MVIT_LAYOUTS["maskfeat"][Pretrain]
-    tensors = fold_batch_norm(tensors)
     weights = rename_mvit(tensors, layout, own)
-    others = tensors.keys() - rename_mvit(weights, own, layout).keys()
+    unknown = left_over(tensors, rename_mvit(weights, own, layout), "mmpretrain")
     attention = layout.block.format(0) + "attn."
     width = tensors[f"{attention}proj.weight"].shape[0]
     heads, depth = width // len(tensors[f"{attention}pool_q.weight"]), depth_of(tensors, layout)
@@ -154,10 +152,14 @@ def _read_mmpretrain_mvit(tensors: dict[str, Tensor], source: Path) -> tuple[nn.
     shape = dict(name=source.stem, encoder="mvit", size=size, image_size=2 * image_size, frames=frames)
     recipe = Pretrain(**shape, mask="cube", mask_stride=32, interpolation="bilinear", **KINETICS)
     model = build(recipe).eval()
-    unknown = {name: tensors[name] for name in sorted(others) if not name.startswith(LEFT_OUT["mmpretrain"])}
     load_strictly(model, weights | unknown, source)
     difference = check(model, tensors, layout)
     return model, recipe, f"{source}: MViT {size} of mmpretrain; outputs agree, largest difference {difference:.1e}"
+
+
+def left_over(tensors: dict[str, Tensor], known: Mapping[str, Tensor], project: str) -> dict[str, Tensor]:
+    """The tensors that are not known, and are none of those that a file of the project may also hold."""
+    return {name: tensors[name] for name in sorted(tensors.keys() - known) if not name.startswith(LEFT_OUT[project])}
 
 
 def fold_batch_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -34,7 +34,9 @@ class Progress:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
-                raise ValueError("tensorboard=true needs the package tensorboard: pip install tensorboard") from error
+                raise ValueError(
+                    f"tensorboard=true needs the package tensorboard: pip install tensorboard ({error})"
+                ) from error
             self.writer = SummaryWriter(str(out), purge_step=step + 1)
         self.line = tqdm(total=total, initial=step, desc=recipe.name, unit="step", dynamic_ncols=True, smoothing=0.1)
 

@@ -93,7 +93,7 @@ def _spec(orientations: int, cell: tuple, block: tuple, norm: str, sqrt: bool, a
 
 
 def _arithmetic(x) -> str:
-    """ "skimage", but not where it is not to be had, nor for bytes, none of whose gradients is rounded."""
+    """Of scikit-image, but "exact" where a backend has no other, and for bytes, none of whose gradients is rounded."""
     if is_tensor(x):
         import torch
 
