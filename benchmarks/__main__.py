@@ -50,9 +50,12 @@ def run(suites: list[str], settings: Settings, keep: Callable[[dict], None] = la
         "ceilings": ceilings,
         "cannot": rivals.CANNOT,
         "absent": absent,
+        "finished": False,
         "cases": [],
     }
+    # Curves take longest and say least: they come last, so that a run that is cut short has all the rest.
     todo = [(suite, case) for suite in suites for case in cases(suite, settings)]
+    todo.sort(key=lambda suite_and_case: suite_and_case[1].axis is not None)
     begin = time.monotonic()
     for i, (suite, case) in enumerate(todo):
         print(f"## [{i + 1}/{len(todo)}, {time.monotonic() - begin:.0f} s] {suite}: {case.title}\n", flush=True)
@@ -61,11 +64,11 @@ def run(suites: list[str], settings: Settings, keep: Callable[[dict], None] = la
             done["rows"] = case.measure(case.prepare(), settings)
         except Exception as error:
             traceback.print_exc()
-            done["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
+            done["failed"] = timing.told(error)
         result["cases"].append(done)
         print(*report.lines_of(done), "", sep="\n", flush=True)
         keep(result)
-    result["seconds"] = round(time.monotonic() - begin, 1)
+    result |= {"finished": True, "seconds": round(time.monotonic() - begin, 1)}
     return result
 
 
@@ -134,6 +137,12 @@ def main(words: list[str]) -> int:
     if folder:
         print(f"wrote {keep_in(folder, result)}, and the tables beside it, in {result['seconds']:.0f} s")
     failed = [f"{case['suite']}: {case['title']}" for case in result["cases"] if "failed" in case]
+    failed += [
+        f"{row['name']} ({case['suite']}: {case['title']})"
+        for case in result["cases"]
+        for row in case["rows"]
+        if "failed" in row
+    ]
     if failed:
         print(f"failed: {'; '.join(failed)}", file=sys.stderr)
     return int(bool(failed))

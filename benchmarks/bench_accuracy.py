@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks import rivals as r
 from benchmarks.bench_hog import our_backends, planar
-from benchmarks.timing import Case, Settings
+from benchmarks.timing import Case, Settings, failing_alone
 from maskfeat_kernels import fused_hog
 
 OFF = 1e-3
@@ -114,20 +114,21 @@ def judge(contenders: list[Contender], settings: Settings) -> list[dict]:
     """
     rows = []
     for c in contenders:
-        error = (_float64(c.cells(c.x)) - _float64(c.exact_cells)).abs().amax(c.bins_axis)
-        row = {
-            "name": c.name,
-            "given": c.given,
-            "cells": error.numel(),
-            "cells_off": (error > OFF).double().mean().item(),
-        }
-        row["largest_error"] = error.max().item()
-        if c.pixels is not None:
-            bins, exact_bins = _bin(c.pixels(c.x), c.bins_axis), _bin(c.exact_pixels, c.bins_axis)
-            wrong = (bins != exact_bins)[exact_bins >= 0]
-            row |= {"pixels": wrong.numel(), "pixels_wrong": wrong.double().mean().item()}
-        rows.append(row)
+        rows.append({"name": c.name, "given": c.given})
+        with failing_alone(rows[-1]):
+            rows[-1] |= shares(c)
     return rows
+
+
+def shares(c: Contender) -> dict:
+    error = (_float64(c.cells(c.x)) - _float64(c.exact_cells)).abs().amax(c.bins_axis)
+    facts = {"cells": error.numel(), "cells_off": (error > OFF).double().mean().item()}
+    facts["largest_error"] = error.max().item()
+    if c.pixels is not None:
+        bins, exact_bins = _bin(c.pixels(c.x), c.bins_axis), _bin(c.exact_pixels, c.bins_axis)
+        wrong = (bins != exact_bins)[exact_bins >= 0]
+        facts |= {"pixels": wrong.numel(), "pixels_wrong": wrong.double().mean().item()}
+    return facts
 
 
 def _truth(run, planes: Tensor, **options) -> Tensor:

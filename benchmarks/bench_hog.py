@@ -30,6 +30,8 @@ def hog(settings: Settings) -> list[Case]:
         Case("Time and pixels", partial(pixels, settings), axis="pixels of one RGB image"),
         Case("Time and batch", partial(batches, settings), axis="batch of RGB 224x224"),
     ]
+    if not on_cpu:
+        cases.insert(2, Case("One image, from call to result", partial(latency, settings)))
     if on_cpu:
         cases.insert(2, Case(f"Gray 224x224, batch {many}", partial(gray, many)))
         cases.append(Case(f"Time and threads, batch {many}", partial(threads, settings, many), axis="threads"))
@@ -118,9 +120,10 @@ def against_others(settings: Settings, batch: int, cold: bool = False) -> list[R
     job = {"items": batch, "operations": operations(planes.numel())}
     rivals = []
     for name, backend in our_backends(settings.device).items():
-        run = partial(fused_hog, backend=backend)
-        rivals.append(Rival(f"{name} uint8", run, planes_u8, truth, **job))
-        rivals.append(Rival(f"{name} float32", run, planes_f32, truth, versus=f"{name} uint8", **job))
+        run, other = partial(fused_hog, backend=backend), name != "fused_hog"
+        floats_to = f"fused_hog {'float32' if other else 'uint8'}"
+        rivals.append(Rival(f"{name} uint8", run, planes_u8, truth, "fused_hog uint8" if other else None, **job))
+        rivals.append(Rival(f"{name} float32", run, planes_f32, truth, floats_to, **job))
     layer = {"expected": truth, "versus": "fused_hog float32", **job}
     rivals.append(Rival("reference layer float32", r.hog_layer, planes_f32, **layer))
     mixed = {**layer, "tolerance": AUTOCAST_TOLERANCE, "on_average": True}
@@ -133,6 +136,27 @@ def against_others(settings: Settings, batch: int, cold: bool = False) -> list[R
     rivals.append(Rival("soft conv HOG float32", r.soft_conv_hog, planes_f32, soft, tolerance=SOFT_TOLERANCE, **versus))
     if settings.device == "cpu":
         rivals += libraries(r.photograph_batch(batch), turns, items=batch)
+    return rivals
+
+
+def latency(settings: Settings) -> list[Rival]:
+    """What a caller waits for who needs the result: the launch, the kernels, and the way back."""
+    planes, truth = photographs(1, settings.device)
+
+    def waits(run):
+        def call(x):
+            result = run(x)
+            torch.cuda.synchronize()
+            return result
+
+        return call
+
+    rivals = [Rival("fused_hog uint8", waits(fused_hog), [planes], truth, on_host=True)]
+    layers = {"reference layer float32": r.hog_layer}
+    if not settings.quick:
+        layers["reference layer compiled"] = r.hog_layer_compiled(settings.device)
+    for name, layer in layers.items():
+        rivals.append(Rival(name, waits(layer), [planes.float()], truth, "fused_hog uint8", on_host=True))
     return rivals
 
 
@@ -302,22 +326,23 @@ def targets(settings: Settings, batch: int) -> list[Rival]:
     planes, truth = photographs(batch, settings.device)
     ids = chosen_patches(batch, KEPT, settings.device)
     expected = take(to_tokens(truth), ids)
-    floats, rivals = planes.float(), []
+    bytes_, floats = (timing.rotating(x, settings.device) for x in (planes, planes.float()))
+    rivals = []
     for name, backend in our_backends(settings.device).items():
         name = name.replace("fused_hog", "fused_hog_tokens")
         run = partial(fused_hog_tokens, token_ids=ids, backend=backend)
         read = pixels_read(ids)
-        rivals.append(Rival(f"{name} uint8", run, [planes], expected, items=batch, reads=read))
-        rivals.append(Rival(f"{name} float32", run, [floats], expected, f"{name} uint8", items=batch, reads=4 * read))
+        rivals.append(Rival(f"{name} uint8", run, bytes_, expected, items=batch, reads=read))
+        rivals.append(Rival(f"{name} float32", run, floats, expected, f"{name} uint8", items=batch, reads=4 * read))
 
     def whole(run):
         return lambda x: take(to_tokens(run(x)), ids)
 
-    for name, x in (("uint8", planes), ("float32", floats)):
+    for name, inputs in (("uint8", bytes_), ("float32", floats)):
         versus = f"fused_hog_tokens {name}"
-        rivals.append(Rival(f"gather after fused_hog {name}", whole(fused_hog), [x], expected, versus, items=batch))
+        rivals.append(Rival(f"gather after fused_hog {name}", whole(fused_hog), inputs, expected, versus, items=batch))
     name, versus = "gather after reference layer float32", "fused_hog_tokens float32"
-    rivals.append(Rival(name, whole(r.hog_layer), [floats], expected, versus, items=batch))
+    rivals.append(Rival(name, whole(r.hog_layer), floats, expected, versus, items=batch))
     return rivals
 
 
@@ -326,16 +351,16 @@ def mask_ratios(settings: Settings, batch: int) -> list[Rival]:
     planes, truth = photographs(batch, settings.device)
     rivals = []
     for x in (planes, planes.float()):
-        dtype = short(x.dtype)
+        dtype, inputs = short(x.dtype), timing.rotating(x, settings.device)
         whole = f"fused_hog of the whole image, {dtype}"
-        rivals.append(Rival(whole, fused_hog, [x], truth, at=1.0, series=whole))
+        rivals.append(Rival(whole, fused_hog, inputs, truth, at=1.0, series=whole))
         for tenths in (2, 10) if settings.quick else range(1, 11):
             ids = chosen_patches(batch, round(PATCHES * tenths / 10), settings.device)
             run, expected = partial(fused_hog_tokens, token_ids=ids), take(to_tokens(truth), ids)
             place = {"at": tenths / 10, "series": f"fused_hog_tokens {dtype}"}
             place["reads"] = pixels_read(ids) * x.element_size()
             name = f"fused_hog_tokens of {10 * tenths} % of the patches, {dtype}"
-            rivals.append(Rival(name, run, [x], expected, whole, **place))
+            rivals.append(Rival(name, run, inputs, expected, whole, **place))
     return rivals
 
 

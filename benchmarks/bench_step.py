@@ -7,6 +7,7 @@ forward only: what the gradients of hiding and gathering take is in the step, an
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -39,11 +40,15 @@ def step_rivals(
 ) -> list[Rival]:
     """A step and its target path, with our targets and the reference's; the ratio of a path is its share, forward.
 
-    The same step once more says how much of a ratio is noise. Raises WrongResult where the two targets of bytes differ.
+    On a GPU as it is trained there, under autocast to bfloat16. The same step once more says how much of a ratio is
+    noise. Raises WrongResult where the two targets of bytes differ.
     """
     images = torch.from_numpy(photograph_batch(batch)).permute(0, 3, 1, 2).contiguous().to(device)
     pixels, generator = normalise(images, **IMAGENET), torch.Generator(device).manual_seed(0)
-    tokens = torch.randn(batch, 197, vit(size).embed_dim, device=device)
+    on_gpu = torch.device(device).type == "cuda"
+    mixed = partial(torch.autocast, torch.device(device).type, torch.bfloat16, enabled=on_gpu)
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    tokens = torch.randn(batch, 197, vit(size).embed_dim, device=device, dtype=dtype)
     mask_token, hog, layer = tokens[0, 0], HogTarget(), ReferenceTarget()
 
     masks = make_masks("block", batch, GRID, generator=generator, device=device)
@@ -58,7 +63,8 @@ def step_rivals(
 
         def step(images: Tensor) -> Tensor:
             masks = make_masks("block", batch, GRID, generator=generator, device=device)
-            loss = model(normalise(images, **IMAGENET), images, masks)
+            with mixed():
+                loss = model(normalise(images, **IMAGENET), images, masks)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -75,7 +81,7 @@ def step_rivals(
     def reference_path(images: Tensor) -> Tensor:
         masks = make_masks("block", batch, GRID, device=device, compat="mmpretrain")
         hidden = masks.mask.flatten(1)
-        m = hidden.unsqueeze(-1).float()
+        m = hidden.unsqueeze(-1).type_as(tokens)
         _ = tokens[:, 1:] * (1 - m) + mask_token * m
         _ = tokens[:, 1:][hidden]
         return layer(pixels, images, masks)

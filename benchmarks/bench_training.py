@@ -107,7 +107,7 @@ def epoch(data: DataLoader, on_device: Callable | None, device: str) -> Tensor:
 
 def step(settings: Settings) -> list[Case]:
     size, batch = ("tiny", 2) if settings.quick else ("base", 2) if settings.device == "cpu" else ("base", 128)
-    title = f"Step of pre-training, ViT-{size}, batch {batch}"
+    title = f"Step of pre-training, ViT-{size}, batch {batch}" + (", bfloat16" if settings.device == "cuda" else "")
     return [Case(title, partial(steps, settings, size, batch), measure=measure_steps)]
 
 
@@ -121,7 +121,8 @@ def measure_steps(rivals: list[Rival], settings: Settings) -> list[dict]:
     """The times, and on a CPU the peak memory, which a row on a GPU has already. What a step moves is not counted."""
     rows = measure_rivals(rivals, settings)
     for row in rows:
-        del row["bytes"], row["bytes_per_second"], row["share_of_copy"]
+        for name in ("bytes", "bytes_per_second", "share_of_copy", "result_bytes"):
+            row.pop(name, None)
     if settings.device == "cpu":
         for row, rival in zip(rows, rivals, strict=True):
             _, row["peak_bytes"] = peak_bytes(partial(rival.run, rival.inputs[0]), "cpu")

@@ -2,10 +2,11 @@
 
 Builds against the Python and torch that run this script, installs nothing and uses no network. A step that fails does
 not keep the next from running. Output goes to ``build/gpu/<step>.log``; the end is a summary, and the exit status says
-whether all was well. Stages that are named run alone, and have all of the time. ``--dry-run`` takes the same steps with
-the backends of a machine without a GPU, and takes its time, because such a machine may have few cores::
+whether all was well. Stages that are named run alone, in that order, and the last has all of the time that is left.
+``--dry-run`` takes the same steps with the backends of a machine without a GPU, and takes its time, because such a
+machine may have few cores. Where the sources come without their git repository, MASKFEAT_COMMIT says what they are::
 
-    python -m benchmarks.gpu [--dry-run] [--out FOLDER] [machine|build|checks|benchmarks ...]
+    python -m benchmarks.gpu [--dry-run] [--out FOLDER] [--seconds N] [machine|build|checks|benchmarks ...]
 """
 
 import argparse
@@ -21,8 +22,10 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from benchmarks.machine import ROOT, commit, told_commit
+
 LOGS = ROOT / "build" / "gpu"
+NAMES = ("machine", "build", "checks", "benchmarks")
 SECONDS = 530  # for everything
 PATIENCE = 4  # times as long for a rehearsal
 
@@ -72,12 +75,15 @@ class Outcome:
 
 def stages(dry_run: bool, out: Path) -> dict[str, list[Step]]:
     """Steps of a stage run at the same time; the benchmarks have the machine for themselves."""
-    python, pytest = [sys.executable, "-m"], [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    python = [sys.executable, "-m"]
+    # What other versions of the packages warn of is no fault here.
+    pytest = [*python, "pytest", "-p", "no:cacheprovider", *([] if dry_run else ["-W", "default"])]
     slower = PATIENCE if dry_run else 1
     device = "cpu" if dry_run else "cuda"
     backends = "cpu,reference" if dry_run else "cuda,triton,cpu,reference"
     require = {"MASKFEAT_REQUIRE_BACKENDS": backends}
     build = ["make", "setup", "ENV=none", f"PYTHON={sys.executable}", f"MASKFEAT_BUILD={'auto' if dry_run else 'cuda'}"]
+    archs = {} if dry_run else {"MASKFEAT_CUDA_ARCHS": os.environ.get("MASKFEAT_CUDA_ARCHS") or this_gpu()}
     in_torch = [*python, "benchmarks.small_calls", "--device", device]
     dealt = ["-n", str(WORKERS), "--dist", "worksteal", "--durations", "20"]
     checks = [
@@ -92,49 +98,66 @@ def stages(dry_run: bool, out: Path) -> dict[str, list[Step]]:
     options = ["--device", device, "--out", str(out), *(["--quick"] if dry_run else [])]
     return {
         "machine": [Step("machine", ["nvidia-smi"], 20)] if not dry_run else [],
-        "build": [Step("build", build, 150 * slower)],
+        "build": [Step("build", build, 150 * slower, archs)],
         "checks": checks,
         "benchmarks": [Step("benchmarks", [*python, "benchmarks", "all", *options], 240 * slower)],
     }
 
 
+def this_gpu() -> str:
+    """The architecture to build for, as setup.py takes it: "90"."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader", "--id=0"]
+    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().replace(".", "")
+
+
 def chosen_stages(names: list[str], dry_run: bool, out: Path) -> list[list[Step]]:
     """The stages of these names, or all of them; the last one may take all of the time that is left."""
-    *first, last = (steps for name, steps in stages(dry_run, out).items() if not names or name in names)
+    every = stages(dry_run, out)
+    *first, last = (every[name] for name in names or every)
     return [*first, [dataclasses.replace(step, limit=math.inf) for step in last]]
 
 
 def run_stage(steps: list[Step], deadline: float, clock=time.monotonic) -> list[Outcome]:
-    """Run steps side by side, each until its limit or the common deadline; a step that is late is ended."""
+    """Run steps side by side, each until its limit or the common deadline; those that are late are ended together."""
     begin = clock()
-    running = []
+    running, outcomes = [], []
+
+    def over(step: Step, status: int | None) -> None:
+        outcomes.append(Outcome(step, status, clock() - begin, last_line(log_of(step))))
+        print(outcomes[-1], flush=True)
+
     for step in steps:
         print(f"{step.name}: {' '.join(step.command)}", flush=True)
-        with log_of(step).open("w") as log:
-            process = subprocess.Popen(
-                step.command,
-                cwd=ROOT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **step.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=hear_interrupts,
-            )
-        running.append((step, process))
-    outcomes = []
+        try:
+            running.append((step, start(step)))
+        except OSError as error:
+            log_of(step).write_text(f"{error}\n")
+            over(step, error.errno)
     while running:
-        for step, process in list(running):
-            status, seconds = process.poll(), clock() - begin
-            late = status is None and (seconds > step.limit or clock() > deadline)
-            if late:
-                end(process)
-            if late or status is not None:
-                running.remove((step, process))
-                outcomes.append(Outcome(step, status, seconds, last_line(log_of(step))))
-                print(outcomes[-1], flush=True)
         time.sleep(0.1)
+        is_late = {step.name: clock() - begin > step.limit or clock() > deadline for step, _ in running}
+        late = [process for step, process in running if is_late[step.name] and process.poll() is None]
+        end(late)
+        for step, process in list(running):
+            if process.poll() is not None:
+                running.remove((step, process))
+                over(step, None if process in late else process.returncode)
     return outcomes
+
+
+def start(step: Step) -> subprocess.Popen:
+    """Raises OSError if there is no such program."""
+    with log_of(step).open("w") as log:
+        return subprocess.Popen(
+            step.command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **step.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=hear_interrupts,
+        )
 
 
 def hear_interrupts() -> None:
@@ -142,12 +165,16 @@ def hear_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def end(process: subprocess.Popen) -> None:
-    """End a process and its children: asked to, pytest tells first what has failed so far."""
+def end(processes: list[subprocess.Popen]) -> None:
+    """End processes and their children: asked to, pytest tells first what has failed so far, in ten seconds at most."""
     for request in (signal.SIGINT, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-            os.killpg(process.pid, request)
-            process.wait(timeout=10)
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, request)
+        patience = time.monotonic() + 10
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(0, patience - time.monotonic()))
 
 
 def log_of(step: Step) -> Path:
@@ -161,34 +188,46 @@ def last_line(log: Path) -> str:
 
 def missing_tools() -> list[str]:
     """What a machine needs for the real run and does not have."""
-    tools = [tool for tool in ("nvidia-smi", "nvcc", "compute-sanitizer", "make") if not shutil.which(tool)]
+    tools = [tool for tool in ("nvcc", "compute-sanitizer", "make") if not shutil.which(tool)]
     return tools + [module for module in ("pytest", "xdist") if importlib.util.find_spec(module) is None]
+
+
+def write_log(outcomes: list[Outcome], path: Path) -> str:
+    """Everything so far in one file: a summary, which is returned, and the output of each step."""
+    summary = "\n".join(map(str, outcomes))
+    parts = [f"==== {o}\n{log_of(o.step).read_text(errors='replace')}" for o in outcomes]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([summary, *parts]))
+    return summary
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help="machine, build, checks, benchmarks (default all)")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(NAMES)} (default all)")
     parser.add_argument("--dry-run", action="store_true", help="rehearse on the CPU; results stay in build/gpu")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="of results and logs (default benchmarks/results)")
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, metavar="N", help=f"for everything (default {SECONDS})"
+    )
     options = parser.parse_args()
+    os.environ["PATH"] += f"{os.pathsep}/usr/local/cuda/bin"  # where the tools are, also if no one has said so
+    if not options.dry_run and not shutil.which("nvidia-smi"):
+        parser.error("not found: nvidia-smi; --dry-run rehearses without a GPU")
     for name in options.stages:
-        if name not in stages(options.dry_run, LOGS):
-            parser.error(f"STAGE must be machine, build, checks or benchmarks, got {name!r}")
-    if not options.dry_run and missing_tools():
-        parser.error(f"not found: {', '.join(missing_tools())}; --dry-run rehearses without a GPU")
-    deadline = time.monotonic() + SECONDS * (PATIENCE if options.dry_run else 1)
+        if name not in NAMES:
+            parser.error(f"STAGE must be one of {', '.join(NAMES)}, got {name!r}")
+    if not options.dry_run:
+        print("".join(f"not found: {tool}; what needs it will fail\n" for tool in missing_tools()), end="")
+        print(f"commit {told_commit(commit())}", flush=True)
+    deadline = time.monotonic() + options.seconds * (PATIENCE if options.dry_run else 1)
     shutil.rmtree(LOGS, ignore_errors=True)
     LOGS.mkdir(parents=True)
     results = options.out or (LOGS if options.dry_run else ROOT / "benchmarks" / "results")
     outcomes = []
     for steps in chosen_stages(options.stages, options.dry_run, results.resolve()):
         outcomes += run_stage(steps, deadline)
-    summary = "\n".join(map(str, outcomes))
+        summary = write_log(outcomes, (options.out or LOGS) / "gpu.log")
     print(f"\n{summary}\nlogs: {LOGS}")
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        parts = [f"==== {o}\n{log_of(o.step).read_text(errors='replace')}" for o in outcomes]
-        (options.out / "gpu.log").write_text("\n".join([summary, *parts]))
     sys.exit(any(outcome.status != 0 for outcome in outcomes))
 
 

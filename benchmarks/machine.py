@@ -38,11 +38,21 @@ def environment(device: "torch.device | str" = "cpu") -> dict:
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
     if device.type == "cuda":
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index or 0}"]
-        facts["gpu"] = torch.cuda.get_device_name(device)
-        facts["driver"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
-        facts["cuda"] = torch.version.cuda
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {"gpu": properties.name, "multiprocessors": properties.multi_processor_count}
+        facts |= {"gpu_memory": properties.total_memory, "cuda": torch.version.cuda}
+        facts |= nvidia_smi(device, driver="driver_version", most_mhz="clocks.max.sm", power_limit="power.limit")
     return facts
+
+
+def nvidia_smi(device: torch.device, **queries: str) -> dict[str, str]:
+    """What the tool of the driver answers, "unknown" where there is none or it does not say."""
+    asked = [f"--query-gpu={','.join(queries.values())}", "--format=csv,noheader", f"--id={device.index or 0}"]
+    try:
+        run = subprocess.run(["nvidia-smi", *asked], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return dict.fromkeys(queries, "unknown")
+    return dict(zip(queries, (word.strip() for word in run.stdout.split(",")), strict=True))
 
 
 def versions() -> dict[str, str]:
@@ -92,17 +102,18 @@ def flags() -> dict[str, str]:
 
 
 def commit(tree: Path = ROOT) -> str | None:
-    """The commit of the sources; None outside a git repository.
+    """The commit of the sources; outside a git repository what MASKFEAT_COMMIT says, or None.
 
     Followed by "+" if tracked files differ from it, but for README.md and the results, which a run is about to rewrite.
     """
+    elsewhere = os.environ.get("MASKFEAT_COMMIT")
     git = ["git", "-C", str(tree)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        return None
+        return elsewhere
     if head.returncode:
-        return None
+        return elsewhere
     status = [*git, "status", "--porcelain", "--untracked-files=no", "--", ":/"]
     status += [":(top,exclude)benchmarks/results", ":(top,exclude)README.md"]
     changes = subprocess.run(status, capture_output=True, text=True, check=True)

@@ -9,11 +9,11 @@ SUITES = {
     "tokens": "bench_hog",
     "gather": "bench_masked_gather",
     "mask": "bench_masked_gather",
+    "accuracy": "bench_accuracy",
+    "step": "bench_training",
+    "memory": "bench_memory",
     "compat": "bench_compat",
     "loader": "bench_training",
-    "step": "bench_training",
-    "accuracy": "bench_accuracy",
-    "memory": "bench_memory",
 }
 """Each is a function of that name in that file: from the settings of a run to its cases."""
 

@@ -1,5 +1,7 @@
 """The timer: correct first, then rivals taken in turn, then medians and ratios of the same run."""
 
+import collections
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -10,6 +12,7 @@ import platform
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.tables import is_ours
 from benchmarks.tables import table as table  # for those who measure a few rivals and print them
 
 TOLERANCE = 2e-6
@@ -106,21 +110,28 @@ def measure(
     begin, but three are always taken. A ratio is the median over the rounds of the ratio within a round: a machine
     that slows down for a while slows both, so that this is steadier than the ratio of two medians.
 
-    Raises WrongResult, before anything is timed, if one result differs by more than its tolerance.
+    A rival that is not ours and fails (a wrong result, no memory, no compiler) has its error as "failed" in place of
+    times. Raises what one of ours raises, before anything is timed: WrongResult where it is off by too much.
     """
     device = torch.device(device)
     threads_before = torch.get_num_threads()
     try:
-        rows = [{"name": r.name, "threads": r.threads, **check(r)} for r in rivals]
+        rows, able = [], []
+        for rival in rivals:
+            rows.append({"name": rival.name, "threads": rival.threads})
+            with failing_alone(rows[-1]):
+                rows[-1] |= check(rival, device)
         ceilings = {threads: ceilings_of(device, threads) for threads in {r.threads for r in rivals}}
-        samplers = [_sampler(r, sample_seconds, device, clock) for r in rivals]
-        samples: list[list[float]] = [[] for _ in rivals]
+        for rival, row in zip(rivals, rows, strict=True):
+            with failing_alone(row):
+                if "failed" not in row:
+                    able.append((rival, row, _sampler(rival, sample_seconds, device, clock), []))
         gc.disable()
         begin = clock()
         for turn in range(rounds):
             if turn >= 3 and clock() - begin > seconds:
                 break
-            for rival, sampler, taken in zip(rivals, samplers, samples, strict=True):
+            for rival, _, sampler, taken in able:
                 if torch.get_num_threads() != rival.threads:
                     set_threads(rival.threads)
                     rival.run(rival.inputs[0])  # wakes the threads
@@ -129,16 +140,33 @@ def measure(
         gc.enable()
         set_threads(threads_before)
 
-    by_name = {r.name: taken for r, taken in zip(rivals, samples, strict=True)}
-    for row, rival, taken in zip(rows, rivals, samples, strict=True):
+    by_name = {rival.name: taken for rival, _, _, taken in able}
+    for rival, row, _, taken in able:
         row |= {"seconds": summary(taken), **_rates(row["bytes"], rival, taken, ceilings[rival.threads])}
-        if rival.versus:
+        if rival.versus in by_name:
             ratios = [mine / other for mine, other in zip(taken, by_name[rival.versus], strict=True)]
             row["ratio"] = {"to": rival.versus, **summary(ratios)}
         if rival.at is not None:
             row |= {"at": rival.at, "series": rival.series}
         row["samples"] = taken
     return rows
+
+
+@contextlib.contextmanager
+def failing_alone(row: dict):
+    """Where a rival fails, its row says so and the others go on; ours may not fail."""
+    try:
+        yield
+    except Exception as error:
+        if is_ours(row["name"]):
+            raise
+        traceback.print_exc()
+        row["failed"] = told(error)
+
+
+def told(error: Exception) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _rates(nbytes: int, rival: Rival, taken: list[float], ceilings: dict) -> dict:
@@ -155,18 +183,21 @@ def _rates(nbytes: int, rival: Rival, taken: list[float], ceilings: dict) -> dic
     return rates
 
 
-def check(rival: Rival) -> dict:
-    """The gate: run ``rival`` once on its first input. Returns bytes read and written, and the largest error."""
+def check(rival: Rival, device: "torch.device | str" = "cpu") -> dict:
+    """The gate: run ``rival`` once on its first input. Returns bytes read and written, and the largest error.
+
+    On a GPU also the memory that a call takes beyond its input, at its peak, and the part of it that is the result.
+    """
     set_threads(rival.threads)
     facts = {"inputs": len(rival.inputs), "max_error": None}
-    x, on_gpu = rival.inputs[0], torch.cuda.is_available() and getattr(rival.inputs[0], "is_cuda", False)
+    x, on_gpu = rival.inputs[0], torch.device(device).type == "cuda"
     if on_gpu:
         rival.run(x)  # compiles
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     result = torch.as_tensor(rival.run(x))
     if on_gpu:
-        facts["peak_bytes"] = torch.cuda.max_memory_allocated() - before
+        facts |= {"peak_bytes": torch.cuda.max_memory_allocated() - before, "result_bytes": result.nbytes}
     reads = getattr(x, "nbytes", 0) if rival.reads is None else rival.reads
     facts["bytes"] = reads + result.nbytes if reads else 0
     if not result.isfinite().all():
@@ -190,12 +221,12 @@ def summary(samples: list[float]) -> dict:  # median, p20, p80
 
 
 def rotating(x, device: "torch.device | str" = "cpu") -> list:
-    """``x`` and copies of it (tensor or array), together twice as large as the last-level cache.
+    """``x`` and at least one copy of it (tensor or array), together twice as large as the last-level cache.
 
     Taken in turn, none of them is still in the cache when it is read again.
     """
     copy = x.clone if isinstance(x, Tensor) else x.copy
-    return [x, *(copy() for _ in range(2 * cache_bytes(device) // x.nbytes))]
+    return [x, *(copy() for _ in range(max(1, 2 * cache_bytes(device) // x.nbytes)))]
 
 
 def cpu_name() -> str:
@@ -218,26 +249,34 @@ def cache_bytes(device: "torch.device | str" = "cpu") -> int:
 def ceilings_of(device: torch.device, threads: int = 1) -> dict:
     """What this machine can do, measured once in this process.
 
-    copy_bytes_per_second: bytes read and written by a copy larger than the cache.
+    copy_bytes_per_second: bytes read and written by a copy larger than the cache; on a GPU by a kernel that inverts all
+        bits, if that is faster than the copy.
     operations_per_second: float32 multiplications and additions in a product of matrices or, on a CPU, in a convolution
         if that is faster: the libraries behind the two do not use the same vectors on every CPU. Both fuse them, so
         that arithmetic which rounds after each operation reaches half of it at most.
 
-    The best of 15 samples each, for these are to be ceilings.
+    The best of 15 samples each, for these are to be ceilings. On a GPU samples are as long as those of the rivals, and
+    half a second of them comes first, in which its clocks rise.
     """
     set_threads(threads)
+    on_gpu = device.type == "cuda"
 
     def rate(amount, run, x):
-        sampler = _sampler(Rival("ceiling", run, [x], threads=threads), 0.0, device, time.perf_counter)
-        return amount / min(sampler() for _ in range(15))
+        fill = 0.02 if on_gpu else 0.0
+        sampler = _sampler(Rival("ceiling", run, [x], threads=threads), fill, device, time.perf_counter)
+        return amount / min([sampler() for _ in range(40 if on_gpu else 15)][-15:])
 
-    source = torch.ones(max(2 * cache_bytes(device), 64 << 20), dtype=torch.uint8, device=device)
-    copied = rate(2 * source.nbytes, torch.empty_like(source).copy_, source)
-    side, channels, rows = 4096 if device.type == "cuda" else 1024, 256, 32
+    size = 1 << 30 if on_gpu else max(2 * cache_bytes(device), 64 << 20)
+    source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copied = rate(2 * source.nbytes, target.copy_, source)
+    if on_gpu:
+        copied = max(copied, rate(2 * source.nbytes, partial(torch.bitwise_not, out=target), source))
+    side, channels, rows = 4096 if on_gpu else 1024, 256, 32
     matrix = torch.rand(side, side, device=device)
     product = torch.empty_like(matrix)
     computed = rate(2 * side**3, lambda m: torch.mm(m, m, out=product), matrix)
-    if device.type == "cpu":
+    if not on_gpu:
         image, weight = torch.rand(1, channels, rows, rows), torch.rand(channels, channels, 3, 3)
         amount = 2 * 9 * channels**2 * (rows - 2) ** 2
         computed = max(computed, rate(amount, partial(torch.conv2d, weight=weight), image))
@@ -281,9 +320,11 @@ def _cuda_sampler(rival: Rival, inputs, sample_seconds: float) -> Callable[[], f
 
     def capture(calls: int) -> Callable[[], float]:
         graph = torch.cuda.CUDAGraph()
+        results = collections.deque(maxlen=4)  # each in memory of its own, or the cache would take them all
         with torch.cuda.graph(graph):
             for x in itertools.islice(inputs, calls):
-                rival.run(x)
+                results.append(rival.run(x))
+            results.clear()
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
         def sample() -> float:
@@ -297,6 +338,7 @@ def _cuda_sampler(rival: Rival, inputs, sample_seconds: float) -> Callable[[], f
 
     # Capture refuses the allocations and compilations of a first call: those happen here, on another stream.
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         rival.run(next(inputs))
     side.synchronize()

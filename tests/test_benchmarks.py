@@ -1,8 +1,11 @@
 """The timer (gate, turns, ratios, threads) under a clock that the rivals move, and what the rivals compute."""
 
+import contextlib
 import itertools
 import subprocess
 import sys
+import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -129,20 +132,41 @@ def test_inputs_are_taken_in_turn(clock):
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        (torch.tensor([1.0, 2.0 + 1e-4]), "wrong one: off by 0.0001"),
-        (torch.tensor([1.0]), r"wrong one: shape \(1,\), expected \(2,\)"),
-        (torch.tensor([1.0, float("nan")]), "wrong one: the result is not finite"),
+        (torch.tensor([1.0, 2.0 + 1e-4]), "our wrong one: off by 0.0001"),
+        (torch.tensor([1.0]), r"our wrong one: shape \(1,\), expected \(2,\)"),
+        (torch.tensor([1.0, float("nan")]), "our wrong one: the result is not finite"),
     ],
 )
 def test_nothing_is_timed_when_a_result_is_wrong(result, message):
     truth = torch.tensor([1.0, 2.0], dtype=torch.float64)
-    rivals = [Rival("right one", lambda x: truth, [ONE], truth), Rival("wrong one", lambda x: result, [ONE], truth)]
+    rivals = [Rival("right one", lambda x: truth, [ONE], truth), Rival("our wrong one", lambda x: result, [ONE], truth)]
 
     def stopped():
         pytest.fail("the clock was asked")
 
     with pytest.raises(WrongResult, match=message):
         measure(rivals, clock=stopped)
+
+
+def test_a_rival_that_fails_has_no_time_and_the_others_have(clock, capsys):
+    def no_memory(x):
+        raise MemoryError("no memory\nfor this")
+
+    truth = torch.full((1,), 2.0)
+    rivals = [
+        clock.rival("ours", 0.25),
+        Rival("none", no_memory, [ONE]),
+        clock.rival("wrong", 0.5, expected=truth, versus="ours"),
+        clock.rival("against one that fails", 0.75, versus="none"),
+    ]
+    ours, none, wrong, last = measure(rivals, rounds=3, clock=clock)
+    assert ours["seconds"]["median"] == 0.25
+    assert none["failed"] == "MemoryError: no memory"
+    assert wrong["failed"] == "WrongResult: wrong: off by 1, allowed are 2e-06"
+    assert "seconds" not in none | wrong
+    assert last["seconds"]["median"] == 0.75
+    assert "ratio" not in last
+    assert "for this" in capsys.readouterr().err
 
 
 def test_the_gate_gives_the_error_and_takes_arrays():
@@ -174,16 +198,71 @@ def test_summary_interpolates():
     assert timing.summary([5.0, 1.0, 2.0, 3.0, 4.0, 6.0]) == {"median": 3.5, "p20": 2.0, "p80": 5.0}
 
 
+@pytest.mark.parametrize("cache", [10, 10_000])
 @pytest.mark.parametrize("x", [torch.zeros(2, 5, 5, 3, dtype=torch.uint8).permute(0, 3, 1, 2), np.zeros((150,))])
-def test_rotating_inputs_exceed_the_cache(x, monkeypatch):
-    monkeypatch.setattr(timing, "cache_bytes", lambda device: 10_000)
+def test_rotating_inputs_exceed_the_cache(x, cache, monkeypatch):
+    monkeypatch.setattr(timing, "cache_bytes", lambda device: cache)
     copies = timing.rotating(x)
     assert copies[0] is x
-    assert sum(c.nbytes for c in copies) > 2 * 10_000
+    assert len(copies) > 1
+    assert sum(c.nbytes for c in copies) > 2 * cache
     start = torch.Tensor.data_ptr if isinstance(x, torch.Tensor) else (lambda c: c.ctypes.data)
     assert len({start(c) for c in copies}) == len(copies)
     if isinstance(x, torch.Tensor):
         assert {c.stride() for c in copies} == {x.stride()}
+
+
+class NoGpu:
+    """As much of ``torch.cuda`` as the timer takes: a replay of a graph takes 10 us, and 1 us a call that it holds."""
+
+    def __init__(self, monkeypatch):
+        self.calls, self.graphs = 0, []
+        for name in ("CUDAGraph", "graph", "Event", "Stream", "stream", "current_stream"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+
+    class Stream:
+        def wait_stream(self, other):
+            assert other == "current"
+
+        def synchronize(self):
+            pass
+
+    def current_stream(self):
+        return "current"
+
+    stream = contextlib.nullcontext
+
+    def CUDAGraph(self):
+        return SimpleNamespace(calls=0, replay=lambda: None)
+
+    @contextlib.contextmanager
+    def graph(self, graph):
+        before = self.calls
+        yield
+        graph.calls = self.calls - before
+        self.graphs.append(graph)
+
+    def Event(self, enable_timing):
+        us = 10 + self.graphs[-1].calls if self.graphs else 0
+        return SimpleNamespace(record=lambda: None, synchronize=lambda: None, elapsed_time=lambda end: us / 1000)
+
+
+def test_samples_on_a_gpu_are_graphs_of_many_calls(monkeypatch):
+    """10 ms of calls of 1 us each, whose results do not share memory with the next three."""
+    gpu, alive, at_most = NoGpu(monkeypatch), weakref.WeakSet(), []
+
+    def run(x):
+        gpu.calls += 1
+        result = torch.ones(1)
+        alive.add(result)
+        at_most.append(len(alive))
+        return result
+
+    sample = timing._sampler(Rival("ours", run, [ONE, ONE]), 0.01, torch.device("cuda"), None)
+    assert [graph.calls for graph in gpu.graphs] == [2, 1667], "first the two inputs: 6 us a call with the replay"
+    assert sample() == pytest.approx((10 + 1667) * 1e-6 / 1667)
+    assert max(at_most) in (4, 5)
+    assert len(alive) == 0
 
 
 def test_ceilings_are_plausible():
