@@ -3,9 +3,11 @@
 The target path is what a step does beside encoder, head and optimizer: draw masks, hide tokens, gather the hidden ones
 and their targets. The reference draws masks in Python, computes the HOG of all of the normalised float image by the
 operations of its layer, indexes by a boolean mask and hides tokens by ``x * (1 - m) + token * m``. Paths are timed
-forward only: what the gradients of hiding and gathering take is in the step, and not in the share of its path.
+forward only: what the gradients of hiding and gathering take is in the step, and not in the share of its path. On a GPU
+the masks of both have been drawn by the workers of a loader, and a step copies them.
 """
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -33,6 +35,16 @@ class ReferenceTarget(Target):
         return labels[masks.mask.flatten(1)].view(len(pixels), -1, self.dim)
 
 
+def drawn_masks(batch: int, device: "torch.device | str", compat: str | None) -> Callable[[], Masks]:
+    """What gives the masks of a step."""
+    draw = partial(make_masks, "block", batch, GRID, generator=torch.Generator().manual_seed(0), compat=compat)
+    if torch.device(device).type == "cpu":
+        return draw
+    pool = [Masks(*(None if t is None else t.pin_memory() for t in draw())) for _ in range(16)]
+    turns = itertools.cycle(pool)
+    return lambda: next(turns).to(device, non_blocking=True)
+
+
 def step_rivals(
     batch: int = 8,
     size: str = "base",  # of the ViT
@@ -44,14 +56,15 @@ def step_rivals(
     noise. Raises WrongResult where the two targets of bytes differ.
     """
     images = torch.from_numpy(photograph_batch(batch)).permute(0, 3, 1, 2).contiguous().to(device)
-    pixels, generator = normalise(images, **IMAGENET), torch.Generator(device).manual_seed(0)
+    pixels = normalise(images, **IMAGENET)
     on_gpu = torch.device(device).type == "cuda"
     mixed = partial(torch.autocast, torch.device(device).type, torch.bfloat16, enabled=on_gpu)
     dtype = torch.bfloat16 if on_gpu else torch.float32
     tokens = torch.randn(batch, 197, vit(size).embed_dim, device=device, dtype=dtype)
     mask_token, hog, layer = tokens[0, 0], HogTarget(), ReferenceTarget()
 
-    masks = make_masks("block", batch, GRID, generator=generator, device=device)
+    our_masks, reference_masks = (drawn_masks(batch, device, compat) for compat in (None, "mmpretrain"))
+    masks = our_masks()
     error = (hog(pixels, images, masks) - layer(images.float(), images, masks)).abs().max().item()
     if not error <= TOLERANCE:
         raise WrongResult(f"targets of the two paths differ by {error:.2g}, allowed are {TOLERANCE:.2g}")
@@ -62,9 +75,8 @@ def step_rivals(
         optimizer = torch.optim.AdamW(model.parameters())
 
         def step(images: Tensor) -> Tensor:
-            masks = make_masks("block", batch, GRID, generator=generator, device=device)
             with mixed():
-                loss = model(normalise(images, **IMAGENET), images, masks)
+                loss = model(normalise(images, **IMAGENET), images, our_masks())
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -73,13 +85,13 @@ def step_rivals(
         return step
 
     def our_path(images: Tensor) -> Tensor:
-        masks = make_masks("block", batch, GRID, generator=generator, device=device)
+        masks = our_masks()
         fused_mask_tokens(tokens[:, 1:], mask_token, masks.mask.flatten(1))
         fused_masked_gather(tokens, masks.ids + 1)
         return hog(pixels, images, masks)
 
     def reference_path(images: Tensor) -> Tensor:
-        masks = make_masks("block", batch, GRID, device=device, compat="mmpretrain")
+        masks = reference_masks()
         hidden = masks.mask.flatten(1)
         m = hidden.unsqueeze(-1).type_as(tokens)
         _ = tokens[:, 1:] * (1 - m) + mask_token * m

@@ -11,11 +11,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .augment import eval_crops, flip, rand_augment, random_resized_crop
-from .config import Finetune, Recipe
+from .config import Finetune, Pretrain, Recipe
+from .mask import Masks, make_masks
 from .source import Frames, Photographs, Unreadable, frame_numbers, open_source
 from .synthetic import Scenes
 
 log = logging.getLogger(__name__)
+
+TRAINING, HELD_OUT = 0, 1  # streams of random numbers
 
 MOST_FAILURES = 100
 """Unreadable samples in a row after which something else is wrong than a few damaged files."""
@@ -37,7 +40,7 @@ def make_loader(
 
     split: "train" (shuffled, random crops, incomplete last batch dropped), "val" (in order, one centre crop of one
         clip) or "test" (in order, the clips and crops that the recipe tests with).
-    augment: False reads the samples to train on as those of "val", each of them once.
+    augment: False reads the samples to train on as those of "val", each of them once, and draws no masks.
 
     A batch is what the rank computes at once, ``recipe.rank_batch(world)`` samples. Batch i of all ranks together holds
     the samples of batch i of one process with ``world`` times as many, crop for crop. Folders and lists are read once.
@@ -50,10 +53,12 @@ def make_loader(
 
 
 class Loader:
-    """Iterates over ``{"images", "labels", "indices"}``; the length is that of the whole epoch, wherever it starts.
+    """Iterates over ``{"images", "labels", "indices", "masks"}``; the length is that of the whole epoch, wherever it
+    starts.
 
     images: uint8 ``[B, C, H, W]``, or ``[B, C, T, H, W]`` of video. labels: int64 ``[B]``, absent if there are none.
     indices: int64 ``[B]``, which samples of the source they are; :meth:`names` gives their files.
+    masks: :class:`~maskfeat.mask.Masks` to pre-train with, drawn here because a GPU would take some hundred launches.
     In the test split there are as many images to a label as the recipe has views, one after another.
 
     ``skipped`` counts the samples that could not be read so far. In training another sample takes the place of each;
@@ -100,6 +105,7 @@ class Batches(Dataset):
     def __init__(self, recipe: Recipe, split: str, seed: int, epoch: int, rank: int, world: int, augment: bool):
         self.recipe, self.train = recipe, split == "train" and augment
         self.seed, self.epoch, self.rank, self.world = seed, epoch, rank, world
+        self.masked = isinstance(recipe, Pretrain) and augment
         tuned = isinstance(recipe, Finetune)
         self.classes = recipe.classes if tuned else None
         self.policy = recipe.rand_augment if tuned and self.train else ""
@@ -152,7 +158,17 @@ class Batches(Dataset):
         batch["indices"] = torch.tensor(indices, dtype=torch.int64)
         if None not in labels:
             batch["labels"] = torch.tensor(labels, dtype=torch.int64)
+        if self.masked and clips:
+            batch["masks"] = part_masks(self.recipe, len(clips), *self.part(number))
         return batch
+
+    def part(self, number: int) -> tuple[int, int, int]:
+        """The stream of random numbers of a batch, its step and its part of the step."""
+        if not self.train:
+            return HELD_OUT, number * self.world + self.rank, 0
+        step, part = divmod(number, self.recipe.accumulate)
+        before = self.epoch * (len(self) // self.recipe.accumulate)
+        return TRAINING, before + step, part * self.world + self.rank
 
     def candidates(self, position: int) -> Iterator[int]:
         """The sample at a position of the epoch, and in training those that may take its place."""
@@ -190,6 +206,18 @@ class Batches(Dataset):
         if self.policy and not recipe.frames:
             clip = rand_augment(clip, self.policy, "bicubic", fill, rng)
         return clip
+
+
+def part_seeds(seed: int, stream: int, step: int, part: int) -> list[int]:
+    """Two seeds, a function of the four numbers alone: of what torch and Python draw from, and of what we hand on."""
+    return np.random.SeedSequence((seed, stream, step, part)).generate_state(2).tolist()
+
+
+def part_masks(recipe: Pretrain, samples: int, stream: int, step: int, part: int) -> Masks:
+    """The masks of a part of a batch, as the recipe says."""
+    _, own = part_seeds(recipe.seed, stream, step, part)
+    options = {"generator": torch.Generator().manual_seed(own), "compat": recipe.mask_compat or None}
+    return make_masks(recipe.mask, samples, recipe.mask_grid, recipe.mask_ratio, **options)
 
 
 @lru_cache(maxsize=8)  # every epoch opens its own loader, and listing a large folder takes a while

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from .config import Finetune, Pretrain, Recipe
-from .data import Loader, make_loader
+from .data import HELD_OUT, Loader, make_loader
 from .distributed import World
 from .finetune import evaluate, feature_maps, knn
 from .model import MaskFeat
 from .show import panel
-from .step import HELD_OUT, make_generator, part_loss, recipe_masks, seed_part
+from .step import part_loss, seed_part
 
 
 def evaluate_model(model: nn.Module, recipe: Recipe, world: World, split: str = "val") -> dict[str, float]:
@@ -36,10 +36,10 @@ def held_out_loss(model: nn.Module, recipe: Pretrain, world: World) -> float:
 
     Raises ValueError if none of them can be read.
     """
-    generator, device = make_generator(recipe, world.device), world.device
+    device = world.device
     total = torch.zeros(2, device=device)
     for i, batch in enumerate(held_out(recipe, world)):
-        seed_part(generator, recipe.seed, HELD_OUT, i * world.size + world.rank, 0)
+        generator = seed_part(recipe.seed, HELD_OUT, i * world.size + world.rank, 0)
         loss, samples = part_loss(model, batch, recipe, generator, device), len(batch["images"])
         total += torch.stack([loss, torch.ones_like(loss)]) * samples
     loss, samples = world.sum(total).tolist()
@@ -73,15 +73,11 @@ def show_panel(model: MaskFeat, recipe: Recipe, path: Path, number: int = 8) -> 
     """Write the picture of ``number`` held-out samples; ValueError for a model that was not pre-trained."""
     if not isinstance(recipe, Pretrain):
         raise ValueError(f"show needs a pre-trained model that predicts HOG; {recipe.name} is a classifier")
-    generator = make_generator(recipe, torch.device("cpu"))
-    seed_part(generator, recipe.seed, HELD_OUT, 0, 0)
     one = dataclasses.replace(recipe, batch_size=number, accumulate=1)
     batch = next(iter(make_loader(one, "val", seed=recipe.seed)), None)
     if batch is None:
         raise ValueError(f"no held-out sample of {recipe.val_data or recipe.data!r} could be read to be shown")
-    images = batch["images"]
-    masks = recipe_masks(recipe, len(images), generator, images.device)
-    panel(model, images, masks, path, mean=recipe.mean, std=recipe.std)
+    panel(model, batch["images"], batch["masks"], path, mean=recipe.mean, std=recipe.std)
 
 
 class _Trunk(nn.Module):

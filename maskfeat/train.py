@@ -24,13 +24,13 @@ from torch.distributed.checkpoint.state_dict import (
 from .build import build
 from .checkpoint import EMA_WEIGHTS, WEIGHTS, Checkpoints, find_checkpoint, initialise, save_weights
 from .config import Finetune, Pretrain, Recipe
-from .data import Loader, make_loader
+from .data import TRAINING, Loader, make_loader, part_masks
 from .distributed import Terminated, World, join, share, synchronise, watch_sigterm, whole
 from .evaluate import evaluate_model, held_out
 from .finetune import EMA
 from .model import MaskFeat
 from .progress import Progress, Stopwatch
-from .step import TRAINING, make_generator, part_loss, recipe_masks, seed_part
+from .step import part_loss, seed_part
 
 
 def train(recipe: Recipe) -> dict[str, float]:
@@ -67,7 +67,6 @@ class Trainer:
             self.optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.betas[0], nesterov=True)
         else:
             self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
-        self.generator = make_generator(recipe, world.device)
         self.checkpoints = Checkpoints(self.out, recipe, world)
 
     def fit(self, sigterm: Sequence = ()) -> dict[str, float]:
@@ -134,7 +133,7 @@ class Trainer:
                 self.skipped = skipped + loader.skipped
                 yield loss
 
-    def train_step(self, source: Iterator[dict[str, Tensor]]) -> Tensor:
+    def train_step(self, source: Iterator[dict]) -> Tensor:
         """One step of the optimizer, on the next ``accumulate`` parts of ``source``."""
         recipe, world = self.recipe, self.world
         self.model.train()
@@ -147,9 +146,9 @@ class Trainer:
             begun = time.perf_counter()
             batch = next(source)
             self.data_seconds += time.perf_counter() - begun
-            seed_part(self.generator, recipe.seed, TRAINING, self.step, part)
+            generator = seed_part(recipe.seed, TRAINING, self.step, part)
             with synchronise(self.model, last=part == parts[-1]):
-                loss = part_loss(self.model, batch, recipe, self.generator, world.device, count) / len(parts)
+                loss = part_loss(self.model, batch, recipe, generator, world.device, count) / len(parts)
                 loss.backward()
             total += loss.detach()
         if recipe.clip_grad:
@@ -166,10 +165,9 @@ class Trainer:
         recipe, world = self.recipe, self.world
         if not (isinstance(recipe, Pretrain) and recipe.global_loss and recipe.mask_compat):
             return None  # without compat all parts have the same number
-        cells = torch.zeros((), device=world.device)
-        for part in parts:
-            seed_part(self.generator, recipe.seed, TRAINING, self.step, part)
-            cells += recipe_masks(recipe, recipe.rank_batch(world.size), self.generator, world.device).mask.sum()
+        samples = recipe.rank_batch(world.size)
+        masks = [part_masks(recipe, samples, TRAINING, self.step, part).mask for part in parts]
+        cells = torch.stack(masks).sum().to(world.device, torch.float32)
         return world.sum(cells) / (len(parts) * world.size)
 
     def learning_rate(self, step: int) -> float:

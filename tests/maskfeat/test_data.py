@@ -1,5 +1,6 @@
 """Batches from real files: what is read, that nothing but the seed decides, and that damaged files cost no run."""
 
+import dataclasses
 import io
 import logging
 import pickle
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from maskfeat.config import Finetune, Pretrain
-from maskfeat.data import make_loader, normalise
+from maskfeat.data import HELD_OUT, TRAINING, make_loader, normalise, part_masks
 from maskfeat.source import PHOTOGRAPHS, expand, frame_numbers, members
 from maskfeat.synthetic import Scenes
 
@@ -156,6 +157,26 @@ def test_two_ranks_load_what_one_process_loads(tmp_path):
     assert_same(batches(recipe), [
         {name: torch.cat([a[name], b[name]]) for name in a} for a, b in zip(parts[::2], parts[1::2], strict=True)
     ])  # fmt: skip
+
+
+@pytest.mark.parametrize("compat", ["", "slowfast"])
+def test_masks_come_with_the_batch_and_are_those_of_its_part(compat):
+    """Of the second epoch of three steps in two parts, loaded by one rank or by two that take a part each."""
+    recipe = Pretrain(image_size=64, mask_stride=8, batch_size=8, accumulate=2, samples=24, mask_compat=compat)
+    expected = [[part_masks(recipe, 4, TRAINING, 3 + step, part).mask for part in range(2)] for step in range(3)]
+    alone = batches(recipe, epoch=1, workers=1)
+    assert len(alone) == 6
+    for i, batch in enumerate(alone):
+        assert torch.equal(batch["masks"].mask, expected[i // 2][i % 2])
+        if not compat:
+            assert batch["masks"].ids.shape == (4, 26) and batch["masks"].weight is None
+    together = dataclasses.replace(recipe, accumulate=1)
+    for rank in range(2):
+        shares = batches(together, epoch=1, rank=rank, world=2)
+        assert all(torch.equal(b["masks"].mask, parts[rank]) for b, parts in zip(shares, expected, strict=True))
+    held_out = batches(recipe, "val")[1]
+    assert torch.equal(held_out["masks"].mask, part_masks(recipe, len(held_out["images"]), HELD_OUT, 1, 0).mask)
+    assert "masks" not in batches(recipe, augment=False)[0]
 
 
 def test_damaged_images_are_reported_and_replaced(tmp_path, caplog):
