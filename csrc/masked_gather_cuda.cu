@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kTokens = 32;  // of a batch row, that one block sums duplicates for
-constexpr int kUnroll = 4;   // rows of a slice in flight at a time
+constexpr int kUnroll = 4;   // packs of a thread in flight at a time
 
 // N neighbouring elements, moved by one instruction.
 template <typename T, int N>
@@ -44,6 +44,24 @@ HOG_INLINE P filled(uint8_t byte) {  // 0: zeros; 0xff: NaN in every float type
   return pack;
 }
 
+// Packs threadIdx.x, threadIdx.x + blockDim.x, ... of a row, kUnroll of them read before the first is written; zeros or NaN
+// where there is nothing to copy.
+template <typename P>
+__device__ __forceinline__ void copy_row(const P* __restrict__ from, int64_t stride, P* __restrict__ to, int64_t width,
+                                         bool copied = true, uint8_t byte = 0) {
+  const int64_t step = blockDim.x;
+#pragma unroll 1
+  for (int64_t p = threadIdx.x; p < width; p += kUnroll * step) {
+    P pack[kUnroll];
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i)
+      pack[i] = copied && p + i * step < width ? from[(p + i * step) * stride] : filled<P>(byte);
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i)
+      if (p + i * step < width) to[p + i * step] = pack[i];
+  }
+}
+
 // gather: thread (x, y) copies the packs x, x + blockDim.x, ... of row blockIdx.x * blockDim.y + y of the result.
 template <typename P>
 __global__ void __launch_bounds__(kThreads) gather_rows(PackView<P> tokens,  // [B, N, width]
@@ -54,10 +72,7 @@ __global__ void __launch_bounds__(kThreads) gather_rows(PackView<P> tokens,  // 
   if (row >= rows) return;
   const int64_t b = row / ids.columns, id = ids.at(b, row % ids.columns);
   const bool inside = id >= 0 && id < tokens.length;
-  const P* from = tokens.row(b, inside ? id : 0);
-  P* to = out + row * tokens.width;
-  for (int64_t p = threadIdx.x; p < tokens.width; p += blockDim.x)
-    to[p] = inside ? from[p * tokens.column_stride] : filled<P>(0xff);
+  copy_row(tokens.row(b, inside ? id : 0), tokens.column_stride, out + row * tokens.width, tokens.width, inside, 0xff);
 }
 
 // mask: as gather, with the mask token or the row of the tokens.
@@ -71,10 +86,8 @@ __global__ void __launch_bounds__(kThreads) mask_rows(PackView<P> tokens,       
   if (row >= rows) return;
   const int64_t b = row / tokens.length, n = row % tokens.length;
   const bool masked = mask.at(b, n);
-  const P* from = masked ? mask_token : tokens.row(b, n);
-  const int64_t stride = masked ? mask_token_stride : tokens.column_stride;
-  P* to = out + row * tokens.width;
-  for (int64_t p = threadIdx.x; p < tokens.width; p += blockDim.x) to[p] = from[p * stride];
+  copy_row(masked ? mask_token : tokens.row(b, n), masked ? mask_token_stride : tokens.column_stride,
+           out + row * tokens.width, tokens.width);
 }
 
 // scatter: a block owns kTokens tokens of one batch row. First, thread t < kTokens reads the K ids for token t: K * N
@@ -103,18 +116,21 @@ __global__ void __launch_bounds__(kThreads) scatter_add_rows(PackView<P> values,
   for (int t = threadIdx.y; t < kTokens && n0 + t < length; t += blockDim.y) {
     const int64_t n = n0 + t, k_first = first[t], k_last = last[t];
     P* to = out + (b * length + n) * values.width;
+    if (k_first == k_last) {
+      copy_row(values.row(b, max(k_first, int64_t{0})), values.column_stride, to, values.width, k_first >= 0);
+      continue;
+    }
+#pragma unroll 1
     for (int64_t p = threadIdx.x; p < values.width; p += blockDim.x) {
       const P* from = values.row(b, 0) + p * values.column_stride;
-      P pack = k_first < 0 ? filled<P>(0) : from[k_first * values.row_stride];
-      if (k_first < k_last) {
-        Wide<T> sum[P::kLanes] = {};
-        for (int64_t k = k_first; k <= k_last; ++k) {
-          if (ids.at(b, k) != n) continue;
-          pack = from[k * values.row_stride];
-          for (int i = 0; i < P::kLanes; ++i) sum[i] += widen(pack.lane[i]);
-        }
-        for (int i = 0; i < P::kLanes; ++i) pack.lane[i] = narrow<T>(sum[i]);
+      P pack;
+      Wide<T> sum[P::kLanes] = {};
+      for (int64_t k = k_first; k <= k_last; ++k) {
+        if (ids.at(b, k) != n) continue;
+        pack = from[k * values.row_stride];
+        for (int i = 0; i < P::kLanes; ++i) sum[i] += widen(pack.lane[i]);
       }
+      for (int i = 0; i < P::kLanes; ++i) pack.lane[i] = narrow<T>(sum[i]);
       to[p] = pack;
     }
   }
