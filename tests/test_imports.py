@@ -206,6 +206,12 @@ def test_an_offending_include_is_found(name, source, offences):
     assert len(include_offences(name, source)) == offences
 
 
+def test_type_checkers_see_the_public_names_where_they_are_loaded_from():
+    stub = ast.parse(Path(maskfeat_kernels.__file__).with_suffix(".pyi").read_text())
+    home = {name.asname: node.module for node in stub.body if isinstance(node, ast.ImportFrom) for name in node.names}
+    assert home == maskfeat_kernels._HOME
+
+
 @pytest.mark.parametrize("name", maskfeat_kernels.__all__)
 def test_public_names_resolve_and_are_documented(name):
     assert getattr(maskfeat_kernels, name) is not None

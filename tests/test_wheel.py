@@ -53,6 +53,7 @@ def test_a_wheel_with_cuda_kernels_is_built_and_imported_without_a_gpu(tmp_path)
     # The module for NumPy ties the wheel to this Python.
     assert f"-cp{sys.version_info.major}{sys.version_info.minor}-" in wheel.name
     subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, packages], check=True)
+    assert {"__init__.pyi", "py.typed"} <= {path.name for path in (packages / "maskfeat_kernels").iterdir()}
     run = [clean / "bin" / "python", "-c", USE.format(environment=str(clean))]
     used = subprocess.run(run, check=True, cwd=tmp_path, capture_output=True, text=True)
     assert used.stdout.split() == ["cpu", "cuda"]
