@@ -195,7 +195,7 @@ def reports() -> dict[str, dict]:
 
 def outdated(report: dict) -> list[str]:
     """The cases that only the report has or only a run of today would; compat's need libraries that may be absent."""
-    absent = {*report["absent"], *rivals.absent()} & {"OpenCV", "compat.skimage and compat.opencv"}
+    absent = {*report["absent"], *rivals.absent(report["device"])} & {"OpenCV", "compat.skimage and compat.opencv"}
     suites = [suite for suite in SUITES if suite != "compat" or not absent]
     settings = Settings(report["device"], report.get("threads", 1))
     today = {f"{suite}: {case.title}" for suite in suites for case in cases(suite, settings)}

@@ -22,8 +22,8 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
 CANNOT = {
     "reference layer": "float32 images of three channels only. Taken "
-    "eagerly, under torch.compile, and under fp16 autocast, as MaskFeat trains it; on a CPU its convolutions are then "
-    "cast by hand, because CPU autocast would fail in its scatter.",
+    "eagerly, under torch.compile in its default mode, and under fp16 autocast, as MaskFeat trains it; on a CPU its "
+    "convolutions are then cast by hand, because CPU autocast would fail in its scatter.",
     "soft conv HOG": "float32 images only. Convolutions, votes shared between the two nearest bins: how HOG is usually "
     "written for a GPU (kornia has its parts, and no HOG).",
     "OpenCV": "uint8 images only, no batch, no GPU in the wheels, no separate channels (of three it keeps the "
@@ -65,20 +65,21 @@ def is_there(name: str) -> bool:
     return not isinstance(optional(name), str)
 
 
-def absent() -> dict[str, str]:
+def absent(device: str = "cpu") -> dict[str, str]:
     """Rivals that cannot take part here, and why."""
+    reasons = {"OpenCV CUDA": "cuda.HOG is never called: it is in none of the wheels, only in builds from source"}
+    if device == "cuda":
+        reasons |= dict.fromkeys(("OpenCV", "scikit-image", "hogpp", "fasthog"), "runs on CPUs only")
+        return reasons | {"OpenCV OpenCL": "measured beside OpenCV, on CPUs only"}
     modules = {
         "OpenCV": "cv2",
         "fasthog": "fasthog",
         "hogpp": "hogpp",
         "compat.skimage and compat.opencv": NUMPY_OPS,
     }
-    reasons = {rival: optional(name) for rival, name in modules.items() if not is_there(name)}
-    if is_there("cv2"):
-        cv2 = optional("cv2")
-        if not cv2.ocl.haveOpenCL():
-            reasons["OpenCV OpenCL"] = "OpenCV finds no OpenCL device"
-    reasons["OpenCV CUDA"] = "cuda.HOG is never called: it is in none of the wheels, only in builds from source"
+    reasons |= {rival: optional(name) for rival, name in modules.items() if not is_there(name)}
+    if is_there("cv2") and not optional("cv2").ocl.haveOpenCL():
+        reasons["OpenCV OpenCL"] = "OpenCV finds no OpenCL device"
     return reasons
 
 

@@ -319,6 +319,13 @@ def test_a_rival_that_is_not_installed_is_absent(monkeypatch):
     rivals.optional.cache_clear()
 
 
+def test_every_rival_is_measured_on_a_gpu_or_told_to_be_absent():
+    on_gpu = {"reference layer", "soft conv HOG", "torch.lerp"}
+    assert on_gpu | set(rivals.absent("cuda")) >= set(rivals.CANNOT)
+    assert not on_gpu & set(rivals.absent("cuda"))
+    assert rivals.absent("cuda")["scikit-image"] == "runs on CPUs only"
+
+
 def test_the_soft_layer_shares_a_vote_between_the_nearest_bins():
     """A ramp that climbs at 30 degrees: with 9 bins a step is 20 degrees, so that bins 1 and 2 get half each."""
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
