@@ -2,7 +2,8 @@
 
 Scale, mean and deviation cancel in a HOG, so that the truth about a photograph is that of its bytes, on which all
 gradients are integers. Each rival is judged by its own definition: in float64 on the bytes, or for OpenCV, which has no
-float64, in the formulas of its source with an exact arc tangent.
+float64, in the formulas of its source with an exact arc tangent. hogpp and fasthog, whose definitions are written
+nowhere else, are judged by their own results in float64 on the bytes: what float64 does not mend is not seen.
 """
 
 import dataclasses
@@ -65,6 +66,8 @@ def contenders(settings: Settings, batch: int) -> list[Contender]:
             precise = f"{name} {str(dtype).removeprefix('torch.')}"
             result.append(Contender(precise, INPUTS[0], run, one, planes.to(dtype), *ours, 2))
             result.append(Contender(precise, INPUTS[1], run, one, floats.to(dtype), *ours, 2))
+        double = normalised(planes, torch.float64)
+        result.append(Contender(f"{name} float64", INPUTS[1], run, one, double, *ours, 2))
     layers = {"reference layer float32": r.hog_layer, "reference layer fp16 autocast": r.hog_layer_autocast}
     if not settings.quick:
         layers["reference layer compiled"] = r.hog_layer_compiled(settings.device)
@@ -91,20 +94,20 @@ def libraries(images: np.ndarray) -> list[Contender]:
         truth = r.exact_opencv_hog(gray)
         result.append(Contender("OpenCV uint8", INPUTS[0], r.opencv_hog, None, gray, truth, None, -1))
     if r.is_there("hogpp"):
-        truth = r.hogpp_hog(gray)  # computed in float64
+        truth = r.hogpp_hog(gray)  # its own, which of bytes is float64
         for given, x in zip(INPUTS, (gray.astype(np.float32), floats), strict=True):
             result.append(Contender("hogpp float32", given, r.hogpp_hog, None, x, truth, None, -1))
     if r.is_there("fasthog"):
-        truth = r.fasthog_hog(gray.astype(np.float64))
+        truth = r.fasthog_hog(gray.astype(np.float64))  # its own too
         x = floats.astype(np.float64)
         result.append(Contender("fasthog float64", INPUTS[1], r.fasthog_hog, None, x, truth, None, -1))
     return result
 
 
-def normalised(planes: Tensor) -> Tensor:  # [B, 3, H, W] uint8 -> float32
+def normalised(planes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:  # [B, 3, H, W] uint8 -> dtype
     """As for training: scaled to [0, 1], minus the mean, over the deviation."""
-    mean, std = (torch.tensor(v, device=planes.device).view(3, 1, 1) for v in (MEAN, STD))
-    return (planes.float() / 255 - mean) / std
+    mean, std = (torch.tensor(v, dtype=dtype, device=planes.device).view(3, 1, 1) for v in (MEAN, STD))
+    return (planes.to(dtype) / 255 - mean) / std
 
 
 def judge(contenders: list[Contender], settings: Settings) -> list[dict]:

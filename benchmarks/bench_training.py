@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import rivals as r
-from benchmarks.bench_hog import KEPT, chosen_patches, exact, take, to_tokens
+from benchmarks.bench_hog import KEPT, SKIMAGE_TOLERANCE, chosen_patches, exact, take, to_tokens
 from benchmarks.bench_memory import peak_bytes
 from benchmarks.bench_step import step_rivals
 from benchmarks.timing import Case, Rival, Settings, measure_rivals
@@ -61,13 +61,14 @@ def places(settings: Settings, workers: int) -> list[Rival]:
     truth = exact(last)
     ids = chosen_patches(batch, KEPT, settings.device)
     tokens = take(to_tokens(truth), ids.cpu())
+    of_skimage = torch.from_numpy(r.exact_skimage_hog(last.movedim(1, -1).numpy()))[..., None, None, :]
 
-    def rival(name, in_worker, on_device, expected=truth):
+    def rival(name, in_worker, on_device, expected=truth, **gate):
         images = Photographs(count, in_worker)
         data = DataLoader(images, batch_size=batch, num_workers=workers, persistent_workers=True)
         versus = None if name == "no targets" else "no targets"
         run = partial(epoch, on_device=on_device, device=settings.device)
-        return Rival(name, run, [data], expected, versus, items=count, on_host=True)
+        return Rival(name, run, [data], expected, versus, items=count, on_host=True, **gate)
 
     rivals = [
         rival("no targets", None, None, None),
@@ -75,10 +76,10 @@ def places(settings: Settings, workers: int) -> list[Rival]:
         rival("fused_hog on the device", None, fused_hog),
         rival("reference layer on the device", None, lambda x: r.hog_layer(x.float())),
         rival("fused_hog in the workers", fused_hog, None),
-        rival("scikit-image in the workers", skimage_target, None, None),
+        rival("scikit-image in the workers", skimage_target, None, of_skimage, tolerance=SKIMAGE_TOLERANCE),
     ]
     if r.is_there(r.NUMPY_OPS):
-        rivals.append(rival("compat.skimage in the workers", compat_target, None, None))
+        rivals.append(rival("compat.skimage in the workers", compat_target, None, of_skimage))
     return rivals
 
 

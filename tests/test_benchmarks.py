@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench_accuracy, bench_hog, bench_masked_gather, bench_memory, rivals, timing
+from benchmarks import bench_accuracy, bench_hog, bench_masked_gather, bench_memory, bench_training, rivals, timing
 from benchmarks.bench_accuracy import Contender, judge
 from benchmarks.machine import ROOT
 from benchmarks.rivals import (
@@ -354,6 +354,17 @@ def test_the_gate_stops_rivals_that_permute_bins():
             check(rival)
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_the_gate_stops_targets_that_permute_bins():
+    rivals = {rival.name: rival for rival in bench_training.places(QUICK, 1)}
+    assert {name for name, rival in rivals.items() if rival.expected is None} == {"no targets"}
+    rival = rivals["scikit-image in the workers"]
+    assert check(rival)["max_error"] < 1e-6
+    rival.expected = rival.expected.roll(1, -1)
+    with pytest.raises(WrongResult, match="off by"):
+        check(rival)
+
+
 def test_bytes_are_those_that_a_result_needs():
     """The patch at row 1, column 1 needs 18x18 pixels of three channels, the first one 17x17, two of them 18x34."""
     for ids, pixels in (([15], 18 * 18), ([0], 17 * 17), ([15, 16], 18 * 34)):
@@ -379,6 +390,15 @@ def test_no_library_is_its_own_judge():
     assert on_bytes["pixels_wrong"] == on_bytes["cells_off"] == 0
     assert 0 < on_bytes["largest_error"] < 1e-6, "its sums are rounded, and ours in another order"
     assert all(row["largest_error"] > 0 for row in rows.values())
+
+
+def test_normalised_floats_lose_pixels_in_every_precision():
+    """A sum of gradients that cancel on whole numbers leaves a rounding error on floats, of which float64 has some."""
+    contenders = bench_accuracy.contenders(QUICK, 1)
+    ours = [c for c in contenders if c.name.startswith("fused_hog float") and c.given != "bytes"]
+    rows = {row["name"]: row["pixels_wrong"] for row in judge(ours, QUICK)}
+    assert rows.keys() == {"fused_hog float64", "fused_hog float32", "fused_hog float16"}
+    assert all(0 < share < 0.05 for share in rows.values())
 
 
 def test_the_truth_in_strips_is_the_truth():
