@@ -83,11 +83,13 @@ def exact(planes: Tensor, **changes) -> Tensor:
 
 
 OPENCV_TOLERANCE = 2e-3
-"""Its polynomial for the arc tangent is off by 1.7e-4 radians, 5e-4 of a bin, which moves that share of a vote: into a
-bin from one neighbour and out of it to the other, and the norm after clipping is at most half of that before."""
+"""Its polynomial for the arc tangent is off by 1.7e-4 radians, 5e-4 of one of nine bins (of more in proportion), which
+moves that share of a vote: into a bin from one neighbour and out of it to the other, and the norm after clipping is at
+most half of that before."""
 
-SKIMAGE_TOLERANCE = 1e-5
-"""64 additions in float32 and the norm: 70 roundings of 2^-24 are 4e-6 of a bin, and as much again of the norm."""
+SKIMAGE_TOLERANCE = 4e-5
+"""Cells of up to 256 pixels: as many additions in float32 and the norm, 262 roundings of 2^-24, are 1.6e-5 of a bin,
+and as much again of the norm."""
 
 INTEGRAL_TOLERANCE = 0.1
 """On average, of hogpp: float32 sums over an image of 1e6 pixels or less with a mean gradient of 30 reach 3e7, where a
@@ -185,26 +187,43 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def libraries(images: np.ndarray, turns=lambda x: [x], opencv_only: bool = False, more: str = "", **job) -> list[Rival]:
-    """Those that take colour and gray images, each with the dtype it is fastest with and compared to ours on it.
+USUAL = "9 bins, cell 8x8"
 
-    turns: makes the inputs of an array; more: what follows in the names, ours too; job: further fields of the rivals.
+LIBRARIES = ("OpenCV", "scikit-image", "hogpp")
+"""Those that take colour and gray images."""
+
+
+def libraries(
+    images: np.ndarray,
+    turns=lambda x: [x],
+    names: tuple[str, ...] = LIBRARIES,
+    more: str = "",
+    changes: dict | None = None,
+    **job,
+) -> list[Rival]:
+    """Each of ``names`` with the dtype it is fastest with and compared to ours on it.
+
+    turns: makes the inputs of an array; more: what follows in the names, ours too; changes: the bins, cell, block and
+    norm where they are others, without hogpp, and of OpenCV without the norm; job: further fields of the rivals.
     """
-    rivals, floats = [], images.astype(np.float32)
+    rivals, floats, changes = [], images.astype(np.float32), changes or {}
 
-    def add(name: str, hog, x: np.ndarray, truth: np.ndarray, tolerance: float, on_average: bool = False) -> None:
-        fields = {"tolerance": tolerance, "on_average": on_average, "versus": f"fused_hog {x.dtype}{more}", **job}
+    def add(name: str, hog, exact_hog, x: np.ndarray, options: dict, **gate) -> None:
+        fields = {"versus": f"fused_hog {x.dtype}{more}", **gate, **job}
         if more:
             fields["series"] = f"{name} {x.dtype}"
-        rivals.append(Rival(f"{name} {x.dtype}{more}", hog, turns(x), torch.from_numpy(truth), **fields))
+        truth = torch.from_numpy(exact_hog(images, **options))
+        rivals.append(Rival(f"{name} {x.dtype}{more}", partial(hog, **options), turns(x), truth, **fields))
 
-    if r.is_there("cv2"):
-        add("OpenCV", r.opencv_hog, images, r.exact_opencv_hog(images), OPENCV_TOLERANCE)
-    if opencv_only:
-        return rivals
-    add("scikit-image", r.skimage_hog, floats, r.exact_skimage_hog(images), SKIMAGE_TOLERANCE)
-    if r.is_there("hogpp"):  # it computes bytes in float64
-        add("hogpp", r.hogpp_hog, floats, r.hogpp_hog(images), INTEGRAL_TOLERANCE, on_average=True)
+    if "OpenCV" in names and r.is_there("cv2"):
+        options = {option: value for option, value in changes.items() if option != "norm"}
+        tolerance = OPENCV_TOLERANCE * options.get("bins", 9) / 9
+        add("OpenCV", r.opencv_hog, r.exact_opencv_hog, images, options, tolerance=tolerance)
+    if "scikit-image" in names:
+        add("scikit-image", r.skimage_hog, r.exact_skimage_hog, floats, changes, tolerance=SKIMAGE_TOLERANCE)
+    if "hogpp" in names and r.is_there("hogpp"):  # it computes bytes in float64
+        gate = {"tolerance": INTEGRAL_TOLERANCE, "on_average": True}
+        add("hogpp", r.hogpp_hog, r.hogpp_hog, floats, {}, **gate)
     return rivals
 
 
@@ -224,16 +243,22 @@ def dtypes_and_layouts(settings: Settings, batch: int) -> list[Rival]:
 
 
 def parameters(settings: Settings, batch: int) -> list[Rival]:
-    """Other bins, cells and blocks: what a general kernel costs against its usual case."""
-    planes, truth = photographs(batch, settings.device)
-    first = "fused_hog, 9 bins, cell 8x8"
-    rivals = [Rival(first, fused_hog, [planes], truth, operations=operations(planes.numel()), items=batch)]
-    choices = [{"bins": bins} for bins in (4, 6, 12, 18, 36)] + [{"cell": cell} for cell in (4, 16, (6, 5))]
+    """Other bins, cells and blocks: what a general kernel costs against its usual case, and the libraries by ours."""
+    planes, _ = photographs(batch, settings.device)
+    choices = [{}] + [{"bins": bins} for bins in (4, 6, 12, 18, 36)] + [{"cell": cell} for cell in (4, 16, (6, 5))]
     choices += [{"block": 2}, {"block": 3, "norm": "l2-hys"}]
+    rivals = []
     for changes in choices:
-        name = ", ".join(["fused_hog", *(f"{option} {value}" for option, value in changes.items())])
-        job = {"versus": first, "operations": operations(planes.numel(), changes.get("bins", 9)), "items": batch}
-        rivals.append(Rival(name, partial(fused_hog, **changes), [planes], exact(planes, **changes), **job))
+        more = ", " + (", ".join(f"{option} {value}" for option, value in changes.items()) or USUAL)
+        job = {"operations": operations(planes.numel(), changes.get("bins", 9)), "items": batch}
+        truth = exact(planes, **changes)
+        for x in (planes, planes.float()):
+            name = f"fused_hog {short(x.dtype)}"
+            versus = f"{name}, {USUAL}" if changes else None
+            rivals.append(Rival(f"{name}{more}", partial(fused_hog, **changes), [x], truth, versus, **job))
+        if settings.device == "cpu":
+            names = ("scikit-image",) if isinstance(changes.get("cell"), tuple) else ("OpenCV", "scikit-image")
+            rivals += libraries(r.photograph_batch(batch), names=names, more=more, changes=changes, items=batch)
     return rivals
 
 
@@ -275,22 +300,28 @@ def pixels(settings: Settings) -> list[Rival]:
             job |= {"versus": f"fused_hog float32, {side}x{side}"}
             rivals.append(Rival(f"{series}, {side}x{side}", run, [planes.float()], truth, series=series, **job))
         if settings.device == "cpu":
-            job = {"opencv_only": side > 1024, "more": f", {side}x{side}", "at": side**2}
-            rivals += libraries(r.photograph_batch(1, side), **job)
+            names = LIBRARIES if side <= 1024 else ("OpenCV",)
+            rivals += libraries(r.photograph_batch(1, side), names=names, more=f", {side}x{side}", at=side**2)
     return rivals
 
 
 def batches(settings: Settings) -> list[Rival]:
-    """The throughput of many images in a call."""
+    """The throughput of many images in a call: ours up to 512, the reference layer up to 128, OpenCV up to 32."""
     rivals = []
     for batch in (1, 4) if settings.quick else (1, 2, 8, 32, 128, 512):
         planes, truth = photographs(batch, settings.device)
-        job = {"at": batch, "items": batch, "operations": operations(planes.numel())}
+        more, place = f", batch {batch}", {"at": batch, "items": batch}
+        job = {**place, "operations": operations(planes.numel())}
         for name, backend in our_backends(settings.device).items():
             for x in (planes, planes.float()):
                 series = f"{name} {short(x.dtype)}"
                 run = partial(fused_hog, backend=backend)
-                rivals.append(Rival(f"{series}, batch {batch}", run, [x], truth, series=series, **job))
+                rivals.append(Rival(f"{series}{more}", run, [x], truth, series=series, **job))
+        if batch <= 128:
+            series, versus = "reference layer float32", f"fused_hog float32{more}"
+            rivals.append(Rival(f"{series}{more}", r.hog_layer, [planes.float()], truth, versus, series=series, **job))
+        if batch <= 32 and settings.device == "cpu":
+            rivals += libraries(r.photograph_batch(batch), names=("OpenCV",), more=more, **place)
     return rivals
 
 

@@ -186,63 +186,72 @@ def soft_conv_hog(
 
 def opencv_hog(
     images: np.ndarray,  # [B, H, W, 3] or [B, H, W], uint8
-) -> np.ndarray:  # [B, H // 8, W // 8, 9] float32
-    """``cv2.HOGDescriptor`` with blocks of one cell, image after image: it takes no batch.
+    cell: int = 8,
+    bins: int = 9,
+    block: int = 1,
+) -> np.ndarray:  # [B, H // cell - block + 1, W // cell - block + 1, block * block * bins] float32
+    """``cv2.HOGDescriptor`` with a block at each cell, image after image: it takes no batch.
 
     Differences: central differences in place of Sobel; of the three channels only the strongest at each pixel, so a
-    third of the histograms; an approximate arc tangent; votes shared between neighbouring bins and weighted by a
-    Gaussian over the cell; clipped L2 normalisation with a large epsilon.
+    third of the histograms; an approximate arc tangent; votes shared between neighbouring bins and cells of a block and
+    weighted by a Gaussian over the block; clipped L2 normalisation with a large epsilon.
     """
     height, width = images.shape[1:3]
-    compute = opencv_descriptor(height, width, 8).compute
+    compute = opencv_descriptor(height, width, block * cell, cell, bins).compute
+    down, across = height // cell - block + 1, width // cell - block + 1
 
-    def hog(image):  # its cells run down the columns first
-        return compute(image).reshape(width // 8, height // 8, 9).swapaxes(0, 1)
+    def hog(image):  # its blocks, and the cells of each, run down the columns first
+        features = compute(image).reshape(across, down, block, block, bins)
+        return features.transpose(1, 0, 3, 2, 4).reshape(down, across, -1)
 
     return hog(images[0])[None] if len(images) == 1 else np.stack([hog(image) for image in images])
 
 
 def exact_opencv_hog(
     images: np.ndarray,  # [B, H, W, 3] or [B, H, W], uint8
-) -> np.ndarray:  # [B, H // 8, W // 8, 9] float64
+    cell: int = 8,
+    bins: int = 9,
+    block: int = 1,
+) -> np.ndarray:  # [B, H // cell - block + 1, W // cell - block + 1, block * block * bins] float64
     """:func:`opencv_hog` in float64 with an exact arc tangent, by the formulas of OpenCV's source.
 
     Central differences, mirrored at the border, of the strongest channel, the first of several; votes shared by the
-    two nearest bin centres; weights of a Gaussian (deviation 2, centred half a pixel late) and of the distance to the
-    centre of the cell; L2-Hys with the epsilons of the source, 0.1 for each bin and then 1e-3.
+    two nearest bin centres; weights of a Gaussian over the block (deviation a quarter of its side, centred half a pixel
+    late) and of the distance to the centre of a cell; L2-Hys with the epsilons of the source, 0.1 for each bin of a
+    block and then 1e-3.
     """
-    height, width = (size // 8 * 8 for size in images.shape[1:3])
+    (down, across), side = (size // cell - block + 1 for size in images.shape[1:3]), block * cell
+    width = (across + block - 1) * cell
     colour = images.reshape(*images.shape[:3], -1)
     padded = np.pad(colour, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="reflect")
-    i = np.arange(8)
-    axis = np.exp(-((i - 4) ** 2) / (2 * 2.0**2)) * (1 - np.abs((i + 0.5) / 8 - 0.5))
-    weights = np.tile(np.outer(axis, axis), (1, width // 8))  # of a row of cells
-    cell = 9 * (np.arange(width) // 8)
+    i = np.arange(side)
+    near = np.maximum(1 - np.abs((i + 0.5) / cell - 0.5 - np.arange(block)[:, None]), 0)
+    weights = near * np.exp(-((i - side / 2) ** 2) / (2 * (side / 4) ** 2))  # [block, side]
     rows = []
     for image in padded:
-        for y in range(0, height, 8):
-            part = image[y : y + 10, : width + 2].astype(np.float64)
+        for y in range(0, down * cell, cell):
+            part = image[y : y + side + 2, : width + 2].astype(np.float64)
             dx, dy = part[1:-1, 2:] - part[1:-1, :-2], part[2:, 1:-1] - part[:-2, 1:-1]
             strongest = (dx**2 + dy**2).argmax(-1)[..., None]
-            dx, dy = (np.take_along_axis(d, strongest, -1)[..., 0] for d in (dx, dy))
-            place = np.arctan2(dy, dx) / np.pi * 9 - 0.5
+            dx, dy = (np.take_along_axis(d, strongest, -1) for d in (dx, dy))
+            place = np.arctan2(dy, dx) / np.pi * bins - 0.5
             lower = np.floor(place)
-            votes = np.hypot(dx, dy) * weights
-            histogram = np.zeros(9 * width // 8)
+            votes = np.zeros((side, width, bins))
             for k, share in ((0, 1 - place + lower), (1, place - lower)):
-                at = cell + (lower.astype(int) + k) % 9
-                histogram += np.bincount(at.ravel(), (votes * share).ravel(), histogram.size)
-            rows.append(histogram)
-    histogram = np.stack(rows).reshape(len(images), height // 8, width // 8, 9)
-    once = histogram / (np.linalg.norm(histogram, axis=-1, keepdims=True) + 0.9)
+                np.put_along_axis(votes, (lower.astype(int) + k) % bins, np.hypot(dx, dy) * share, -1)
+            cells = np.einsum("iy,yxk->ixk", weights, votes)
+            windows = np.lib.stride_tricks.sliding_window_view(cells, side, axis=1)[:, ::cell]
+            rows.append(np.einsum("jx,iakx->aijk", weights, windows).reshape(across, -1))
+    histogram = np.stack(rows).reshape(len(images), down, across, -1)
+    once = histogram / (np.linalg.norm(histogram, axis=-1, keepdims=True) + 0.1 * histogram.shape[-1])
     once = np.minimum(once, 0.2)
     return once / (np.linalg.norm(once, axis=-1, keepdims=True) + 1e-3)
 
 
 @functools.cache
-def opencv_descriptor(height: int, width: int, block: int):
-    """Its sizes are (width, height): window, block, block stride, cell; then the number of bins."""
-    return optional("cv2").HOGDescriptor((width, height), (block, block), (8, 8), (8, 8), 9)
+def opencv_descriptor(height: int, width: int, block: int, cell: int = 8, bins: int = 9):
+    """Its sizes are (width, height) in pixels: window, block, block stride, cell; then the number of bins."""
+    return optional("cv2").HOGDescriptor((width, height), (block, block), (cell, cell), (cell, cell), bins)
 
 
 def opencv_opencl_hog(
@@ -257,9 +266,12 @@ def opencv_opencl_hog(
 
 def skimage_hog(
     images: np.ndarray,  # [B, H, W, 3] or [B, H, W], uint8 or floating
-    cell: int = 8,
-) -> np.ndarray:  # [B, H // cell, W // cell, 9] float64, float32 for float32 images
-    """``skimage.feature.hog`` with blocks of one cell, image after image: it takes no batch.
+    cell: "int | tuple[int, int]" = 8,
+    bins: int = 9,
+    block: int = 1,
+    norm: str = "l2",
+) -> np.ndarray:  # [B, rows, columns, block * block * bins], float64, float32 for float32 images
+    """``skimage.feature.hog`` with a block at each cell, image after image: it takes no batch.
 
     Differences: central differences in place of Sobel, zero at the border; of the three channels only the strongest at
     each pixel, so a third of the histograms; the angle measured from the other axis; the mean instead of the sum over
@@ -267,18 +279,21 @@ def skimage_hog(
     """
     from skimage.feature import hog
 
-    options = {**SKIMAGE_OPTIONS, "pixels_per_cell": (cell, cell), "channel_axis": -1 if images.ndim == 4 else None}
-    return np.stack([hog(image, **options)[:, :, 0, 0] for image in images])
+    options = {**SKIMAGE_OPTIONS, "orientations": bins, "cells_per_block": (block, block), "block_norm": norm.title()}
+    options["pixels_per_cell"] = cell if isinstance(cell, tuple) else (cell, cell)
+    options["channel_axis"] = -1 if images.ndim == 4 else None
+    results = (hog(image, **options) for image in images)
+    return np.stack([result.reshape(*result.shape[:2], -1) for result in results])
 
 
 def exact_skimage_hog(
     images: np.ndarray,  # [B, H, W, 3] or [B, H, W], uint8
-    cell: int = 8,
-) -> np.ndarray:  # [B, H // cell, W // cell, 9] float64
+    **changes,  # of cell, bins, block, norm
+) -> np.ndarray:  # as skimage_hog, float64
     """:func:`skimage_hog` in float64 with exact bins, by our reference backend, image after image."""
-    hog = functools.partial(fused_hog, spec=SKIMAGE, block=1, norm="l2", cell=cell, backend="reference")
+    hog = functools.partial(fused_hog, spec=SKIMAGE, backend="reference", **{"block": 1, "norm": "l2", **changes})
     planes = torch.from_numpy(images.reshape(*images.shape[:3], -1)).movedim(-1, 1)
-    return np.stack([hog(image.double())[:, :, 0, 0].numpy() for image in planes])
+    return np.stack([hog(image.double()).flatten(2).numpy() for image in planes])
 
 
 def fasthog_hog(

@@ -338,10 +338,12 @@ def test_the_soft_layer_shares_a_vote_between_the_nearest_bins():
 
 @needs_opencv
 @pytest.mark.parametrize("batch", [photograph_batch, gray_batch])
-def test_the_formulas_of_opencv(batch):
-    """Its polynomial is off by 1.7e-4 radians, 5e-4 of a bin; clipping and the norms can double what that moves."""
+@pytest.mark.parametrize("changes", [{}, {"bins": 4}, {"bins": 36}, {"cell": 4}, {"cell": 16}, {"block": 2}])
+def test_the_formulas_of_opencv(batch, changes):
+    """Its polynomial is off by 1.7e-4 radians, 5e-4 of a bin of nine; clipping and the norms can double its effect."""
     images = batch(2, side=64)
-    assert np.abs(opencv_hog(images) - exact_opencv_hog(images)).max() < bench_hog.OPENCV_TOLERANCE
+    tolerance = bench_hog.OPENCV_TOLERANCE * changes.get("bins", 9) / 9
+    assert np.abs(opencv_hog(images, **changes) - exact_opencv_hog(images, **changes)).max() < tolerance
 
 
 @needs_opencv
@@ -352,6 +354,21 @@ def test_the_gate_stops_rivals_that_permute_bins():
         rival.expected = rival.expected.roll(1, axis)
         with pytest.raises(WrongResult, match="off by"):
             check(rival)
+
+
+def test_every_parameter_and_batch_has_its_rivals():
+    """Each is compared with ours of the same dtype, at the same place."""
+    rivals = [*bench_hog.parameters(QUICK, 1), *bench_hog.batches(QUICK)]
+    others = [rival for rival in rivals if not rival.name.startswith("fused_hog")]
+    for rival in others:
+        name, _, place = rival.name.partition(", ")
+        assert rival.versus == f"fused_hog {name.split()[-1]}, {place}"
+    places = {rival.name.partition(", ")[2] for rival in rivals}
+    assert len(places) == 11 + 2, "parameters and batches"
+    assert {rival.name.partition(", ")[2] for rival in others} == places
+    if bench_hog.r.is_there("cv2"):
+        without = {rival.name.partition(", ")[2] for rival in others if rival.name.startswith("OpenCV")} ^ places
+        assert without == {"cell (6, 5)"}, "which is no part of 224"
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -443,6 +460,7 @@ def test_processes_have_to_agree(factor, monkeypatch):
         lambda: bench_hog.gray(1),
         lambda: bench_hog.dtypes_and_layouts(QUICK, 1),
         lambda: bench_hog.parameters(QUICK, 1),
+        lambda: bench_hog.batches(QUICK),
         lambda: bench_hog.overhead(QUICK),
         lambda: bench_hog.targets(QUICK, 1),
         lambda: bench_hog.mask_ratios(QUICK, 1),
