@@ -1,4 +1,4 @@
-"""What is made of a report: tables, curves, plots, the results in the README; and the command that writes it."""
+"""What is made of a report: tables, curves, plots; and the command that writes it."""
 
 import json
 import os
@@ -10,50 +10,17 @@ import sys
 
 import pytest
 import torch
+from benchmark_report import row, small_report
 
 from benchmarks import __main__ as command
-from benchmarks import machine, readme, report
+from benchmarks import machine, report
 from benchmarks.machine import ROOT
-from benchmarks.suites import SUITES, cases
-from benchmarks.timing import Case, Rival, Settings
-
-
-def row(name, ms, **more):
-    seconds = {"median": ms / 1e3, "p20": ms / 1e3, "p80": 2 * ms / 1e3}
-    return {"name": name, "threads": 1, "seconds": seconds, "samples": [ms / 1e3], **more}
-
-
-def ratio(to, value):
-    return {"to": to, "median": value, "p20": value, "p80": value}
+from benchmarks.timing import Case, Rival
 
 
 @pytest.fixture
 def result():
-    """A small report: a race, a curve whose time grows as the pixels to the power 1.5, and a judgement."""
-    race = [
-        row("fused_hog uint8", 1.0, max_error=1e-7, bytes=1000, operations=5000, items_per_second=1000.0),
-        row("OpenCV uint8", 4.0, max_error=None, ratio=ratio("fused_hog uint8", 4.0), items_per_second=250.0),
-        row("a wonder", 0.5, max_error=None, ratio=ratio("fused_hog uint8", 0.5), items_per_second=2000.0),
-    ]
-    curve = [row(f"fused_hog, {side}", 1e-3 * side**3, at=side**2, series="fused_hog") for side in (512, 64, 1024, 256)]
-    judged = [
-        {"name": "fused_hog", "given": "bytes", "pixels_wrong": 0.0, "cells_off": 0.0, "largest_error": 4e-7},
-        {"name": "soft", "given": "bytes", "cells_off": 0.25, "largest_error": 0.5},
-    ]
-    return {
-        "device": "cpu",
-        "quick": True,
-        "threads": 1,
-        "environment": machine.environment(),
-        "ceilings": {"1": {"copy_bytes_per_second": 1e10, "operations_per_second": 1e11}},
-        "cannot": {"OpenCV": "no batch"},
-        "absent": {"hogpp": "not installed"},
-        "cases": [
-            {"suite": "hog", "title": "RGB 224x224, batch 2", "axis": None, "rows": race},
-            {"suite": "hog", "title": "Time and pixels", "axis": "pixels of one RGB image", "rows": curve},
-            {"suite": "accuracy", "title": "Accuracy", "axis": None, "rows": judged},
-        ],
-    }
+    return small_report()
 
 
 def test_json_and_tables(result, tmp_path):
@@ -99,72 +66,6 @@ def test_plots_need_the_report_alone(result, tmp_path):
     assert report.main([str(tmp_path / "cpu.json"), "--out", str(tmp_path / "plots")]) == 0
     names = {path.name for path in (tmp_path / "plots").glob("*.png") if path.read_bytes().startswith(b"\x89PNG")}
     assert names == {f"cpu_{kind}.png" for kind in ("time-and-pixels", "hog-times", "accuracy", "roofline")}
-
-
-def test_the_readme_is_up_to_date():
-    """If it fails: make results."""
-    assert readme.main(["--check"]) == 0
-
-
-def test_the_readme_follows_the_results(monkeypatch, tmp_path):
-    for path in readme.RESULTS.glob("*.json"):
-        shutil.copy(path, tmp_path)
-    shutil.copy(readme.README, tmp_path / "README.md")
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
-    path = next(tmp_path.glob("cpu_*.json"))
-    changed = json.loads(path.read_text())
-    for case in changed["cases"]:
-        for line in case["rows"]:
-            if line["name"] == "OpenCV uint8" and "ratio" in line:
-                line["ratio"]["median"] = 0.51
-    path.write_text(json.dumps(changed))
-    assert readme.main(["--check"]) == 1
-    assert readme.main([]) == 0
-    assert readme.main(["--check"]) == 0
-    path.with_suffix(".md").write_text("other tables")
-    assert readme.main(["--check"]) == 1
-    assert readme.main([]) == 0
-    text = readme.README.read_text()
-    assert "| 0.51 x" in text
-    assert "OpenCV uint8 (RGB 224x224, batch 1: 0.51 of our time)" in text.partition("Faster than ours: ")[2]
-    before, _, rest = (ROOT / "README.md").read_text().partition(readme.BEGIN)
-    assert text.startswith(before)
-    assert text.endswith(rest.partition(readme.END)[2])
-
-
-def test_quick_runs_are_no_results(result):
-    with pytest.raises(ValueError, match="quick ones are cpu_x"):
-        readme.block({"cpu_x": result})
-
-
-def test_a_claim_without_a_row_is_an_error(result):
-    with pytest.raises(LookupError, match="no case memory: Cold"):
-        readme.facts(readme.Rows(result))
-
-
-def test_every_loss_is_told(result):
-    assert readme.losses(readme.Rows(result)) == (
-        "Faster than ours: a wonder (RGB 224x224, batch 2: 0.50 of our time)."
-    )
-
-
-def test_results_of_a_gpu_are_named_after_it(result):
-    result["environment"] |= {"gpu": "GPU 1", "driver": "1", "cuda": "13.0"}
-    head, speed, losses, _, accuracy = readme.gpu("cuda_gpu-1", readme.Rows(result))
-    assert head.startswith("**GPU 1**, by replay of CUDA graphs")
-    assert "(benchmarks/results/cuda_gpu-1.md)" in head
-    assert re.search(r"\| OpenCV uint8 +\| 4,000 +\| 4 x +\|", speed)
-    assert "a wonder" in losses
-    assert re.search(r"\| fused_hog \| bytes \| 0 +\| 0 +\|", accuracy)
-
-
-@pytest.mark.parametrize(
-    "text", ["nothing", f"{readme.END} {readme.BEGIN}", f"{readme.BEGIN} {readme.BEGIN} {readme.END}"]
-)
-def test_without_its_marks_the_readme_is_left_alone(text):
-    with pytest.raises(ValueError, match=r"README.md must have one"):
-        readme.with_block(text, "new")
 
 
 def test_names_and_flags():
@@ -325,14 +226,6 @@ def test_a_report_of_plain_torch_says_so(result):
     assert said not in report.about(result)
     result["environment"]["backends"] = ["reference"]
     assert said in report.about(result)
-
-
-def test_changed_cases_make_results_stale(result):
-    now = [(suite, case.title) for suite in SUITES for case in cases(suite, Settings("cpu", 1))]
-    result["cases"] = [{"suite": suite, "title": title, "rows": []} for suite, title in now]
-    assert readme.outdated(result) == []
-    result["cases"][0]["title"] = "another"
-    assert readme.outdated(result) == sorted(["hog: another", f"hog: {now[0][1]}"])
 
 
 def test_all_means_all():
