@@ -18,16 +18,21 @@ FLOOR = 1e-6
 def draw(reports: list[dict], stem: Path) -> list[Path]:
     """Every plot that the reports have data for, as ``stem``_NAME.png."""
     figures = {}
-    along = dict.fromkeys((c["suite"], common_title(c)) for report in reports for c in report["cases"] if c["axis"])
+    along = dict.fromkeys(
+        (case["suite"], common_title(case))
+        for report in reports
+        for case in report["cases"]
+        if case["axis"] and curves(case)
+    )
     for suite, title in along:
         figures[slug(title)] = curve(reports, suite, title)
     for i, report in enumerate(reports):
         number = f"-{i + 1}" if len(reports) > 1 else ""
-        timed = [c for c in report["cases"] if not c["axis"] and c["rows"] and "seconds" in c["rows"][0]]
+        timed = [c for c in report["cases"] if not c["axis"] and any("seconds" in row for row in c["rows"])]
         for suite in dict.fromkeys(case["suite"] for case in timed):
             panels = [case for case in timed if case["suite"] == suite]
             figures[f"{suite}-times{number}"] = times(panels, name_of(report["environment"]))
-        judged = [case for case in report["cases"] if case["suite"] == "accuracy"]
+        judged = [case for case in report["cases"] if any("cells_off" in row for row in case["rows"])]
         if judged:
             figures[f"accuracy{number}"] = accuracy(judged[0], name_of(report["environment"]))
         if any("operations" in row for case in report["cases"] if case["suite"] == "hog" for row in case["rows"]):
@@ -81,7 +86,7 @@ def times(cases: list[dict], machine: str) -> Figure:
     heights = [1.2 + 0.3 * len(case["rows"]) for case in cases]
     figure, axes = _figure(9, sum(heights), nrows=len(cases), squeeze=False, height_ratios=heights)
     for axis, case in zip(axes[:, 0], cases, strict=True):
-        for row in case["rows"][::-1]:
+        for row in [row for row in case["rows"] if "seconds" in row][::-1]:
             median, p20, p80 = (1e3 * row["seconds"][k] for k in ("median", "p20", "p80"))
             spread = [[max(median - p20, 0)], [max(p80 - median, 0)]]
             colour = COLOURS[0] if is_ours(row["name"]) else COLOURS[1]
@@ -94,7 +99,7 @@ def times(cases: list[dict], machine: str) -> Figure:
 
 def accuracy(case: dict, machine: str) -> Figure:
     """What rounding moves, on bytes and on normalised floats; zero is a bar that is not there."""
-    rows = case["rows"]
+    rows = [row for row in case["rows"] if "failed" not in row]
     names, inputs = list(dict.fromkeys(r["name"] for r in rows))[::-1], list(dict.fromkeys(r["given"] for r in rows))
     figure, axes = _figure(12, 1.5 + 0.42 * len(names), ncols=2, sharey=True)
     for axis, key, title in zip(
@@ -126,7 +131,7 @@ def roofline(report: dict) -> Figure:
     for case in report["cases"]:
         if case["suite"] == "hog" and case["title"].startswith(("RGB", "Gray")):
             for row in case["rows"]:
-                if row.get("operations") and row.get("bytes"):
+                if row.get("operations") and row.get("bytes") and "seconds" in row:
                     amount = row["operations"]
                     place = amount / row["bytes"], amount / row["seconds"]["median"]
                     points[f"{row['name']}, {case['title']}"] = place

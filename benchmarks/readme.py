@@ -8,7 +8,7 @@ import json
 
 from benchmarks import rivals
 from benchmarks.machine import ROOT, name_of, told_commit
-from benchmarks.report import exponents, markdown
+from benchmarks.report import exponents, is_finished, markdown, write_at_once
 from benchmarks.suites import SUITES, cases
 from benchmarks.tables import aligned, is_ours, share, wrong_pixels
 from benchmarks.timing import Settings
@@ -194,12 +194,16 @@ def reports() -> dict[str, dict]:
 
 
 def outdated(report: dict) -> list[str]:
-    """The cases that only the report has or only a run of today would; compat's need libraries that may be absent."""
+    """The cases that only the report has or only a run of today would, unless the run was cut short.
+
+    Those of compat need libraries that may be absent.
+    """
     absent = {*report["absent"], *rivals.absent(report["device"])} & {"OpenCV", "compat.skimage and compat.opencv"}
     suites = [suite for suite in SUITES if suite != "compat" or not absent]
     settings = Settings(report["device"], report.get("threads", 1))
     today = {f"{suite}: {case.title}" for suite in suites for case in cases(suite, settings)}
-    return sorted(today ^ {f"{c['suite']}: {c['title']}" for c in report["cases"] if c["suite"] in suites})
+    measured = {f"{c['suite']}: {c['title']}" for c in report["cases"] if c["suite"] in suites}
+    return sorted(today ^ measured if is_finished(report) else measured - today)
 
 
 def with_block(text: str, new: str) -> str:
@@ -229,5 +233,5 @@ def main(words: list[str]) -> int:
         print(f"stale, run make results: {names}" if stale else "README.md and the tables are up to date")
         return int(bool(stale or old))
     for path in stale:
-        path.write_text(new[path])
+        write_at_once(path, new[path])
     return 0

@@ -1,13 +1,15 @@
 """A report as text: written as JSON, and as Markdown tables made from that JSON alone, machines side by side.
 
-``{"device", "quick", "threads", "environment", "ceilings", "cannot", "absent", "cases"}``, a case being
-``{"suite", "title", "axis", "rows"}``, and ``"failed"`` with an error if it could not be measured.
+``{"device", "quick", "threads", "environment", "ceilings", "cannot", "absent", "cases"}``, and ``"finished"``, false
+while cases are to come; a case being ``{"suite", "title", "axis", "rows"}``. A case or a row that could not be measured
+has ``"failed"`` with an error in place of what it lacks.
 """
 
 import argparse
 import importlib.util
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -46,12 +48,17 @@ def about(report: dict) -> str:
         f"{facts['date']}; load before {facts['load_before']}; freed memory "
         f"{'is held' if report.get('holds_memory') else 'may be given back'}. This machine: {can}."
         + (" A quick run: its numbers are rough." if report["quick"] else "")
+        + ("" if is_finished(report) else " The run was cut short: cases are missing.")
         + ("" if is_built(report) else " The extension is not built: fused_hog is the plain torch backend.")
     )
 
 
 def is_built(report: dict) -> bool:
     return report["environment"]["backends"] != ["reference"]
+
+
+def is_finished(report: dict) -> bool:
+    return report.get("finished", True)
 
 
 def markdown(report: dict) -> str:
@@ -73,7 +80,9 @@ def markdown(report: dict) -> str:
 
 def lines_of(case: dict) -> list[str]:
     """The table of a case, or why there is none."""
-    return [f"Failed: {case['failed']}"] if "failed" in case else table(case["rows"])
+    if "failed" in case:
+        return [f"Failed: {case['failed']}"]
+    return table(case["rows"]) if case["rows"] else ["Nothing was measured."]
 
 
 def above_the_ceiling(report: dict) -> str:
@@ -100,9 +109,9 @@ def exponents(case: dict) -> dict[str, float]:
 
 
 def curves(case: dict) -> dict[str, list[dict]]:
-    """The rows of each series of a case, along its axis."""
+    """The measured rows of each series of a case, along its axis."""
     result: dict[str, list[dict]] = {}
-    for row in sorted((row for row in case["rows"] if "at" in row), key=lambda row: row["at"]):
+    for row in sorted((row for row in case["rows"] if "at" in row and "seconds" in row), key=lambda row: row["at"]):
         result.setdefault(row["series"], []).append(row)
     return result
 
@@ -133,6 +142,8 @@ def common_title(case: dict) -> str:
 
 def _brief(row: dict) -> str:
     """Time of an image where it is known, as batches differ between machines, and the ratio; or pixels and cells."""
+    if "failed" in row:
+        return f"failed: {row['failed']}"
     if "seconds" not in row:
         return f"pixels {wrong_pixels(row)}, cells {share(row['cells_off'])}"
     time = f"{1e6 / row['items_per_second']:.4g} us an image" if "items_per_second" in row else f"{time_of(row)} ms"
@@ -145,8 +156,15 @@ def write(report: dict, path: Path) -> None:
     text = json.dumps(_rounded(report), indent=1)
     # A list of samples on one line.
     text = re.sub(r"\[\s+(-?[\d.][^\[\]{}\"]*?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]", text)
-    path.write_text(text + "\n")
-    path.with_suffix(".md").write_text(markdown(json.loads(path.read_text())))
+    write_at_once(path, text + "\n")
+    write_at_once(path.with_suffix(".md"), markdown(json.loads(text)))
+
+
+def write_at_once(path: Path, text: str) -> None:
+    """Write a file at once: a run that is killed meanwhile leaves the old one."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(text)
+    os.replace(beside, path)
 
 
 def _rounded(value):

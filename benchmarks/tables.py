@@ -7,6 +7,8 @@ UNSTEADY = " (!)"
 
 
 def time_of(row: dict) -> str | None:
+    if "failed" in row:
+        return "failed"
     return f"{1e3 * row['seconds']['median']:.4g}" if "seconds" in row else None
 
 
@@ -76,15 +78,17 @@ COLUMNS: dict[str, Callable[[dict], str | None]] = {
 
 
 def table(rows: list[dict]) -> list[str]:
-    """Rows as the lines of a Markdown table with aligned columns."""
+    """Rows as the lines of a Markdown table with aligned columns, and below it the errors of those that failed."""
     filled = {title: [say(row) for row in rows] for title, say in COLUMNS.items()}
     filled = {title: cells for title, cells in filled.items() if any(cell is not None for cell in cells)}
     lines = zip(*([title, *(cell or "" for cell in cells)] for title, cells in filled.items()), strict=True)
-    return aligned([list(line) for line in lines])
+    errors = [f"* {row['name']} failed: {row['failed']}" for row in rows if "failed" in row]
+    return [*aligned([list(line) for line in lines]), *([""] if errors else []), *errors]
 
 
 def aligned(lines: list[list[str]]) -> list[str]:
     """The first line is the header."""
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["| " + " | ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
     return [text[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *text[1:]]

@@ -90,3 +90,6 @@ def test_changed_cases_make_results_stale(result):
     assert readme.outdated(result) == []
     result["cases"][0]["title"] = "another"
     assert readme.outdated(result) == sorted(["hog: another", f"hog: {now[0][1]}"])
+    result["cases"] = result["cases"][:2]
+    assert f"hog: {now[1][1]}" not in readme.outdated(result)
+    assert readme.outdated(result | {"finished": False}) == ["hog: another"], "others were to come"

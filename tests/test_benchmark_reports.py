@@ -170,6 +170,49 @@ def test_without_photographs_or_the_extension(monkeypatch, capsys):
     assert "scikit-image, whose photographs" in capsys.readouterr().err
 
 
+@pytest.fixture
+def cut_short(result):
+    """Rows that failed in every case, one of all rows in a case, a case without rows; and more cases were to come."""
+    race, curve, judged = (case["rows"] for case in result["cases"])
+    failed = {"name": "broken", "threads": 1, "failed": "RuntimeError: no memory | none"}
+    race[:0] = [failed]
+    curve.append({**failed, "at": 64, "series": "fused_hog"})
+    judged.append(failed)
+    result["cases"].append({"suite": "hog", "title": "RGB, all", "axis": None, "rows": [failed]})
+    result["cases"].append({"suite": "hog", "title": "Time and batch", "axis": "batch", "rows": [failed]})
+    result["cases"].append({"suite": "hog", "title": "RGB, none", "axis": None, "rows": []})
+    return result | {"finished": False}
+
+
+def test_rows_that_failed_are_told_and_the_rest_is_made(cut_short):
+    text = report.markdown(cut_short)
+    assert "The run was cut short" in text
+    assert "The run was cut short" not in report.markdown(cut_short | {"finished": True})
+    assert re.search(r"\| broken +\| 1 +\| failed +\| +\|", text)
+    assert text.count("* broken failed: RuntimeError: no memory | none\n") == 5
+    assert "## hog: RGB, none\n\nNothing was measured.\n" in text
+    assert report.exponents(cut_short["cases"][1]) == {"fused_hog": pytest.approx(1.5)}
+    assert r"| failed: RuntimeError: no memory \| none" in report.side_by_side([cut_short])
+
+
+def test_rows_that_failed_are_in_no_plot(cut_short, tmp_path):
+    plots = pytest.importorskip("benchmarks.plots")
+    names = {path.stem for path in plots.draw([cut_short], tmp_path / "cpu")}
+    assert names == {f"cpu_{kind}" for kind in ("time-and-pixels", "hog-times", "accuracy", "roofline")}
+
+
+def test_a_report_is_replaced_at_once(result, tmp_path, monkeypatch):
+    """Whatever fails while it is written, the old one can be read."""
+    path = tmp_path / "cpu.json"
+    report.write(result, path)
+    old = path.read_text()
+    monkeypatch.setattr(report.os, "replace", lambda source, target: pytest.fail(f"killed with {source} whole"))
+    with pytest.raises(pytest.fail.Exception, match="whole"):
+        report.write(result | {"quick": False}, path)
+    assert path.read_text() == old
+    assert report.read(path)["quick"]
+
+
 def test_what_is_no_report_is_told(result, tmp_path, capsys):
     (tmp_path / "text").write_text("root:x:0")
     (tmp_path / "list.json").write_text("[]")
