@@ -5,10 +5,11 @@ import re
 import shutil
 
 import pytest
-from benchmark_report import small_report
+from benchmark_report import ratio, row, small_report
 
-from benchmarks import readme
+from benchmarks import readme, readme_cpu, readme_parts
 from benchmarks.machine import ROOT
+from benchmarks.rows import MISSING, Rows, times_slower
 from benchmarks.suites import SUITES, cases
 from benchmarks.timing import Settings
 
@@ -43,8 +44,8 @@ def test_the_readme_follows_the_results(monkeypatch, tmp_path):
     assert readme.main(["--check"]) == 1
     assert readme.main([]) == 0
     text = readme.README.read_text()
-    assert "| 0.51 x" in text
-    assert "OpenCV uint8 (RGB 224x224, batch 1: 0.51 of our time)" in text.partition("Faster than ours: ")[2]
+    assert re.search(r"\| OpenCV uint8 +\| 269 +\| 0.51 +\|", text)
+    assert "* OpenCV uint8 took 0.51 (" in text.partition("**Where we lose**")[2]
     before, _, rest = (ROOT / "README.md").read_text().partition(readme.BEGIN)
     assert text.startswith(before)
     assert text.endswith(rest.partition(readme.END)[2])
@@ -55,25 +56,123 @@ def test_quick_runs_are_no_results(result):
         readme.block({"cpu_x": result})
 
 
-def test_a_claim_without_a_row_is_an_error(result):
-    with pytest.raises(LookupError, match="no case memory: Cold"):
-        readme.facts(readme.Rows(result))
+def test_the_results_of_a_cpu_lack_nothing():
+    """If it fails, a row that the README tells of has another name."""
+    for stem, found in readme.reports().items():
+        if found["device"] == "cpu" and found.get("finished", True):
+            assert MISSING not in "\n".join(readme.cpu(stem, Rows(found)))
+
+
+@pytest.mark.parametrize("block", [readme.cpu, readme.gpu])
+@pytest.mark.parametrize("failed", [None, "RuntimeError: no | memory for this, and " + 9 * "so on "])
+def test_what_is_missing_or_failed_is_told(block, failed, result):
+    """In every table, none of which is empty; an error is cut to what a table has room for."""
+    titles = {"hog": "RGB 224x224, batch 256, from memory", "tokens": "Targets of 78", "accuracy": "Accuracy"}
+    titles |= {"gather": "Gather: 78", "mask": "Mask: 78", "step": "Step of ViT", "loader": "Targets, 2 workers"}
+    result["cases"] = [] if failed is None else [empty(suite, title, failed) for suite, title in titles.items()]
+    result["device"] = "cuda" if block is readme.gpu else "cpu"
+    text = "\n\n".join(block("stem", Rows(result)))
+    tables = re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE)
+    assert len(tables) == 3
+    for table in tables:
+        header, _, *lines = table.splitlines()
+        assert lines
+        assert all(line.count(" | ") == header.count(" | ") for line in lines)
+        assert all(MISSING in line or line.startswith("|  ") for line in lines) or failed
+        assert (r"RuntimeError: no \| memory for this, and so on" in table) is (failed is not None)
+        assert table.count(9 * "so on ") == 0
+    assert ".png" not in text
+
+
+def empty(suite, title, failed):
+    return {"suite": suite, "title": title, "axis": None, "rows": [], "failed": failed}
+
+
+def test_ours_first_and_gray_beside_colour(result):
+    gray = [row("fasthog float64", 2.0, ratio=ratio("fused_hog float64", 4.6), items_per_second=500.0)]
+    gray += [row("fused_hog float64", 0.5, items_per_second=2000.0), {"name": "OpenCV uint8", "failed": "Error: no"}]
+    result["cases"].append({"suite": "hog", "title": "Gray 224x224", "axis": None, "rows": gray})
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in readme_cpu.race(Rows(result)).splitlines()]
+    assert cells[2:] == [
+        ["fused_hog uint8", "1,000", "", "", ""],
+        ["fused_hog float64", "", "", "500", ""],
+        ["OpenCV uint8", "4,000", "4", "Error: no", ""],
+        ["a wonder", "500", "0.50", "", ""],
+        ["fasthog float64", "", "", "2,000", "4.6"],
+    ]
 
 
 def test_every_loss_is_told(result):
-    assert readme.losses(readme.Rows(result)) == (
-        "Faster than ours: a wonder (RGB 224x224, batch 2: 0.50 of our time)."
-    )
+    lines = readme_parts.losses(Rows(result)).splitlines()
+    assert lines[2] == "* a wonder took 0.50 (0.50 to 0.50) of our time: RGB 224x224, batch 2, from memory"
+    assert not [line for line in lines if "OpenCV" in line]
 
 
-def test_results_of_a_gpu_are_named_after_it(result):
+def test_patches_that_the_whole_image_is_better_for(result):
+    rows = [
+        row(
+            f"fused_hog_tokens of {share} % of the patches, uint8",
+            1.0,
+            at=share / 100,
+            ratio=ratio("whole", share / 60),
+        )
+        | {"series": "fused_hog_tokens uint8"}
+        for share in (50, 70, 100)
+    ]
+    result["cases"].append({"suite": "tokens", "title": "Time and mask", "axis": "share", "rows": rows})
+    assert "1.7 on bytes (slower from 70 % of them on), not measured on float32" in readme_parts.losses(Rows(result))
+
+
+@pytest.mark.parametrize(("theirs", "told"), [(1.02, "no difference"), (1.04, "a difference")])
+def test_a_step_differs_if_it_differs_by_more_than_noise(theirs, told, result):
+    again = {"to": "step, our targets", "median": 1.0, "p20": 0.99, "p80": 1.03}
+    rows = [row("step, our targets, once more", 1.0, ratio=again)]
+    rows.append(row("step, reference targets", 1.0, ratio=ratio("step, our targets", theirs)))
+    result["cases"].append({"suite": "step", "title": "Step", "axis": None, "rows": rows})
+    assert f"* Step: {told} as a whole." in readme_parts.losses(Rows(result))
+
+
+def test_a_ratio_is_that_of_the_report_or_taken_round_by_round():
+    ours, theirs = row("ours", 1.0) | {"samples": [1.0, 2.0, 4.0]}, row("theirs", 1.0) | {"samples": [3.0, 4.0, 20.0]}
+    assert times_slower(theirs, ours) == 3
+    assert times_slower(theirs | {"ratio": ratio("another", 7.0)}, ours) == 3
+    assert times_slower(theirs | {"ratio": ratio("ours", 7.0)}, ours) == 7
+
+
+def test_what_a_gpu_is_asked(result):
+    """Time, bandwidth and memory of the largest batch, Triton against CUDA, one image, and the moves of tokens."""
     result["environment"] |= {"gpu": "GPU 1", "driver": "1", "cuda": "13.0"}
-    head, speed, losses, _, accuracy = readme.gpu("cuda_gpu-1", readme.Rows(result))
+    memory = {"peak_bytes": 23e6, "result_bytes": 22e6, "share_of_copy": 0.8}
+    result["cases"][0]["rows"] = [
+        row("fused_hog uint8", 0.05, **memory),
+        row("fused_hog float32", 0.075, ratio=ratio("fused_hog uint8", 1.5), **memory),
+        row("fused_hog triton uint8", 0.1, ratio=ratio("fused_hog uint8", 2.0), **memory),
+        {"name": "fused_hog triton float32", "failed": "CompilationError: registers"},
+        row("reference layer float32", 3.0, ratio=ratio("fused_hog float32", 40.0), peak_bytes=9e9),
+    ]
+    one = [row("fused_hog uint8", 0.02), row("reference layer float32", 0.3, ratio=ratio("fused_hog uint8", 15.0))]
+    moves = [row("fused_masked_gather", 0.064, items_per_second=4e6, share_of_copy=0.9)]
+    result["cases"] += [
+        {"suite": "hog", "title": "One image, from call to result", "axis": None, "rows": one},
+        {"suite": "gather", "title": "Gather: 78 of 196 tokens", "axis": None, "rows": moves},
+    ]
+    head, *parts = readme.gpu("cuda_gpu-1", Rows(result | {"device": "cuda"}))
+    text = re.sub(r" +\|", " |", "\n".join(parts))
     assert head.startswith("**GPU 1**, by replay of CUDA graphs")
     assert "(benchmarks/results/cuda_gpu-1.md)" in head
-    assert re.search(r"\| OpenCV uint8 +\| 4,000 +\| 4 x +\|", speed)
-    assert "a wonder" in losses
-    assert re.search(r"\| fused_hog \| bytes \| 0 +\| 0 +\|", accuracy)
+    for line in (
+        "| fused_hog uint8 | 50 | 80 % | | 23 MB | 22 MB |",
+        "| fused_hog triton uint8 | 100 | 80 % | 2 | 23 MB | 22 MB |",
+        "| fused_hog triton float32 | CompilationError: registers | | | | |",
+        "| reference layer float32 | 3,000 | not measured | 40 | 9,000 MB | not measured |",
+        "| reference layer compiled | not measured | | | | |",
+        "Times that float32 is slower than bytes: 1.5.",
+        "| one image, from call to result | 20 us | reference layer float32: 300 us | 15 |",
+        "| | | reference layer compiled: not measured | not measured |",
+        "| taking 78 of 196 tokens, width 768 | 0.25 us, 90 % of a copy | index_select: not measured | not measured |",
+        "| fused_hog uint8 | bytes | 0 | 0 |",
+    ):
+        assert line in text
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_curves_are_in_order_and_have_an_exponent(result):
 
 def test_machines_side_by_side(result):
     other = json.loads(json.dumps(result))
-    other["cases"][0]["title"] = "RGB 224x224, batch 256"
+    other["cases"][0]["title"] = "RGB 224x224, batch 256, from memory"
     other["cases"][0]["rows"][1] = row("a GPU rival", 0.125)
     other["environment"]["gpu"], other["environment"]["driver"], other["environment"]["cuda"] = "GPU 1", "1", "13.0"
     text = report.side_by_side([result, other])
@@ -232,7 +232,7 @@ def test_what_cannot_be_trusted_is_marked(result):
     rows[0]["seconds"]["p80"], rows[1]["share_of_arithmetic"] = 1.0, 1.5
     text = report.markdown(result)
     assert text.partition("## hog")[2].count("(!)") == 1
-    assert "cannot be trusted: OpenCV uint8 (RGB 224x224, batch 2: 150 %)." in text
+    assert "cannot be trusted: OpenCV uint8 (RGB 224x224, batch 2, from memory: 150 %)." in text
 
 
 def test_five_machines_in_every_plot(result):
