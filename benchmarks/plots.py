@@ -1,5 +1,6 @@
 """The plots of reports: curves, times, accuracy at a glance, and the roofline. Needs matplotlib, and no display."""
 
+from functools import partial
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -7,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from benchmarks.machine import name_of, slug
-from benchmarks.report import common_title, curves
+from benchmarks.report import common_title, curves, fingerprint
 from benchmarks.tables import is_ours, share
 
 COLOURS = ["#0b6e4f", "#c8553d", "#28536b", "#f0a202", "#7a5c99", "#5b8e7d", "#8d99ae", "#d17b88", "#444444", "#9a8c2c"]
@@ -15,8 +16,8 @@ FLOOR = 1e-6
 """Where a share of zero is drawn on a logarithmic axis."""
 
 
-def draw(reports: list[dict], stem: Path) -> list[Path]:
-    """Every plot that the reports have data for, as ``stem``_NAME.png."""
+def draw(reports: list[dict], stem: Path, names: "set[str] | None" = None) -> list[Path]:
+    """Every plot that the reports have data for, or those of these names, as ``stem``_NAME.png."""
     figures = {}
     along = dict.fromkeys(
         (case["suite"], common_title(case))
@@ -25,22 +26,23 @@ def draw(reports: list[dict], stem: Path) -> list[Path]:
         if case["axis"] and curves(case)
     )
     for suite, title in along:
-        figures[slug(title)] = curve(reports, suite, title)
+        figures[slug(title)] = partial(curve, reports, suite, title)
     for i, report in enumerate(reports):
         number = f"-{i + 1}" if len(reports) > 1 else ""
         timed = [c for c in report["cases"] if not c["axis"] and any("seconds" in row for row in c["rows"])]
         for suite in dict.fromkeys(case["suite"] for case in timed):
             panels = [case for case in timed if case["suite"] == suite]
-            figures[f"{suite}-times{number}"] = times(panels, name_of(report["environment"]))
+            figures[f"{suite}-times{number}"] = partial(times, panels, name_of(report["environment"]))
         judged = [case for case in report["cases"] if any("cells_off" in row for row in case["rows"])]
         if judged:
-            figures[f"accuracy{number}"] = accuracy(judged[0], name_of(report["environment"]))
+            figures[f"accuracy{number}"] = partial(accuracy, judged[0], name_of(report["environment"]))
         if any("operations" in row for case in report["cases"] if case["suite"] == "hog" for row in case["rows"]):
-            figures[f"roofline{number}"] = roofline(report)
-    paths = []
+            figures[f"roofline{number}"] = partial(roofline, report)
+    paths, metadata = [], {"Report": fingerprint(reports)}
     for name, figure in figures.items():
-        paths.append(stem.with_name(f"{stem.name}_{name}.png"))
-        FigureCanvasAgg(figure).print_png(str(paths[-1]))
+        if names is None or name in names:
+            paths.append(stem.with_name(f"{stem.name}_{name}.png"))
+            FigureCanvasAgg(figure()).print_png(str(paths[-1]), metadata=metadata)
     return paths
 
 

@@ -1,16 +1,20 @@
 """``make results``: the results in README.md, every number of them from a row of ``benchmarks/results/*.json``.
 
-The tables beside these files are written anew too, as the columns may have changed.
+The tables beside these files and the plots that the README shows are made anew too, if they were made from another
+report, or columns or drawings have changed.
 """
 
 import argparse
+import importlib.util
 import json
+import re
+from pathlib import Path
 
 from benchmarks import rivals
 from benchmarks.machine import ROOT
 from benchmarks.readme_cpu import cpu
 from benchmarks.readme_gpu import gpu
-from benchmarks.report import is_finished, markdown, write_at_once
+from benchmarks.report import fingerprint, is_finished, markdown, write_at_once
 from benchmarks.rows import Rows
 from benchmarks.suites import SUITES, cases
 from benchmarks.timing import Settings
@@ -59,6 +63,21 @@ def with_block(text: str, new: str) -> str:
     return text[: text.index(BEGIN)] + new + text[text.index(END) + len(END) :]
 
 
+def stale_plots(text: str, results: dict[str, dict]) -> dict[str, set[str]]:
+    """The plots that a text shows and that are not drawn from the results, their names by that of the report."""
+    stale: dict[str, set[str]] = {}
+    for stem, name in re.findall(r"\(benchmarks/results/([^\s)]+)_([^\s_)]+)\.png\)", text):
+        if drawn_from(RESULTS / f"{stem}_{name}.png") != fingerprint([results[stem]]):
+            stale.setdefault(stem, set()).add(name)
+    return stale
+
+
+def drawn_from(plot: Path) -> str | None:
+    """The fingerprint in a plot; None where there is none."""
+    found = re.search(rb"Report\0([0-9a-f]{64})", plot.read_bytes()) if plot.exists() else None
+    return found[1].decode() if found else None
+
+
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks readme", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, and fail if it would change")
@@ -70,10 +89,18 @@ def main(words: list[str]) -> int:
     new = {README: with_block(text, block(results))}
     new |= {RESULTS / f"{stem}.md": markdown(report) for stem, report in results.items()}
     stale = [path for path, made in new.items() if not path.exists() or path.read_text() != made]
+    plots = stale_plots(new[README], results)
     if options.check:
-        names = ", ".join(path.name for path in stale)
-        print(f"stale, run make results: {names}" if stale else "README.md and the tables are up to date")
-        return int(bool(stale or old))
+        names = [path.name for path in stale] + [f"{stem}_{name}.png" for stem in plots for name in sorted(plots[stem])]
+        print(f"stale, run make results: {', '.join(names)}" if names else "README.md, tables and plots are up to date")
+        return int(bool(names or old))
     for path in stale:
         write_at_once(path, new[path])
+    if plots and not importlib.util.find_spec("matplotlib"):
+        print("no plots: matplotlib is not installed")
+        return 1
+    for stem, names in plots.items():
+        from benchmarks.plots import draw
+
+        draw([results[stem]], RESULTS / stem, names)
     return 0

@@ -6,6 +6,7 @@ has ``"failed"`` with an error in place of what it lacks.
 """
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import math
@@ -174,6 +175,15 @@ def _rounded(value):
     if isinstance(value, dict):
         return {k: _rounded(v) for k, v in value.items()}
     return [_rounded(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def fingerprint(reports: list[dict]) -> str:
+    """Of all that plots are made from: reports and the code that draws them. Each plot holds it as its "Report".
+
+    Versions of matplotlib draw other pixels of the same.
+    """
+    drawing = Path(__file__).with_name("plots.py").read_bytes()
+    return hashlib.sha256(json.dumps(reports, sort_keys=True).encode() + drawing).hexdigest()
 
 
 def read(path: Path) -> dict:

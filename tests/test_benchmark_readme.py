@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from benchmark_report import ratio, row, small_report
@@ -24,13 +25,18 @@ def test_the_readme_is_up_to_date():
     assert readme.main(["--check"]) == 0
 
 
-def test_the_readme_follows_the_results(monkeypatch, tmp_path):
-    for path in readme.RESULTS.glob("*.json"):
+@pytest.fixture
+def path(monkeypatch, tmp_path):
+    """Of a report in a copy of the results and the README."""
+    pytest.importorskip("matplotlib")
+    for path in (*readme.RESULTS.iterdir(), readme.README):
         shutil.copy(path, tmp_path)
-    shutil.copy(readme.README, tmp_path / "README.md")
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     monkeypatch.setattr(readme, "README", tmp_path / "README.md")
-    path = next(tmp_path.glob("cpu_*.json"))
+    return next(tmp_path.glob("cpu_*.json"))
+
+
+def test_the_readme_follows_the_results(path):
     changed = json.loads(path.read_text())
     for case in changed["cases"]:
         for line in case["rows"]:
@@ -49,6 +55,28 @@ def test_the_readme_follows_the_results(monkeypatch, tmp_path):
     before, _, rest = (ROOT / "README.md").read_text().partition(readme.BEGIN)
     assert text.startswith(before)
     assert text.endswith(rest.partition(readme.END)[2])
+
+
+def test_plots_follow_the_results_and_the_code_that_draws_them(path, monkeypatch, capsys):
+    def told(words):
+        capsys.readouterr()
+        return readme.main(words), re.findall(r"[\w-]+_([\w-]+)\.png", capsys.readouterr().out)
+
+    shown = ["accuracy", "roofline", "time-and-pixels"]
+    assert told(["--check"]) == (0, [])
+    path.with_name(f"{path.stem}_roofline.png").unlink()
+    path.with_name(f"{path.stem}_accuracy.png").write_bytes(b"another picture")
+    assert told(["--check"]) == (1, ["accuracy", "roofline"])
+    assert (told([])[0], told(["--check"])) == (0, (0, []))
+    report = json.loads(path.read_text())
+    report["cases"][0]["rows"][0]["samples"][0] *= 2
+    path.write_text(json.dumps(report))
+    assert told(["--check"]) == (1, shown), "which any number may be in"
+    assert (told([])[0], told(["--check"])) == (0, (0, []))
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda path, read=Path.read_bytes: read(path) + b"#" * (path.suffix == ".py")
+    )
+    assert told(["--check"]) == (1, shown), "drawn by other code"
 
 
 def test_quick_runs_are_no_results(result):
