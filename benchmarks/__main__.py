@@ -38,7 +38,7 @@ def run(suites: list[str], settings: Settings, keep: Callable[[dict], None] = la
     device = torch.device(settings.device)
     threads = sorted({1, settings.threads}) if settings.device == "cpu" else [1]
     ceilings = {str(n): timing.ceilings_of(device, n) for n in threads}
-    absent = rivals.absent()
+    absent = rivals.absent(settings.device)
     if settings.quick:
         absent["reference layer compiled"] = "left out of a quick run: compiling takes longer than all of it"
     result = {

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import rivals as r
-from benchmarks.bench_hog import KEPT, SKIMAGE_TOLERANCE, chosen_patches, exact, take, to_tokens
+from benchmarks.bench_hog import SKIMAGE_TOLERANCE, exact
 from benchmarks.bench_memory import peak_bytes
 from benchmarks.bench_step import step_rivals
+from benchmarks.bench_tokens import KEPT, chosen_patches, take, to_tokens
 from benchmarks.timing import Case, Rival, Settings, measure_rivals
 from maskfeat_kernels import fused_hog, fused_hog_tokens
 

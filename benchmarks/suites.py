@@ -6,7 +6,7 @@ from benchmarks.timing import Case, Settings
 
 SUITES = {
     "hog": "bench_hog",
-    "tokens": "bench_hog",
+    "tokens": "bench_tokens",
     "gather": "bench_masked_gather",
     "mask": "bench_masked_gather",
     "accuracy": "bench_accuracy",

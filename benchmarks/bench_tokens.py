@@ -1,0 +1,92 @@
+"""HOG of the masked patches only, against that of whole images."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import rivals as r
+from benchmarks import timing
+from benchmarks.bench_hog import our_backends, photographs, short
+from benchmarks.timing import Case, Rival, Settings
+from maskfeat_kernels import fused_hog, fused_hog_tokens
+
+KEPT, PATCHES = 78, 196
+"""Masked patches of a 224x224 image, in patches of 16x16: two fifths."""
+
+
+def tokens(settings: Settings) -> list[Case]:
+    batch = 2 if settings.quick else 8 if settings.device == "cpu" else 256
+    return [
+        Case(f"Targets of {KEPT} of {PATCHES} patches, batch {batch}", partial(targets, settings, batch)),
+        Case(f"Time and mask ratio, batch {batch}", partial(mask_ratios, settings, batch), axis="share of the patches"),
+    ]
+
+
+def targets(settings: Settings, batch: int) -> list[Rival]:
+    """The targets of the masked patches: ours alone, ours of the whole image, and the way of the reference layer."""
+    planes, truth = photographs(batch, settings.device)
+    ids = chosen_patches(batch, KEPT, settings.device)
+    expected = take(to_tokens(truth), ids)
+    bytes_, floats = (timing.rotating(x, settings.device) for x in (planes, planes.float()))
+    rivals = []
+    for name, backend in our_backends(settings.device).items():
+        name = name.replace("fused_hog", "fused_hog_tokens")
+        run = partial(fused_hog_tokens, token_ids=ids, backend=backend)
+        read = pixels_read(ids)
+        rivals.append(Rival(f"{name} uint8", run, bytes_, expected, items=batch, reads=read))
+        rivals.append(Rival(f"{name} float32", run, floats, expected, f"{name} uint8", items=batch, reads=4 * read))
+
+    def whole(run):
+        return lambda x: take(to_tokens(run(x)), ids)
+
+    for name, inputs in (("uint8", bytes_), ("float32", floats)):
+        versus = f"fused_hog_tokens {name}"
+        rivals.append(Rival(f"gather after fused_hog {name}", whole(fused_hog), inputs, expected, versus, items=batch))
+    name, versus = "gather after reference layer float32", "fused_hog_tokens float32"
+    rivals.append(Rival(name, whole(r.hog_layer), floats, expected, versus, items=batch))
+    return rivals
+
+
+def mask_ratios(settings: Settings, batch: int) -> list[Rival]:
+    """From a tenth of the patches to all of them, beside the whole image in one go."""
+    planes, truth = photographs(batch, settings.device)
+    rivals = []
+    for x in (planes, planes.float()):
+        dtype, inputs = short(x.dtype), timing.rotating(x, settings.device)
+        whole = f"fused_hog of the whole image, {dtype}"
+        rivals.append(Rival(whole, fused_hog, inputs, truth, at=1.0, series=whole))
+        for tenths in (2, 10) if settings.quick else range(1, 11):
+            ids = chosen_patches(batch, round(PATCHES * tenths / 10), settings.device)
+            run, expected = partial(fused_hog_tokens, token_ids=ids), take(to_tokens(truth), ids)
+            place = {"at": tenths / 10, "series": f"fused_hog_tokens {dtype}"}
+            place["reads"] = pixels_read(ids) * x.element_size()
+            name = f"fused_hog_tokens of {10 * tenths} % of the patches, {dtype}"
+            rivals.append(Rival(name, run, inputs, expected, whole, **place))
+    return rivals
+
+
+def chosen_patches(batch: int, count: int, device: str) -> Tensor:  # [batch, count], int64, ascending
+    order = torch.rand(batch, PATCHES, generator=torch.Generator().manual_seed(0)).argsort(1)
+    return order[:, :count].sort(1).values.to(device)
+
+
+def pixels_read(
+    ids: Tensor,  # [B, K]
+) -> int:
+    """Values that the targets of these patches of 16x16 need: three channels, and a border of one pixel around each."""
+    mask = torch.zeros(len(ids), PATCHES).scatter(1, ids.cpu(), 1.0).view(-1, 1, 14, 14)
+    return 3 * int(F.max_pool2d(F.interpolate(mask, scale_factor=16), 3, 1, 1).sum())
+
+
+def to_tokens(
+    histograms: Tensor,  # [B, 3, 9, 28, 28]
+) -> Tensor:  # [B, 196, 108]
+    """Patches of 2x2 cells, in the order of SlowFast's labels."""
+    cells = histograms.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))  # [B, 3, 9, 14, 2, 14, 2]
+    return cells.permute(0, 3, 5, 1, 2, 4, 6).flatten(3).flatten(1, 2)
+
+
+def take(tokens: Tensor, ids: Tensor) -> Tensor:  # [B, N, D], [B, K] -> [B, K, D]
+    return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
