@@ -35,7 +35,9 @@ PROGRAMS = sorted(f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*
 TESTS = sorted(
     f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*.py") if f"tests/{path.name}" not in PROGRAMS
 )
-"""All others but those of the training layer, which compute on a CPU."""
+"""All others but those of the training layer, of which TRAINING is what does not compute on a CPU."""
+
+TRAINING = "tests/maskfeat/test_device.py"
 
 WORKERS = max(2, min(12, (os.cpu_count() or 1) - 4))
 """Processes that the tests are dealt to one by one: compiling Triton's kernels takes longer than running them."""
@@ -89,6 +91,7 @@ def stages(dry_run: bool, out: Path) -> dict[str, list[Step]]:
     checks = [
         Step("calls", in_torch, 240 * slower),
         Step("tests", [*pytest, *dealt, *TESTS], 240 * slower, require),
+        Step("training", [*pytest, "-v", TRAINING], 240 * slower),
         Step("programs", [*pytest, "-v", *PROGRAMS], 240 * slower, require),
     ]
     for tool, options in {} if dry_run else SANITIZERS.items():

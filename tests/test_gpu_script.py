@@ -143,3 +143,4 @@ def test_every_file_of_tests_of_the_kernels_is_run_once():
     files = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_*.py")}
     assert "tests/test_cuda_on_host.py" in PROGRAMS
     assert sorted([*TESTS, *PROGRAMS]) == sorted(files)
+    assert (ROOT / gpu.TRAINING).exists()
