@@ -48,16 +48,21 @@ class Masks(NamedTuple):
         ids = _masked_first(flat, count)
         return cls(mask.bool(), ids, flat.gather(1, ids).float())
 
-    def resize(self, grid: tuple[int, ...]) -> "Masks":
-        """The same mask on a finer grid, every cell repeated; ValueError if ``grid`` is no multiple of this one."""
-        own = tuple(self.mask.shape[1:])
-        if own == tuple(grid):
-            return self
+    def on(self, grid: tuple[int, ...]) -> Tensor:  # [B, *grid] bool
+        """The picture on a finer grid, every cell repeated; ValueError if ``grid`` is no multiple of this one."""
+        own, mask = tuple(self.mask.shape[1:]), self.mask
         if len(own) != len(grid) or any(fine % coarse for fine, coarse in zip(grid, own, strict=True)):
             raise ValueError(f"a mask on the grid {own} does not fit tokens on the grid {tuple(grid)}")
-        mask = self.mask
         for axis, (fine, coarse) in enumerate(zip(grid, own, strict=True), start=1):
-            mask = mask.repeat_interleave(fine // coarse, dim=axis, output_size=fine)
+            if fine > coarse:
+                mask = mask.repeat_interleave(fine // coarse, dim=axis, output_size=fine)
+        return mask
+
+    def resize(self, grid: tuple[int, ...]) -> "Masks":
+        """The same masks on a finer grid, as :meth:`on`, with their list."""
+        own, mask = tuple(self.mask.shape[1:]), self.on(grid)
+        if own == tuple(grid):
+            return self
         flat = mask.flatten(1)
         ids = _masked_first(flat, self.ids.shape[1] * (math.prod(grid) // math.prod(own)))
         return Masks(mask, ids, None if self.weight is None else flat.gather(1, ids).float())

@@ -88,13 +88,13 @@ class MaskFeat(nn.Module):
     ) -> list[tuple[Tensor, Masks]]:  # [B, K, dim] and its masks for each depth
         """Hide the masked tokens, encode, and predict at each depth what was hidden."""
         tokens, grid = self.encoder.embed(pixels)
-        mask = masks.resize(grid).mask.flatten(1)
-        tokens = fused_mask_tokens(tokens, self.mask_token.flatten().to(tokens.dtype), mask)
+        hidden = masks.on(grid).flatten(1)
+        tokens = fused_mask_tokens(tokens, self.mask_token.flatten().to(tokens.dtype), hidden)
         predictions = []
         for i, (features, feature_grid) in enumerate(self.encoder.encode(tokens, grid, self.depths)):
             masked = masks.resize(feature_grid)
-            hidden = fused_masked_gather(features, masked.ids + self.encoder.num_prefix_tokens)
-            predictions.append((self.pred_head(hidden, i), masked))
+            chosen = fused_masked_gather(features, masked.ids + self.encoder.num_prefix_tokens)
+            predictions.append((self.pred_head(chosen, i), masked))
         return predictions
 
     @staticmethod
