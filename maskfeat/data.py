@@ -1,9 +1,13 @@
 """Batches of uint8 crops, the same for a seed and an epoch however many processes load them, from any batch on."""
 
+import atexit
 import logging
+import os
 import signal
+import traceback
 from collections.abc import Iterator
 from functools import lru_cache, partial
+from multiprocessing import RawValue
 
 import numpy as np
 import torch
@@ -22,6 +26,10 @@ TRAINING, HELD_OUT = 0, 1  # streams of random numbers
 
 MOST_FAILURES = 100
 """Unreadable samples in a row after which something else is wrong than a few damaged files."""
+
+ENDS = RawValue("b")
+"""Shared with the workers: true when this process ends, before multiprocessing ends the workers that are left."""
+atexit.register(setattr, ENDS, "value", True)
 
 
 def make_loader(
@@ -75,15 +83,17 @@ class Loader:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         loader = DataLoader(
-            self.batches,
+            _Reporting(self.batches) if self.workers else self.batches,
             batch_size=None,
             sampler=range(self.start, len(self)),
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_outlive_sigterm,
+            worker_init_fn=partial(_outlive_sigterm, ENDS),
             generator=torch.Generator(),  # or it would draw from the global one, and a resumed run would differ
         )
         for batch in loader:
+            if "error" in batch:
+                raise batch["error"] from RuntimeError(batch["traceback"])
             for failure in batch.pop("failures"):
                 self.skipped += 1
                 log.warning("skipped %s", failure)
@@ -94,9 +104,22 @@ class Loader:
         return [self.batches.source.name(index) for index in indices.tolist()]
 
 
-def _outlive_sigterm(worker: int) -> None:
-    """A cluster signals all processes of a job; a worker goes on until the run has ended itself."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _outlive_sigterm(ends: RawValue, worker: int) -> None:
+    """A cluster signals all processes of a job; a worker goes on until the process that it works for ends."""
+    signal.signal(signal.SIGTERM, lambda *_: ends.value and os._exit(0))
+
+
+class _Reporting(Dataset):
+    """What a worker sends: batches, or the error that kept it from one, which DataLoader would bury in a traceback."""
+
+    def __init__(self, batches: "Batches"):
+        self.batches = batches
+
+    def __getitem__(self, number: int) -> dict:
+        try:
+            return self.batches[number]
+        except (OSError, TypeError, ValueError) as error:
+            return {"error": error, "traceback": traceback.format_exc()}
 
 
 class Batches(Dataset):
