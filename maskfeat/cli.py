@@ -116,7 +116,7 @@ def _eval(options: argparse.Namespace) -> None:
     from .evaluate import evaluate_model
 
     model, recipe = _load(options)
-    with join(recipe.device) as world:
+    with join(recipe.device, recipe.precision) as world:
         _print(evaluate_model(model.to(world.device), recipe, world, split="test"))
 
 
@@ -125,7 +125,7 @@ def _knn(options: argparse.Namespace) -> None:
     from .evaluate import knn_accuracy
 
     model, recipe = _load(options)
-    with join(recipe.device) as world:
+    with join(recipe.device, recipe.precision) as world:
         _print({"knn_accuracy": knn_accuracy(model.to(world.device), recipe, world)})
 
 
@@ -144,7 +144,7 @@ def _export(options: argparse.Namespace) -> None:
 
     model, recipe = _load(options)
     loader = make_loader(recipe, options.split, seed=recipe.seed, workers=recipe.workers, augment=False)
-    device, encoder = device_named(recipe.device), getattr(model, "encoder", model)
+    device, encoder = device_named(recipe.device, recipe.precision), getattr(model, "encoder", model)
     export_features(encoder.to(device), loader, options.output, device)
     print(options.output)
 

@@ -71,19 +71,27 @@ def watch_sigterm() -> Iterator[list[int]]:
 
 
 @contextmanager
-def join(device: str = "auto") -> Iterator[World]:
+def join(device: str = "auto", precision: str = "fp32") -> Iterator[World]:
     """The processes that torchrun started, or this one alone, on ``device``.
 
-    Raises ValueError if there is no such device.
+    Raises ValueError if there is no such device, if it lacks the precision, or if only a part of torchrun's variables
+    is set.
     """
-    kind = device_named(device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if size > 1 and missing:
+        raise ValueError(
+            f"WORLD_SIZE={size} is set, but not {', '.join(missing)}: start the ranks with torchrun --nproc-per-node, "
+            "or unset WORLD_SIZE for one process"
+        )
+    kind = device_named(device, precision)
+    if size > 1 and kind.type != "cpu":
+        kind = device_named(f"{kind.type}:{os.environ['LOCAL_RANK']}")
+    if kind.index is not None:
+        torch.accelerator.set_device_index(kind.index)
     if size == 1:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     else:
-        if kind.type != "cpu":
-            kind = torch.device(kind.type, int(os.environ["LOCAL_RANK"]))
-            torch.accelerator.set_device_index(kind.index)
         backend = dist.get_default_backend_for_device(kind)
         dist.init_process_group("gloo" if kind.type == "cpu" else f"cpu:gloo,{kind.type}:{backend}")
     try:
@@ -124,16 +132,21 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def device_named(name: str) -> torch.device:
-    """The device of a recipe; ValueError if this machine has none of the kind."""
-    if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+def device_named(name: str, precision: str = "fp32") -> torch.device:
+    """The device of a recipe; ValueError if this machine has none of the kind, or if it lacks the precision."""
+    found = torch.accelerator.current_accelerator(check_available=True)
     try:
-        device = torch.device(name)
+        device = (found or torch.device("cpu")) if name == "auto" else torch.device(name)
     except RuntimeError:
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or the like, got {name!r}") from None
-    found = torch.accelerator.current_accelerator(check_available=True)
-    if device.type != "cpu" and (found is None or found.type != device.type):
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if found is None or found.type != device.type:
         offer = found.type if found else "no accelerator"
         raise ValueError(f"device={name}, but this machine has {offer}; use device=auto")
+    count = torch.accelerator.device_count()
+    if (device.index or 0) >= count:
+        raise ValueError(f"device={name}, but this machine has {count} of them, numbered from 0")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"{torch.cuda.get_device_name(device)} has no bf16 arithmetic; use precision=fp32")
     return device

@@ -38,7 +38,7 @@ def train(recipe: Recipe) -> dict[str, float]:
 
     Raises Terminated after SIGTERM, when the step is done and its checkpoint is on disk.
     """
-    with join(recipe.device) as world, watch_sigterm() as sigterm:
+    with join(recipe.device, recipe.precision) as world, watch_sigterm() as sigterm:
         return Trainer(recipe, world).fit(sigterm)
 
 
