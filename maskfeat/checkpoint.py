@@ -8,7 +8,9 @@ The schedule, the position in the data, the masks and every random number of a s
 step (:func:`maskfeat.step.seed_part`), so the step stands for all of them.
 """
 
+import dataclasses
 import json
+import logging
 import os
 import re
 import shutil
@@ -28,9 +30,11 @@ from .model import MaskFeat
 from .mvit import resize_relative_positions
 from .vit import resize_positions
 
+log = logging.getLogger(__name__)
+
 # Keys that a run may go on with under other values. Other parts of a batch draw other masks; the rest changes nothing.
 FREE = {
-    "accumulate", "compile", "device", "eval_every", "keep", "knn", "knn_samples", "log_every", "name", "out",
+    "accumulate", "compile", "device", "eval_every", "init", "keep", "knn", "knn_samples", "log_every", "name", "out",
     "parallel", "recompute", "resume", "save_every", "tensorboard", "val_data", "workers",
 }  # fmt: skip
 FORMAT = 1
@@ -38,10 +42,13 @@ WEIGHTS, EMA_WEIGHTS = "weights.safetensors", "weights_ema.safetensors"
 
 
 class Checkpoints:
-    """The checkpoints of the run in the folder ``out``, written while training goes on; the newest ``keep`` stay."""
+    """The checkpoints of the run in the folder ``out``, written while training goes on; the newest ``keep`` stay.
 
-    def __init__(self, out: Path, recipe: Recipe, world: World):
-        self.folder, self.recipe, self.world = Path(out) / "checkpoints", recipe, world
+    samples: how many the data to train on have; a run goes on from data that moved if they have as many.
+    """
+
+    def __init__(self, out: Path, recipe: Recipe, world: World, samples: int = 0):
+        self.folder, self.recipe, self.world, self.samples = Path(out) / "checkpoints", recipe, world, samples
         self._writer = ThreadPoolExecutor(1)
         self._pending: Future | None = None
 
@@ -68,7 +75,19 @@ class Checkpoints:
         Raises ValueError if it is incomplete or belongs to another recipe.
         """
         run = read_run(path)
-        check_recipe(path, config.from_dict(run["recipe"]), self.recipe)
+        saved = config.from_dict(run["recipe"])
+        moved = saved.data != self.recipe.data and run.get("samples") == self.samples
+        if moved and self.world.rank == 0:
+            log.warning(
+                "%s was trained on %s; it goes on with %s, which has as many samples (%d)",
+                *(path, saved.data, self.recipe.data, self.samples),
+            )
+        check_recipe(path, dataclasses.replace(saved, data=self.recipe.data) if moved else saved, self.recipe)
+        if run.get("samples", self.samples) != self.samples:
+            raise ValueError(
+                f"{path} was trained on {run['samples']} samples, and {self.recipe.data!r} now has {self.samples}; "
+                "choose another out, or the same data"
+            )
         dcp.load(state, checkpoint_id=path, process_group=self.world.group)
         return run["step"]
 
@@ -77,7 +96,8 @@ class Checkpoints:
         if self.world.rank:
             return
         files = {file.name: file.stat().st_size for file in partial.iterdir()}
-        run = {"format": FORMAT, "step": step, "recipe": config.to_dict(self.recipe), "files": files}
+        run = {"format": FORMAT, "step": step, "recipe": config.to_dict(self.recipe), "samples": self.samples}
+        run["files"] = files
         write_atomically(partial / "run.json", json.dumps(run, indent=1).encode())
         whole = self.folder / f"step_{step:08d}"
         shutil.rmtree(whole, ignore_errors=True)

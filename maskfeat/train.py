@@ -48,7 +48,8 @@ class Trainer:
     def __init__(self, recipe: Recipe, world: World):
         self.recipe, self.world = recipe, world
         self.out = Path(recipe.out or f"runs/{recipe.name}")
-        self.epoch_steps = len(self.loader(0)) // recipe.accumulate
+        loader = self.loader(0)
+        self.epoch_steps = len(loader) // recipe.accumulate
         if self.epoch_steps == 0:
             raise ValueError(f"the data do not fill a batch of {recipe.batch_size}; choose a smaller batch_size")
         if recipe.eval_every:
@@ -58,7 +59,9 @@ class Trainer:
 
         torch.manual_seed(recipe.seed)
         self.module = build(recipe)
-        if recipe.init:
+        self.checkpoints = Checkpoints(self.out, recipe, world, len(loader.batches.source))
+        self.resumed = self.checkpoint_to_resume()
+        if recipe.init and not self.resumed:  # which may be gone by the time that a run goes on
             initialise(self.module, Path(recipe.init))
         self.model = share(self.module, recipe, world)
         self.ema = EMA(self.module, recipe.ema) if isinstance(recipe, Finetune) and recipe.ema else None
@@ -67,7 +70,6 @@ class Trainer:
             self.optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.betas[0], nesterov=True)
         else:
             self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
-        self.checkpoints = Checkpoints(self.out, recipe, world)
 
     def fit(self, sigterm: Sequence = ()) -> dict[str, float]:
         """Train to the end, from the newest checkpoint if there is one; the values of the last evaluation.
@@ -75,7 +77,8 @@ class Trainer:
         sigterm: not empty as soon as a rank has to end early.
         """
         recipe, results = self.recipe, {}
-        self.resume()
+        if self.resumed:
+            self.resume(self.resumed)
         progress = Progress(self.out, recipe, self.step, self.total, silent=self.world.rank > 0)
         # Clocks in the targets would break a compiled graph.
         timed = isinstance(self.module, MaskFeat) and not recipe.compile
@@ -207,8 +210,8 @@ class Trainer:
         model, optimizer = get_state_dict(self.model, self.optimizer)
         return {"model": model, "optimizer": optimizer} | ({"ema": self.ema.state_dict()} if self.ema else {})
 
-    def resume(self) -> None:
-        """Go on from the checkpoint that the recipe's ``resume`` names.
+    def checkpoint_to_resume(self) -> Path | None:
+        """The checkpoint that the recipe's ``resume`` names, if there is one.
 
         Raises FileExistsError rather than to write over a run that is not to be resumed.
         """
@@ -217,9 +220,13 @@ class Trainer:
         if exists and (choice == "no" or elsewhere):
             raise FileExistsError(f"{self.out} holds the checkpoints of a run; choose another out, or resume=auto")
         if choice == "no" or (choice == "auto" and not exists):
-            return
+            return None
+        return find_checkpoint(self.out if choice == "auto" else Path(choice))
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint."""
         state = self.state()
-        self.step = self.checkpoints.load(find_checkpoint(self.out if choice == "auto" else Path(choice)), state)
+        self.step = self.checkpoints.load(path, state)
         set_state_dict(self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])

@@ -25,6 +25,7 @@ from maskfeat.checkpoint import (
     write_atomically,
 )
 from maskfeat.config import describe, from_dict, get_recipe, override
+from maskfeat.data import _source
 from maskfeat.distributed import Terminated, join
 from maskfeat.train import Trainer, train
 
@@ -201,6 +202,26 @@ def test_what_does_not_change_the_arithmetic_may_change(run, tmp_path):
     train_small(tmp_path, "steps=2", f"resume={run}", "log_every=7", "keep=1", "recompute=true", "knn=3")
     weights = [read_weights(folder)[0]["mask_token"] for folder in (run, tmp_path)]
     assert torch.equal(*weights)
+
+
+def test_a_run_goes_on_when_its_data_and_its_first_weights_have_moved(tmp_path, caplog):
+    data = media.image_folder(tmp_path / "data", each=8)
+    train_small(tmp_path / "init", "steps=1")
+    settings = ["samples=0", "steps=4", "eval_every=0", f"init={tmp_path / 'init'}"]
+    for out in ("ended", "whole"):
+        train_small(tmp_path / out, *settings, f"data={data}", "save_every=2", "keep=9")
+    shutil.rmtree(tmp_path / "ended" / "checkpoints" / "step_00000004")
+    shutil.rmtree(tmp_path / "init")
+    moved = data.rename(tmp_path / "moved")
+    train_small(tmp_path / "ended", *settings, f"data={moved}", "save_every=2")
+    assert_same_run(tmp_path / "whole", tmp_path / "ended")
+    assert f"was trained on {data}; it goes on with {moved}, which has as many samples (16)" in caplog.text
+    (moved / "train" / "cat" / "0.jpg").unlink()
+    for place, message in [(moved, f"data={data} there and {moved} here"), (data, "on 16 samples, and .* now has 15")]:
+        moved.rename(place)
+        _source.cache_clear()  # as in another process
+        with pytest.raises(ValueError, match=message):
+            train_small(tmp_path / "whole", *settings, f"data={place}")
 
 
 def test_a_finished_run_stays_as_it_is(run):
