@@ -132,6 +132,12 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def finite(model: nn.Module) -> bool:
+    """Whether all that this rank holds of the parameters is; waits for the device."""
+    shares = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in model.parameters()]
+    return bool(torch.stack([share.isfinite().all() for share in shares]).all())
+
+
 def device_named(name: str, precision: str = "fp32") -> torch.device:
     """The device of a recipe; ValueError if this machine has none of the kind, or if it lacks the precision."""
     found = torch.accelerator.current_accelerator(check_available=True)

@@ -22,10 +22,18 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from .build import build
-from .checkpoint import EMA_WEIGHTS, WEIGHTS, Checkpoints, find_checkpoint, initialise, save_weights
+from .checkpoint import (
+    EMA_WEIGHTS,
+    WEIGHTS,
+    Checkpoints,
+    find_checkpoint,
+    initialise,
+    save_weights,
+    whole_checkpoints,
+)
 from .config import Finetune, Pretrain, Recipe
 from .data import TRAINING, Loader, make_loader, part_masks
-from .distributed import Terminated, World, join, share, synchronise, watch_sigterm, whole
+from .distributed import Terminated, World, finite, join, share, synchronise, watch_sigterm, whole
 from .evaluate import evaluate_model, held_out
 from .finetune import EMA
 from .model import MaskFeat
@@ -111,6 +119,7 @@ class Trainer:
                         skipped=self.skipped,
                     )
                     if saves:  # first, so that an evaluation that fails costs no training
+                        self.check_weights()
                         self.checkpoints.save(self.step, self.state())
                     if ends:
                         self.checkpoints.wait()
@@ -194,11 +203,19 @@ class Trainer:
         """The mean over steps and ranks; FloatingPointError if it is not finite."""
         mean = (self.world.sum(torch.stack(losses).mean()) / self.world.size).item()
         if not math.isfinite(mean):
-            raise FloatingPointError(
-                f"the loss is {mean} in the steps {self.step - len(losses) + 1} to {self.step}; the checkpoints in "
-                f"{self.checkpoints.folder} are from before. Try a lower lr, a longer warm-up or precision=fp32"
-            )
+            raise self.diverged(f"the loss is {mean} in the steps {self.step - len(losses) + 1} to {self.step}")
         return mean
+
+    def check_weights(self) -> None:
+        """FloatingPointError if weights are not finite: the losses before a gradient that is infinite may all be."""
+        if self.world.any(not finite(self.module)):
+            raise self.diverged(f"weights are not finite after step {self.step}")
+
+    def diverged(self, what: str) -> FloatingPointError:
+        self.checkpoints.wait()
+        whole = whole_checkpoints(self.checkpoints.folder)
+        kept = f"the newest checkpoint, {whole[-1]}, is from before" if whole else "there is no checkpoint from before"
+        return FloatingPointError(f"{what}; {kept}. Try a lower lr, a longer warm-up or precision=fp32")
 
     def loader(self, epoch: int, start: int = 0) -> Loader:
         recipe, world = self.recipe, self.world

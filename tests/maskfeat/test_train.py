@@ -218,6 +218,21 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(trainer):
     assert not list(run.out.glob("checkpoints/step_*"))
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_weights_that_are_not_finite_are_not_saved(trainer, saved):
+    """The loss of the step was finite; its gradient is not, and clipping turns that into NaN."""
+    run = trainer("save_every=1", "eval_every=0", "clip_grad=0.02")
+    begins = []
+    run.module.mask_token.register_hook(
+        lambda gradient: begins.append(1) or (gradient / 0 if len(begins) > saved else gradient)
+    )
+    kept = "the newest checkpoint, .*step_00000001, is" if saved else "there is no checkpoint"
+    message = rf"weights are not finite after step {1 + saved}; {kept} from before\. Try a lower lr"
+    with pytest.raises(FloatingPointError, match=message):
+        run.fit()
+    assert len(list(run.out.glob("checkpoints/step_*"))) == saved
+
+
 @pytest.mark.slow  # the compiler takes half a minute
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # by inductor itself
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by dynamo itself
