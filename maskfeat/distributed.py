@@ -113,7 +113,7 @@ def share(model: nn.Module, recipe: Recipe, world: World) -> nn.Module:
     if recipe.parallel == "ddp":
         return DistributedDataParallel(model, device_ids=None if world.device.type == "cpu" else [world.device.index])
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for block in getattr(model, "encoder", model).blocks:
+    for block in getattr(getattr(model, "encoder", model), "blocks", ()):
         fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 

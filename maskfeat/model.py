@@ -144,6 +144,10 @@ class TimmEncoder(nn.Module):
         self.patch_size = vit.patch_embed.patch_size
 
     @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.vit.blocks
+
+    @property
     def widths(self) -> list[int]:
         return [self.embed_dim] * len(self.vit.blocks)
 

@@ -8,7 +8,7 @@ two ranks compute what one process computes that accumulates two parts.
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +41,30 @@ from .progress import Progress, Stopwatch
 from .step import part_loss, seed_part
 
 
-def train(recipe: Recipe) -> dict[str, float]:
+def train(recipe: Recipe, build: Callable[[Recipe], nn.Module] = build) -> dict[str, float]:
     """Train as the recipe says, on the ranks that torchrun started or in this process; the last evaluation.
+
+    build: gives the model of a recipe, by default the recipe's own. To pre-train a ViT of yours on the features of a
+        teacher, with everything else as the recipe says::
+
+            def build(recipe):
+                return MaskFeat(my_vit(img_size=recipe.image_size), FeatureTarget(my_teacher(), dim=768))
+
+            train(override(get_recipe("vit_b_in1k"), ["data=/data/imagenet", "out=runs/mine"]), build)
+
+        A classifier of yours takes pixels; its layers are told apart by the names that timm gives to those of a ViT.
 
     Raises Terminated after SIGTERM, when the step is done and its checkpoint is on disk.
     """
     with join(recipe.device, recipe.precision) as world, watch_sigterm() as sigterm:
-        return Trainer(recipe, world).fit(sigterm)
+        return Trainer(recipe, world, build).fit(sigterm)
 
 
 class Trainer:
-    """One run: the model, its optimizer, and the step that it has reached."""
+    """One run: the model, its optimizer, and the step that it has reached; ``build`` as in :func:`train`."""
 
-    def __init__(self, recipe: Recipe, world: World):
-        self.recipe, self.world = recipe, world
+    def __init__(self, recipe: Recipe, world: World, build: Callable[[Recipe], nn.Module] = build):
+        self.recipe, self.world, self.build = recipe, world, build
         self.out = Path(recipe.out or f"runs/{recipe.name}")
         loader = self.loader(0)
         self.epoch_steps = len(loader) // recipe.accumulate
@@ -262,7 +272,7 @@ class Trainer:
             save_weights(self.out / file, weights, self.recipe, self.step)
         if not self.recipe.eval_every:
             return {}
-        model = build(self.recipe)
+        model = self.build(self.recipe)
         model.load_state_dict(weights)
         return evaluate_model(model.to(self.world.device).eval(), self.recipe, self.world)
 
@@ -273,7 +283,8 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     A block learns ``layer_decay`` times as fast as the next deeper one, the embedding like a block before the first,
     what comes after the blocks at the full rate. Biases and other parameters with one axis do not decay.
     """
-    depth = len(getattr(model, "encoder", model).widths)
+    trunk = getattr(model, "encoder", model)
+    depth = len(getattr(trunk, "widths", getattr(trunk, "blocks", ())))
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         decay = 0.0 if parameter.ndim <= 1 or name.endswith(".bias") else recipe.weight_decay

@@ -7,7 +7,10 @@ import math
 
 import pytest
 import torch
+from test_model import TimmLike
+from torch import nn
 
+from maskfeat import FeatureTarget, MaskFeat
 from maskfeat.build import build
 from maskfeat.checkpoint import read_weights
 from maskfeat.config import get_recipe, override
@@ -231,6 +234,34 @@ def test_weights_that_are_not_finite_are_not_saved(trainer, saved):
     with pytest.raises(FloatingPointError, match=message):
         run.fit()
     assert len(list(run.out.glob("checkpoints/step_*"))) == saved
+
+
+class Shrunk(nn.Module):
+    """A teacher: the mean colour of every patch."""
+
+    def forward(self, pixels):
+        return nn.functional.avg_pool2d(pixels, 8).flatten(2).transpose(1, 2).repeat(1, 1, 2)
+
+
+def test_a_model_of_ones_own_trains_and_goes_on(tmp_path):
+    """A ViT with a part that is frozen, and a teacher's features: learnt, evaluated, saved, resumed."""
+    built = []
+
+    def own(recipe):
+        vit = TimmLike()
+        vit.prefix.requires_grad_(False)
+        built.append(MaskFeat(vit, FeatureTarget(Shrunk(), 6), depths=(1,)))
+        return built[-1]
+
+    recipe = small(tmp_path / "whole", "steps=8", "save_every=2", "keep=9", "lr=1e-2", "warmup_epochs=0", "knn=3")
+    results = train(recipe, build=own)
+    found = losses(tmp_path / "whole")
+    assert found[-1] < 0.7 * found[0] and 0 <= results["knn_accuracy"] <= 1
+    weights = read_weights(tmp_path / "whole")[0]
+    assert weights.keys() == built[0].state_dict().keys() and "encoder.vit.prefix" in weights
+    middle = tmp_path / "whole" / "checkpoints" / "step_00000002"
+    assert train(override(recipe, {"out": str(tmp_path / "on"), "resume": str(middle)}), own) == results
+    assert losses(tmp_path / "on") == found[2:]
 
 
 @pytest.mark.slow  # the compiler takes half a minute
