@@ -22,7 +22,13 @@ def pretrainer(recipe: Pretrain) -> MaskFeat:
     depths = recipe.depths or (len(encoder.widths) - 1,)
     if max(depths) >= len(encoder.widths) or min(depths) < 0:
         raise ValueError(f"depths must be blocks of the encoder, 0 to {len(encoder.widths) - 1}, got {depths}")
-    return MaskFeat(encoder, [_target(recipe, _stride(encoder, depth)) for depth in depths], depths)
+    strides = [_stride(encoder, depth) for depth in depths]
+    if recipe.mask_stride % max(strides):  # in MViT a multiple of all
+        raise ValueError(
+            f"mask_stride={recipe.mask_stride} is not a multiple of the {max(strides)} pixels of a token; "
+            f"set mask_stride={max(strides)}"
+        )
+    return MaskFeat(encoder, [_target(recipe, stride) for stride in strides], depths)
 
 
 def classifier(recipe: Finetune) -> nn.Module:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .augment import parse_policy
+
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 KINETICS = dict(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -99,6 +101,11 @@ class Recipe:
             smallest, largest = getattr(self, name)
             if smallest > largest:
                 raise ValueError(f"{name} must be the smallest and the largest, got {smallest},{largest}")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs:g} is not below epochs={self.epochs}, so that the rate would never "
+                f"reach lr; add warmup_epochs={self.epochs / 10:g}"
+            )
         if self.encoder == "mvit" and self.frames < 2:
             raise ValueError(f"mvit needs clips of at least 2 frames, got frames={self.frames}")
         if self.encoder == "vit" and self.frames:
@@ -141,6 +148,11 @@ class Pretrain(Recipe):
         shapes = ("cube", "tube", "frame", "random") if self.frames else ("block", "random")
         if self.mask not in shapes:
             raise ValueError(f"mask must be one of {', '.join(shapes)} for {self.encoder}, got {self.mask!r}")
+        if self.encoder == "vit" and self.mask_stride % self.patch_size:
+            raise ValueError(
+                f"mask_stride={self.mask_stride} is not a multiple of patch_size={self.patch_size}; "
+                f"set mask_stride={self.patch_size}"
+            )
         if self.image_size % self.mask_stride:
             raise ValueError(f"image_size {self.image_size} is not a multiple of mask_stride {self.mask_stride}")
 
@@ -171,7 +183,18 @@ class Finetune(Recipe):
         0, "shorter side to which a test sample is resized, in pixels; 0 for 8/7 of image_size", least=0
     )
     test_clips: int = key(1, "clips of each test video", least=1)
-    test_crops: int = key(1, "crops of each test clip: 1 in the centre, or 3 along the longer side", least=1, most=3)
+    test_crops: int = key(1, "crops of each test clip: 1 in the centre, or 3 along the longer side")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rand_augment:
+            parse_policy(self.rand_augment)
+        if self.test_crops not in (1, 3):
+            raise ValueError(f"test_crops must be 1 or 3, got {self.test_crops}")
+        if 0 < self.test_size < self.image_size:
+            raise ValueError(
+                f"test_size={self.test_size} is below image_size={self.image_size}; set test_size=0 for 8/7 of that"
+            )
 
 
 def get_recipe(name: str) -> Recipe:

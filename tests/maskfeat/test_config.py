@@ -54,12 +54,33 @@ def test_values_are_parsed_by_type():
         ("layer_decay=0", "layer_decay must be above 0, got 0.0"),
         ("mask=cube", "mask must be one of block, random for vit, got 'cube'"),
         ("image_size=60", "image_size 60 is not a multiple of mask_stride 16"),
+        ("patch_size=14", "mask_stride=16 is not a multiple of patch_size=14; set mask_stride=14"),
+        ("epochs=1", "warmup_epochs=1 is not below epochs=1, .* lr; add warmup_epochs=0.1"),
         ("frames=4", "vit reads images"),
     ],
 )
 def test_wrong_changes_are_refused_with_what_is_right(change, message):
     with pytest.raises(ValueError, match=message.replace("?", r"\?").replace("...", r"\.\.\.")):
         override(get_recipe("vit_tiny"), [change])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("test_crops=2", "test_crops must be 1 or 3, got 2"),
+        ("test_size=90", "test_size=90 is below image_size=96; set test_size=0"),
+        ("rand_augment=foo", "rand_augment must look like 'm9-mstd0.5-inc1', got 'foo'"),
+    ],
+)
+def test_what_only_evaluations_or_workers_would_find(change, message):
+    with pytest.raises(ValueError, match=message):
+        override(get_recipe("vit_tiny_ft"), [change])
+
+
+def test_masks_of_clips_are_as_coarse_as_what_predicts():
+    build(override(get_recipe("mvit_tiny"), ["mask_stride=4", "depths=0"]))
+    with pytest.raises(ValueError, match="mask_stride=8 is not a multiple of the 16 pixels of a token; set mask_str"):
+        build(override(get_recipe("mvit_tiny"), ["mask_stride=8"]))
 
 
 def test_clips_have_no_block_masks():

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from maskfeat import MViT, VisionTransformer
-from maskfeat.augment import CHANGES, erase, eval_crops, mix, rand_augment, random_window, smooth_labels
+from maskfeat.augment import CHANGES, erase, mix, rand_augment, random_window, smooth_labels
 from maskfeat.config import Finetune, Pretrain
 from maskfeat.data import make_loader, normalise
 from maskfeat.distributed import join
@@ -111,11 +111,6 @@ def test_random_windows_fit_even_where_no_draw_does():
         assert 0 <= left <= 30 - width and 0 <= top <= 20 - height and width > 0 and height > 0
     assert random_window(100, 10, (0.9, 1.0), (0.75, 4 / 3), rng) == (43, 0, 13, 10)
     assert random_window(10, 100, (0.9, 1.0), (0.75, 4 / 3), rng) == (0, 43, 10, 13)
-
-
-def test_eval_crops_refuse_other_numbers():
-    with pytest.raises(ValueError, match="1 or 3, got 2"):
-        eval_crops([media.picture(0)], (16, 16), 20, "bicubic", 2)
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 30), (3, 4, 20, 30)])
