@@ -64,7 +64,8 @@ class Loader:
     """Iterates over ``{"images", "labels", "indices", "masks"}``; the length is that of the whole epoch, wherever it
     starts.
 
-    images: uint8 ``[B, C, H, W]``, or ``[B, C, T, H, W]`` of video. labels: int64 ``[B]``, absent if there are none.
+    images: uint8 ``[B, C, H, W]``, or ``[B, C, T, H, W]`` of video. labels: int64 ``[B]``, -1 for a sample without one;
+    absent if there are none.
     indices: int64 ``[B]``, which samples of the source they are; :meth:`names` gives their files.
     masks: :class:`~maskfeat.mask.Masks` to pre-train with, drawn here because a GPU would take some hundred launches.
     In the test split there are as many images to a label as the recipe has views, one after another.
@@ -137,6 +138,8 @@ class Batches(Dataset):
         larger = round(recipe.image_size * 256 / 224)
         self.resize = (tuned and recipe.test_size) or larger
         self.source = _source(recipe.data, recipe.val_data, split, recipe.frames > 0, larger, recipe.samples)
+        self.data = recipe.val_data if recipe.val_data and split != "train" else recipe.data
+        self.check_labels()
         wanted = min((split == "train" and recipe.samples) or len(self.source), len(self.source))
         self.order = np.arange(wanted) * len(self.source) // wanted
         if self.train:
@@ -147,6 +150,17 @@ class Batches(Dataset):
                 f"{recipe.data!r} has {wanted} samples to train on, fewer than one batch of {self.reads} on each of "
                 f"{world} ranks; choose a smaller batch_size"
             )
+
+    def check_labels(self) -> None:
+        """ValueError if the labels of the source are not those of a classifier, as far as that is known yet."""
+        needed = self.source.classes
+        if self.classes is None or needed is None or 0 < needed <= self.classes:
+            return
+        if needed == 0:
+            raise ValueError(f"a classifier needs labels, and {self.data!r} has none")
+        raise ValueError(
+            f"{self.data!r} has labels up to {needed - 1}, but classes={self.classes}; set classes={needed}"
+        )
 
     def samples_to_read(self, batch: int) -> int:
         """How many samples make up ``batch`` crops."""
@@ -179,8 +193,8 @@ class Batches(Dataset):
         images = to_tensor(clips) if clips else torch.empty(0, 3, max(self.recipe.frames, 1), size, size).byte()
         batch = {"images": images if self.recipe.frames else images.squeeze(2), "failures": failures}
         batch["indices"] = torch.tensor(indices, dtype=torch.int64)
-        if None not in labels:
-            batch["labels"] = torch.tensor(labels, dtype=torch.int64)
+        if any(label is not None for label in labels):
+            batch["labels"] = torch.tensor([-1 if label is None else label for label in labels], dtype=torch.int64)
         if self.masked and clips:
             batch["masks"] = part_masks(self.recipe, len(clips), *self.part(number))
         return batch
@@ -209,9 +223,9 @@ class Batches(Dataset):
             choose = partial(frame_numbers, **options, rng=rng if self.train else None)
         clips, label = self.source.read(index, choose)
         if self.classes is not None and label is None:
-            raise Unreadable(f"sample {index} of {recipe.data} (it has no label)")
+            raise Unreadable(f"sample {index} of {self.data} (it has no label)")
         if self.classes is not None and label >= self.classes:
-            raise ValueError(f"sample {index} of {recipe.data!r} has the label {label}, but classes={self.classes}")
+            raise ValueError(f"sample {index} of {self.data!r} has the label {label}, but classes={self.classes}")
         size = recipe.image_size, recipe.image_size
         if self.train:
             return [self.augment(clips[0], size, rng) for _ in range(self.repeats)], label

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from .augment import erase, mix, smooth_labels
 from .config import Finetune
 from .data import Loader, normalise
+
+log = logging.getLogger(__name__)
 
 
 def train_step_inputs(
@@ -156,20 +159,29 @@ def knn(
 def features(
     encoder: nn.Module, loader: Loader, device: "torch.device | str"
 ) -> tuple[Tensor, Tensor]:  # [N, D] of unit length, [N]
-    """Features and labels of all samples of a loader."""
+    """Features and labels of the samples of a loader that have a label; the others are counted in a warning.
+
+    Raises ValueError if there are none.
+    """
     device, recipe, training = torch.device(device), loader.recipe, encoder.training
     encoder.eval()
-    found, labels = [], []
+    found, labels, unlabelled = [], [], 0
     for batch in loader:
-        if "labels" not in batch:
-            raise ValueError(f"the kNN accuracy needs labels, and {recipe.data!r} has none")
-        pixels = normalise(batch["images"].to(device, non_blocking=True), recipe.mean, recipe.std)
+        known = batch.get("labels", batch["indices"].new_full(batch["indices"].shape, -1)) >= 0
+        unlabelled += int((~known).sum())
+        if not known.any():
+            continue
+        pixels = normalise(batch["images"][known].to(device, non_blocking=True), recipe.mean, recipe.std)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             found.append(F.normalize(encoder(pixels).float(), dim=-1))
-        labels.append(batch["labels"].to(device))
+        labels.append(batch["labels"][known].to(device))
     encoder.train(training)
     if not found:
-        raise ValueError(f"no sample of {recipe.val_data or recipe.data!r} could be read to compute features of")
+        raise ValueError(
+            f"the kNN accuracy needs labels, and no sample of {loader.batches.data!r} that can be read has one"
+        )
+    if unlabelled:
+        log.warning("the kNN accuracy leaves out %d samples of %s that have no label", unlabelled, loader.batches.data)
     return torch.cat(found), torch.cat(labels)
 
 

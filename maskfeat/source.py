@@ -2,7 +2,8 @@
 
 A source has a length, ``name(i)`` says which sample is the i-th, and ``read(i, choose)`` gives its clips, as lists of
 frames, and its label; a still image is one clip of one frame. What cannot be decoded raises :class:`Unreadable`, which
-the loader reports and skips.
+the loader reports and skips. ``classes`` is the least number of classes that its labels need, 0 if it has no labels,
+None if they are only read with the samples.
 """
 
 import logging
@@ -86,7 +87,11 @@ def find(data: str, split: str, own_split: bool = False) -> "Path | list[Path]":
         if shards or Path(candidate).exists():
             return shards or Path(candidate)
     tried = f"there is none of {', '.join(candidates)}" if candidates else "it names no split"
-    advice = "" if split == "train" or own_split else "; val_data=... names held-out data that are elsewhere"
+    advice = (
+        ""
+        if split == "train" or own_split
+        else ("; val_data=... names held-out data that are elsewhere, eval_every=0 trains without")
+    )
     raise FileNotFoundError(f"no {split} data in {data!r}: {tried}{advice}")
 
 
@@ -253,6 +258,7 @@ class Files:
         # Arrays, not lists: workers would copy a list of a million texts as they count references to them.
         self.paths, self.decode = np.array([os.fsencode(path) for path in paths]), decode
         self.labels = None if labels is None else np.array(labels)
+        self.classes = 0 if labels is None else max(labels) + 1
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -269,6 +275,8 @@ class Files:
 class Shards:
     """Tar files in the layout of WebDataset: ``key.jpg`` (or another suffix) and, for labels, ``key.cls``.
 
+    A key ends at the first dot: ``key.mask.png`` is no image to it. A key with two images raises ValueError.
+
     The headers are read once, so that every sample can be reached and any order be resumed; so shards have to be files
     that can be sought in. A shard that ends too early gives what is before its end.
     """
@@ -282,8 +290,10 @@ class Shards:
             spans += [(i, *span) for span in samples.values()]
             labels += [classes.get(key, (0, 0)) for key in samples]
         if not keys:
-            raise FileNotFoundError(f"there are no files {', '.join(suffixes)} in {', '.join(self.shards)}")
+            kinds = ", ".join(f"KEY{suffix}" for suffix in suffixes)
+            raise FileNotFoundError(f"there are no files {kinds}, KEY without a dot, in {', '.join(self.shards)}")
         self.keys, self.spans, self.labels = np.array(keys), np.array(spans), np.array(labels)
+        self.classes = None if self.labels.any() else 0
 
     @staticmethod
     def index(shard: str, suffixes: tuple[str, ...]) -> tuple[dict, dict]:
@@ -293,10 +303,15 @@ class Shards:
             for path, *span in members(shard):
                 folder, _, name = path.rpartition("/")
                 key, _, suffix = name.partition(".")
-                if name.lower().endswith(suffixes):
-                    samples[f"{folder}/{key}"] = span
+                key = f"{folder}/{key}"
+                if f".{suffix.lower()}" in suffixes:
+                    if key in samples:
+                        raise ValueError(
+                            f"{shard} holds two files {', '.join(suffixes)} of one key, the later is {path}"
+                        )
+                    samples[key] = span
                 elif suffix == "cls":
-                    classes[f"{folder}/{key}"] = span
+                    classes[key] = span
         except tarfile.TarError as error:
             log.warning("%s is damaged after %d samples: %s", shard, len(samples), error)
         return samples, classes
@@ -307,12 +322,15 @@ class Shards:
     def read(self, index: int, choose: Choose) -> tuple[list[Frames], int | None]:
         shard, offset, size = self.spans[index].tolist()
         label_offset, label_size = self.labels[index].tolist()
-        with open(self.shards[shard], "rb") as file:
-            file.seek(offset)
-            data = file.read(size)
-            file.seek(label_offset)
-            label = file.read(label_size)
         name = self.name(index)
+        try:
+            with open(self.shards[shard], "rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+                file.seek(label_offset)
+                label = file.read(label_size)
+        except OSError as error:
+            raise Unreadable(f"{name} ({error})") from error
         if label and not label.strip().isdigit():
             raise Unreadable(f"{name} (its label is {label[:20]!r}, not a number)")
         return decoded(self.decode, BytesIO(data), name, choose), int(label) if label else None
@@ -357,6 +375,8 @@ def members(shard: "str | Path") -> Iterator[tuple[str, int, int]]:
 
 class Photographs:
     """Photographs that scikit-image ships, without labels; those to train on come 64 times, or ``samples`` in all."""
+
+    classes = 0
 
     def __init__(self, split: str, samples: int = 0):
         from skimage import data  # a dependency of this source only

@@ -29,6 +29,8 @@ class Scenes:
     slides or spins. Labels survive mirroring.
     """
 
+    classes = len(CLASSES)
+
     def __init__(self, split: str, size: int, moving: bool, samples: int = 0):
         self.split, self.moving = split, moving
         self.grid = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)

@@ -280,12 +280,48 @@ def test_shards(tmp_path, caplog):
 
 def test_shards_of_video(tmp_path):
     video = media.write_video(tmp_path / "0.mp4", frames=40).read_bytes()
-    samples = {"a/x.1.mp4": video, "a/x.cls": b" 7 \n", "b/x.mp4": video[:99], "b/x.cls": b"3"}
+    samples = {"a/x.mp4": video, "a/x.cls": b" 7 \n", "b/x.mp4": video[:99], "b/x.cls": b"3"}
     media.write_shard(tmp_path / "val" / "0.tar", samples)
     loader = make_loader(clips(tmp_path), "val", seed=0)
     [batch] = list(loader)
     assert batch["labels"].tolist() == [7] and loader.skipped == 1
     assert media.shown(batch["images"][0, :, 0]) == frame_numbers(40, 30, frames=4, step=4)[0, 0]
+
+
+def test_a_key_of_a_shard_has_one_image(tmp_path):
+    """Its mask, whose suffix is longer, is another file of the sample."""
+    samples = {"0.mask.png": media.jpeg(1), "0.jpg": media.jpeg(0), "0.0.jpg": media.jpeg(2), "0.cls": b"3"}
+    media.write_shard(tmp_path / "val" / "0.tar", samples)
+    [batch] = batches(images(tmp_path), "val")
+    media.write_image(tmp_path / "plain" / "val" / "0" / "0.png", 0)
+    (tmp_path / "plain" / "val" / "0" / "0.png").write_bytes(media.jpeg(0))
+    assert torch.equal(batch["images"], batches(images(tmp_path / "plain"), "val")[0]["images"])
+    media.write_shard(tmp_path / "two" / "val" / "0.tar", samples | {"0.PNG": media.jpeg(1)})
+    with pytest.raises(ValueError, match=r"0.tar holds two files .*\.png.* of one key, the later is 0\.PNG"):
+        batches(images(tmp_path / "two"), "val")
+    media.write_shard(tmp_path / "dots" / "val" / "0.tar", {"0.1.jpg": media.jpeg(1)})
+    with pytest.raises(FileNotFoundError, match=r"no files KEY\.jpg, .*, KEY without a dot, in .*0\.tar"):
+        batches(images(tmp_path / "dots"), "val")
+
+
+def test_labels_of_shards_are_looked_at_as_they_come(tmp_path):
+    """A sample without one has -1, none is too large for a classifier, and a shard that is gone costs its samples."""
+    for i in range(2):
+        media.write_shard(
+            tmp_path / "val" / f"{i}.tar", {"0.jpg": media.jpeg(0), "1.jpg": media.jpeg(1), "1.cls": b"7"}
+        )
+    found = batches(Pretrain(data=str(tmp_path), batch_size=4, image_size=16), "val")
+    assert [batch["labels"].tolist() for batch in found] == [[-1, 7, -1, 7]]
+    loader = make_loader(images(tmp_path), "val", seed=0)
+    assert [batch["labels"].tolist() for batch in loader] == [[7, 7]] and loader.skipped == 2
+    with pytest.raises(ValueError, match=r"sample 1 of .* has the label 7, but classes=5"):
+        batches(images(tmp_path, classes=5), "val")
+    (tmp_path / "val" / "0.tar").unlink()
+    loader = make_loader(images(tmp_path), "val", seed=0)
+    assert [batch["labels"].tolist() for batch in loader] == [[7]] and loader.skipped == 3
+    media.write_shard(tmp_path / "none" / "val" / "0.tar", {"0.jpg": media.jpeg(0)})
+    with pytest.raises(ValueError, match="a classifier needs labels"):
+        make_loader(images(tmp_path / "none"), "val", seed=0)
 
 
 def test_ranges_of_shards(tmp_path):
@@ -444,12 +480,14 @@ def test_errors_say_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no train data in .*nowhere.*train\.csv"):
         batches(images(tmp_path / "nowhere"))
     media.image_folder(tmp_path, each=2)
-    with pytest.raises(FileNotFoundError, match=r"no val data in .*validation.*val_data"):
+    with pytest.raises(FileNotFoundError, match=r"no val data in .*validation.*val_data.*eval_every=0"):
         batches(images(tmp_path), "val")
     with pytest.raises(ValueError, match=r"4 samples to train on, fewer than one batch of 8 .* smaller batch_size"):
         batches(images(tmp_path, batch_size=8))
-    with pytest.raises(ValueError, match="label 1, but classes=1"):
-        batches(images(tmp_path, classes=1))
+    with pytest.raises(ValueError, match="has labels up to 1, but classes=1; set classes=2"):
+        make_loader(images(tmp_path, classes=1), "train", seed=0)
+    with pytest.raises(ValueError, match="a classifier needs labels, and 'skimage' has none"):
+        make_loader(images("skimage"), "train", seed=0)
     with pytest.raises(ValueError, match="split must be"):
         make_loader(images(tmp_path), "dev", seed=0)
     with pytest.raises(FileNotFoundError, match=r"there are no files \.mp4"):

@@ -281,7 +281,8 @@ def test_evaluate_averages_the_probabilities_of_the_views(tmp_path):
 
 
 def test_evaluate_needs_labelled_samples(tmp_path):
-    media.write_image(tmp_path / "val" / "0.png", 0)
+    for path in folder_of_greys(tmp_path, "val", [0, 60]).glob("val/*/*"):
+        path.write_text("damaged")
     r = recipe(data=str(tmp_path))
     with pytest.raises(ValueError, match="no labelled sample"):
         evaluate(Brightness(), make_loader(r, "val", seed=0), r, "cpu")
@@ -316,6 +317,16 @@ def test_knn_against_a_plain_vote(tmp_path):
     flat = make_loader(Pretrain(data=str(tmp_path / "flat"), image_size=16), "val", seed=0)
     with pytest.raises(ValueError, match="kNN accuracy needs labels"):
         knn(Circle(), (loaders[0], flat), 1, "cpu")
+
+
+def test_features_of_the_samples_that_have_labels(tmp_path, caplog):
+    samples = {f"{i}.jpg": media.jpeg(i) for i in range(5)} | {"1.cls": b"4", "3.cls": b"2"}
+    media.write_shard(tmp_path / "val" / "0.tar", samples)
+    r = Pretrain(data=str(tmp_path), image_size=16, batch_size=1)
+    found, labels = features(Brightness(), make_loader(r, "val", seed=0), "cpu")
+    assert labels.tolist() == [4, 2] and f"leaves out 3 samples of {tmp_path} that have no label" in caplog.text
+    pixels = [normalise(data["images"], r.mean, r.std) for data in make_loader(r, "val", seed=0)]
+    torch.testing.assert_close(found, F.normalize(torch.cat([Brightness()(pixels[i]) for i in (1, 3)]), dim=-1))
 
 
 @pytest.mark.parametrize("video", [False, True])
@@ -366,7 +377,7 @@ def test_exported_rows_name_their_samples(tmp_path):
 def test_features_of_files_that_cannot_be_read(tmp_path):
     for path in folder_of_greys(tmp_path, "val", [0, 200]).glob("val/*/*.png"):
         path.write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"no sample of .* could be read"):
+    with pytest.raises(ValueError, match=r"no sample of .* that can be read has one"):
         features(Brightness(), make_loader(recipe(data=str(tmp_path)), "val", seed=0), "cpu")
 
 

@@ -38,13 +38,8 @@ def test_an_error_in_a_worker_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "ending, error",
-    [
-        ("", ""),
-        ("raise MemoryError", "MemoryError"),
-        ("multiprocessing.active_children()[0].kill(); list(batches)", "killed by signal: Killed"),
-    ],
+    "ending, status",
+    [("", 0), ("raise MemoryError", 1), ("multiprocessing.active_children()[0].kill(); list(batches)", 1)],
 )
-def test_a_process_ends_though_workers_are_left(ending, error):
-    done = run("-c", LOADER + ending)
-    assert done.returncode == bool(error) and error in done.stderr
+def test_a_process_ends_though_workers_are_left(ending, status):
+    assert run("-c", LOADER + ending).returncode == status
