@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -298,8 +298,11 @@ def _same(first: Tensor | None, second: Tensor | None) -> bool:
 def _has_recipe(path: Path) -> bool:
     if path.suffix != ".safetensors" or not path.exists():
         return False
-    with safe_open(path, framework="pt") as file:
-        return "recipe" in (file.metadata() or {})
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "recipe" in (file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file ({error})") from error
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -308,6 +311,10 @@ def _read_file(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+    with open(path, "rb") as file:
+        first = file.read(8)
+    if not first.startswith((b"PK", b"\x80")):  # a zip file, or in old versions a pickle
+        raise ValueError(f"{path} is no checkpoint of torch, and not named .safetensors; it begins with {first!r}")
     try:
         file = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # loading may fail in any way on a damaged or unsafe file
