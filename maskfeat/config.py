@@ -85,6 +85,8 @@ class Recipe:
     eval_every: int = key(
         10, "epochs from one evaluation to the next, which also writes the weights; 0 for none", least=0
     )
+    knn: int = key(20, "neighbours of the kNN accuracy, at evaluations of pre-training; 0 for none there", least=0)
+    knn_samples: int = key(20_000, "training samples among which neighbours are looked for; 0 for all", least=0)
     save_every: int = key(
         0, "steps from one checkpoint to the next, beside those of evaluations; 0 for once an epoch", least=0
     )
@@ -140,8 +142,6 @@ class Pretrain(Recipe):
     depths: tuple[int, ...] = key((), "blocks, from 0, that predict; by default the last", least=0)
     global_loss: bool = key(False, "weigh all masked tokens of a step alike, whatever rank they are on")
     clip_grad: float = again("clip_grad", 0.02)
-    knn: int = key(20, "neighbours of the kNN accuracy at evaluations; 0 for none", least=0)
-    knn_samples: int = key(20_000, "training samples among which neighbours are looked for; 0 for all", least=0)
 
     def __post_init__(self):
         super().__post_init__()

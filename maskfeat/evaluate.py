@@ -57,16 +57,14 @@ def knn_accuracy(model: nn.Module, recipe: Recipe, world: World) -> float:
     Every rank computes all of it.
     """
     encoder = model.encoder if isinstance(model, MaskFeat) else _Trunk(model)
-    neighbours = getattr(recipe, "knn", 0) or Pretrain.knn
-    limits = recipe.samples, getattr(recipe, "knn_samples", Pretrain.knn_samples)
-    samples = min(filter(None, limits), default=0)
+    samples = min(filter(None, (recipe.samples, recipe.knn_samples)), default=0)
     queries = dataclasses.replace(recipe, batch_size=recipe.rank_batch(world.size), accumulate=1)
     bank = dataclasses.replace(queries, samples=samples)
     loaders = [
         make_loader(part, split, seed=recipe.seed, workers=recipe.workers, augment=False)
         for part, split in ((bank, "train"), (queries, "val"))
     ]
-    return knn(encoder, loaders, neighbours, world.device)
+    return knn(encoder, loaders, recipe.knn or Recipe.knn, world.device)
 
 
 def show_panel(model: MaskFeat, recipe: Recipe, path: Path, number: int = 8) -> None:

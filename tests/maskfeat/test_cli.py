@@ -47,7 +47,7 @@ def test_evaluations(run, capsys):
     status, out, _ = command(capsys, "eval", run / "ft" / "weights.safetensors", "samples=16", "workers=0")
     assert status == 0 and json.loads(out)["samples"] == 4
     for folder in ("pt", "ft"):
-        status, out, _ = command(capsys, "knn", run / folder)
+        status, out, _ = command(capsys, "knn", run / folder, "knn=3", "knn_samples=8")
         assert status == 0 and 0 <= json.loads(out)["knn_accuracy"] <= 1
 
 
