@@ -70,7 +70,8 @@ class MaskFeat(nn.Module):
             parallel step alike, pass the cells masked on all ranks, divided by the number of ranks (as the gradients
             are averaged); without it every rank weighs the same.
 
-        A batch without any masked token has the loss 0, with a warning.
+        A batch without any masked token has the loss 0. That warns if the masks have no ids; whether all ids are
+        fillers is not looked at, which would wait for the device.
         """
         if masks.ids.shape[1] == 0:
             warnings.warn("no token is masked in the whole batch: the loss is 0", stacklevel=2)
