@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .augment import eval_crops, flip, rand_augment, random_resized_crop
+from .augment import Frames, eval_crops, flip, rand_augment, random_resized_crop
 from .config import Finetune, Pretrain, Recipe
 from .mask import Masks, make_masks
-from .source import Frames, Photographs, Unreadable, frame_numbers, open_source
+from .source import Photographs, Unreadable, frame_numbers, open_source
 from .synthetic import Scenes
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from .step import part_loss, seed_part
 def evaluate_model(model: nn.Module, recipe: Recipe, world: World, split: str = "val") -> dict[str, float]:
     """Accuracy of a classifier; held-out loss, and kNN accuracy where there are labels, of a pre-trained model."""
     if isinstance(recipe, Finetune):
-        return evaluate(model, held_out(recipe, world, split), recipe, world.device)
+        return evaluate(model, held_out(recipe, world, split), recipe, world)
     results = {"val_loss": held_out_loss(model, recipe, world)}
     if recipe.knn and _has_labels(recipe):
         results["knn_accuracy"] = knn_accuracy(model, recipe, world)

@@ -3,13 +3,10 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -18,6 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from .augment import erase, mix, smooth_labels
 from .config import Finetune
 from .data import Loader, normalise
+from .distributed import World
 
 log = logging.getLogger(__name__)
 
@@ -67,16 +65,6 @@ class EMA:
         parameters = dict(model.named_parameters())
         self.step(list(self.average.values()), [parameters[name].detach() for name in self.average], None)
 
-    @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[nn.Module]:
-        """``model`` with the averaged parameters, for as long as the block lasts."""
-        own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        set_parameters(model, self.average)
-        try:
-            yield model
-        finally:
-            set_parameters(model, own)
-
     def state_dict(self) -> dict[str, Tensor]:
         return self.average
 
@@ -89,17 +77,11 @@ class EMA:
 
 
 @torch.no_grad()
-def set_parameters(model: nn.Module, values: dict[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.copy_(values[name])
-
-
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
     loader: Loader,
     recipe: Finetune,
-    device: "torch.device | str",
+    world: World,
 ) -> dict[str, float]:
     """Cross-entropy and accuracy (0 to 1) on labelled samples, over all ranks.
 
@@ -107,7 +89,7 @@ def evaluate(
 
     Returns ``val_loss``, ``top1``, ``top5`` and ``samples``. Raises ValueError if there is no labelled sample.
     """
-    device, training = torch.device(device), model.training
+    device, training = world.device, model.training
     model.eval()
     sums = torch.zeros(4, device=device)
     for batch in loader:
@@ -122,9 +104,7 @@ def evaluate(
         losses = F.nll_loss(probabilities.clamp_min(torch.finfo(torch.float32).tiny).log(), labels, reduction="sum")
         sums += torch.stack([losses, right[:, 0].sum(), right.sum(), torch.full_like(losses, len(labels))])
     model.train(training)
-    if dist.is_initialized():
-        dist.all_reduce(sums)
-    loss, first, fifth, samples = sums.tolist()
+    loss, first, fifth, samples = world.sum(sums).tolist()
     if not samples:
         raise ValueError(f"there is no labelled sample to evaluate in {recipe.val_data or recipe.data!r}")
     return {"val_loss": loss / samples, "top1": first / samples, "top5": fifth / samples, "samples": int(samples)}

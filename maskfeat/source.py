@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .augment import Frames
+
 log = logging.getLogger(__name__)
 
-Frames = list[Image.Image]
 Choose = Callable[[int, float], np.ndarray]
 """Of a video's number of frames and frames per second, the frames to read: ``[clips, T]``."""
 Decode = Callable[["str | BytesIO", Choose], list[Frames]]

@@ -10,7 +10,8 @@ import math
 import numpy as np
 from PIL import Image
 
-from .source import Choose, Frames
+from .augment import Frames
+from .source import Choose
 
 SHAPES = ("disc", "square", "triangle", "star", "cross")
 TEXTURES = ("stripes", "checks")
