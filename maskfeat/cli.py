@@ -140,7 +140,7 @@ def _show(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from .data import make_loader
     from .distributed import device_named
-    from .finetune import export_features
+    from .evaluate import export_features
 
     model, recipe = _load(options)
     loader = make_loader(recipe, options.split, seed=recipe.seed, workers=recipe.workers, augment=False)

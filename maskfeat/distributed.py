@@ -36,6 +36,14 @@ class World:
             dist.all_reduce(value)
         return value
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, one rank after the other; there may be any number of a rank."""
+        if self.size == 1:
+            return rows
+        parts: list = [None] * self.size
+        dist.all_gather_object(parts, rows.cpu())  # on the CPU, as in any()
+        return torch.cat([part for part in parts if len(part)] or [rows]).to(rows.device)
+
     def any(self, value: bool) -> bool:
         """Whether ``value`` is true on a rank; no accelerator is waited for."""
         if self.size == 1:

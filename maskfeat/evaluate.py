@@ -1,24 +1,29 @@
-"""What a model is worth: held-out loss, accuracy of a classifier or of nearest neighbours, a picture."""
+"""What a model is worth: held-out loss, accuracy of a classifier or of nearest neighbours, a picture, its features."""
 
 import dataclasses
+import json
+import logging
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import Finetune, Pretrain, Recipe
-from .data import HELD_OUT, Loader, make_loader
+from .data import HELD_OUT, Loader, make_loader, normalise
 from .distributed import World
-from .finetune import evaluate, feature_maps, knn
 from .model import MaskFeat
 from .show import panel
 from .step import part_loss, seed_part
+
+log = logging.getLogger(__name__)
 
 
 def evaluate_model(model: nn.Module, recipe: Recipe, world: World, split: str = "val") -> dict[str, float]:
     """Accuracy of a classifier; held-out loss, and kNN accuracy where there are labels, of a pre-trained model."""
     if isinstance(recipe, Finetune):
-        return evaluate(model, held_out(recipe, world, split), recipe, world)
+        return classifier_accuracy(model, held_out(recipe, world, split), recipe, world)
     results = {"val_loss": held_out_loss(model, recipe, world)}
     if recipe.knn and _has_labels(recipe):
         results["knn_accuracy"] = knn_accuracy(model, recipe, world)
@@ -51,20 +56,103 @@ def held_out_loss(model: nn.Module, recipe: Pretrain, world: World) -> float:
     return loss / samples
 
 
-def knn_accuracy(model: nn.Module, recipe: Recipe, world: World) -> float:
-    """Accuracy of the nearest of ``knn_samples`` training samples, without augmentation, on the held-out data.
+@torch.no_grad()
+def classifier_accuracy(
+    model: nn.Module,
+    loader: Loader,
+    recipe: Finetune,
+    world: World,
+) -> dict[str, float]:
+    """Cross-entropy and accuracy (0 to 1) on labelled samples, over all ranks.
 
-    Every rank computes all of it.
+    The class probabilities of a sample are the mean over its views; a "test" loader gives all of them at once.
+
+    Returns ``val_loss``, ``top1``, ``top5`` and ``samples``. Raises ValueError if there is no labelled sample.
     """
+    device, training = world.device, model.training
+    model.eval()
+    sums = torch.zeros(4, device=device)
+    for batch in loader:
+        if "labels" not in batch:
+            raise ValueError(f"evaluation needs labels, and {recipe.val_data or recipe.data!r} has none")
+        labels = batch["labels"].to(device, non_blocking=True)
+        pixels = normalise(batch["images"].to(device, non_blocking=True), recipe.mean, recipe.std)
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            scores = model(pixels).float()
+        probabilities = scores.softmax(-1).unflatten(0, (len(labels), -1)).mean(1)
+        right = probabilities.topk(min(5, probabilities.shape[1])).indices == labels.unsqueeze(1)
+        losses = F.nll_loss(probabilities.clamp_min(torch.finfo(torch.float32).tiny).log(), labels, reduction="sum")
+        sums += torch.stack([losses, right[:, 0].sum(), right.sum(), torch.full_like(losses, len(labels))])
+    model.train(training)
+    loss, first, fifth, samples = world.sum(sums).tolist()
+    if not samples:
+        raise ValueError(f"there is no labelled sample to evaluate in {recipe.val_data or recipe.data!r}")
+    return {"val_loss": loss / samples, "top1": first / samples, "top5": fifth / samples, "samples": int(samples)}
+
+
+def knn_accuracy(model: nn.Module, recipe: Recipe, world: World) -> float:
+    """Accuracy of the nearest of ``knn_samples`` training samples, without augmentation, on the held-out data."""
     encoder = model.encoder if isinstance(model, MaskFeat) else _Trunk(model)
     samples = min(filter(None, (recipe.samples, recipe.knn_samples)), default=0)
-    queries = dataclasses.replace(recipe, batch_size=recipe.rank_batch(world.size), accumulate=1)
-    bank = dataclasses.replace(queries, samples=samples)
-    loaders = [
-        make_loader(part, split, seed=recipe.seed, workers=recipe.workers, augment=False)
-        for part, split in ((bank, "train"), (queries, "val"))
-    ]
-    return knn(encoder, loaders, recipe.knn or Recipe.knn, world.device)
+    options = dict(seed=recipe.seed, rank=world.rank, world=world.size, workers=recipe.workers, augment=False)
+    bank = make_loader(dataclasses.replace(recipe, samples=samples), "train", **options)
+    return knn(encoder, (bank, make_loader(recipe, "val", **options)), recipe.knn or Recipe.knn, world)
+
+
+@torch.no_grad()
+def knn(
+    encoder: nn.Module,
+    loaders: tuple[Loader, Loader],
+    k: int,
+    world: World,
+    temperature: float = 0.07,
+) -> float:
+    r"""Accuracy (0 to 1) of a vote of the k nearest samples of the first loader on those of the second.
+
+    The features are what ``encoder(pixels)`` gives, compared by the cosine c; a neighbour's vote is
+    :math:`e^{c / \mathrm{temperature}}`. The loaders are a rank's share of the samples; all ranks return the same.
+
+    Raises ValueError if no sample of one of the loaders has a label.
+
+    Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018.
+    """
+    bank, bank_labels = map(world.gather, features(encoder, loaders[0], world.device))
+    queries, labels = features(encoder, loaders[1], world.device)
+    right = torch.tensor([0, len(labels)], device=world.device)
+    for i in range(0, len(queries) if len(bank) else 0, 1024):
+        query, label = queries[i : i + 1024], labels[i : i + 1024]
+        cosines, neighbours = (query @ bank.T).topk(min(k, len(bank)))
+        votes = torch.zeros(len(query), int(bank_labels.max()) + 1, device=query.device)
+        votes.scatter_add_(1, bank_labels[neighbours], (cosines / temperature).exp())
+        right[0] += (votes.argmax(1) == label).sum()
+    correct, asked = world.sum(right).tolist()
+    for loader, samples in zip(loaders, (len(bank), asked), strict=True):
+        if not samples:
+            data = loader.batches.data
+            raise ValueError(f"the kNN accuracy needs labels, and no sample of {data!r} that can be read has one")
+    return correct / asked
+
+
+def features(
+    encoder: nn.Module, loader: Loader, device: "torch.device | str"
+) -> tuple[Tensor, Tensor]:  # [N, D] of unit length, [N]
+    """Features and labels of the samples of a loader that have a label; the others are counted in a warning."""
+    device, recipe, training = torch.device(device), loader.recipe, encoder.training
+    encoder.eval()
+    found, labels, unlabelled = [], [torch.empty(0, dtype=torch.int64, device=device)], 0
+    for batch in loader:
+        known = batch.get("labels", batch["indices"].new_full(batch["indices"].shape, -1)) >= 0
+        unlabelled += int((~known).sum())
+        if not known.any():
+            continue
+        pixels = normalise(batch["images"][known].to(device, non_blocking=True), recipe.mean, recipe.std)
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            found.append(F.normalize(encoder(pixels).float(), dim=-1))
+        labels.append(batch["labels"][known].to(device))
+    encoder.train(training)
+    if unlabelled:
+        log.warning("the kNN accuracy leaves out %d samples of %s that have no label", unlabelled, loader.batches.data)
+    return torch.cat(found) if found else torch.empty(0, 0, device=device), torch.cat(labels)
 
 
 def show_panel(model: MaskFeat, recipe: Recipe, path: Path, number: int = 8) -> None:
@@ -87,6 +175,40 @@ class _Trunk(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:  # [B, D]
         return feature_maps(self.classifier, pixels).flatten(2).mean(2)
+
+
+def feature_maps(
+    encoder: nn.Module,
+    pixels: Tensor,  # [B, C, (T,) H, W], normalised
+) -> Tensor:  # [B, D, (T',) rows, columns]
+    """Outputs of the last block on its grid: what a detector, as for AVA, crops the features of its boxes from.
+
+    Gradients flow, so that a detector can train the encoder as well.
+    """
+    tokens, grid = encoder.embed(pixels)
+    [(x, grid)] = encoder.encode(tokens, grid, (len(encoder.widths) - 1,))
+    return x[:, encoder.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)
+
+
+@torch.no_grad()
+def export_features(encoder: nn.Module, loader: Loader, folder: "str | Path", device: "torch.device | str") -> None:
+    """Write ``features`` (float16, :func:`feature_maps`), ``labels`` and ``indices`` of a batch to a safetensors file.
+
+    A row of each is one view of a sample: its number in the data is in ``indices``, its file or key in the JSON list
+    ``names`` of the metadata. Samples that cannot be read have no row.
+    """
+    device, recipe, training = torch.device(device), loader.recipe, encoder.training
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    encoder.eval()
+    for i, batch in enumerate(loader, start=loader.start):
+        pixels = normalise(batch["images"].to(device, non_blocking=True), recipe.mean, recipe.std)
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            maps = feature_maps(encoder, pixels).half().cpu().contiguous()
+        views = len(maps) // len(batch["indices"])
+        rows = {name: batch[name].repeat_interleave(views) for name in ("labels", "indices") if name in batch}
+        metadata = {"names": json.dumps(loader.names(rows["indices"]))}
+        save_file({"features": maps, **rows}, Path(folder) / f"batch_{i:06}.safetensors", metadata)
+    encoder.train(training)
 
 
 def _has_labels(recipe: Recipe) -> bool:

@@ -65,9 +65,11 @@ def test_two_ranks_with_two_parts_each_are_one_process(one_process, tmp_path, pa
 
 
 def test_two_ranks_are_one_batch(tmp_path):
-    """Without parts: all patches are hidden, so that the masks agree."""
-    two_processes(tmp_path / "two", "mask_ratio=1")
-    train_small(tmp_path / "one", *SETTINGS, "mask_ratio=1")
+    """Without parts: all patches are hidden, so that the masks agree. Neighbours are looked for on both ranks."""
+    changes = ["mask_ratio=1", "knn=3", "samples=80"]
+    two_processes(tmp_path / "two", *changes)
+    train_small(tmp_path / "one", *SETTINGS, *changes)
+    assert 0 < read_log(tmp_path / "one")[-1]["knn_accuracy"] < 1
     assert_same(tmp_path / "one", tmp_path / "two")
 
 

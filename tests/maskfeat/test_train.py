@@ -16,7 +16,7 @@ from maskfeat.checkpoint import read_weights
 from maskfeat.config import get_recipe, override
 from maskfeat.data import part_masks
 from maskfeat.distributed import join
-from maskfeat.finetune import feature_maps
+from maskfeat.evaluate import feature_maps
 from maskfeat.progress import _show
 from maskfeat.step import seed_part
 from maskfeat.train import Trainer, layer_of, parameter_groups, train
