@@ -14,6 +14,8 @@
 //
 // Included by hog_cpu.cpp once per instruction set, in a namespace that defines kVectorBytes: no include guard.
 
+#include "hog_cpu_load.h"
+
 constexpr int64_t kTileColumns = 256;
 constexpr int64_t kTileRows = 8;
 constexpr int64_t kMaxSegments = 32;  // patches side by side in a tile
@@ -63,38 +65,6 @@ struct Tile {
   T* window;               // [gaussian_window + columns], repeated to the right
   Line* lines;             // [kTileRows + 2, stride] with a halo, or of patches [3, kTileRows + 2, stride] without
 };
-
-// load: `count` pixels, STEP apart, in chunks of a number that is known here, so that they can be vectorised; the last chunk
-// may overlap the one before.
-template <int64_t STEP, int64_t CHUNK = 16, typename Pixel, typename Line>
-inline void load_pixels(const Pixel* __restrict from, int64_t count, Line* __restrict to) {
-  if constexpr (CHUNK > 1)
-    if (count < CHUNK) return load_pixels<STEP, CHUNK / 2>(from, count, to);
-  for (int64_t begin = 0; begin < count; begin += CHUNK) {
-    const int64_t first = std::min(begin, count - CHUNK);
-    for (int64_t i = first; i < first + CHUNK; ++i) to[i] = widen(from[STEP * i]);
-  }
-}
-
-// load: `columns` pixels of row y from column x0 on, mirrored at the image border, which they overstep by one at most.
-template <typename Pixel, typename Line>
-inline void load_line(const ImageView& image, const Pixel* plane, int64_t y, int64_t x0, int64_t columns,
-                      Line* __restrict line) {
-  const Pixel* row = plane + reflect(y, image.height) * image.row_stride;
-  const int64_t step = image.column_stride;
-  const int64_t begin = std::max<int64_t>(x0, 0), end = std::min(x0 + columns, image.width);
-  const Pixel* __restrict from = row + begin * step;
-  Line* __restrict to = line + (begin - x0);
-  if (step == 1) {
-    load_pixels<1>(from, end - begin, to);
-  } else if (step == 3) {  // interleaved RGB
-    load_pixels<3>(from, end - begin, to);
-  } else {
-    for (int64_t i = 0; i < end - begin; ++i) to[i] = widen(from[i * step]);
-  }
-  if (begin > x0) line[0] = widen(row[reflect<int64_t>(-1, image.width) * step]);
-  if (end < x0 + columns) line[columns - 1] = widen(row[reflect(image.width, image.width) * step]);
-}
 
 // Turns gradients into the half plane; see half_plane() and flip().
 template <typename V>
@@ -290,13 +260,6 @@ inline void write_cells(const Tile<T, Line>& tile, int64_t bins, int64_t first, 
   }
 }
 
-// Pixels side by side in a tile, from a corner of an image plane on.
-template <typename Pixel>
-struct Segment {
-  const Pixel* plane;
-  int64_t y0, x0;
-};
-
 // load: rows of a segment and the lines above and below, to column `to` of the tile.
 template <typename T, typename Line, typename Pixel>
 inline Lines<Line> load_segment(const ImageView& image, const Segment<Pixel>& from, int64_t rows,
@@ -374,8 +337,13 @@ inline void hog_rows(const ImageView& image, const HogParameters& hog, const Pix
   const int64_t cell_rows = image.height / hog.cell_h, cell_columns = image.width / hog.cell_w;
   const int64_t step = std::max<int64_t>(1, std::min(kTileColumns / hog.cell_w, cell_columns));
   const Tile<T, Line> tile(hog, step * hog.cell_w, false);
+  const int64_t row_bytes = hog.cell_h * image.width * static_cast<int64_t>(sizeof(Pixel));
+  const int64_t ahead = std::max<int64_t>(1, kStreamBytes / row_bytes);  // rows of cells
   for (int64_t item = begin; item < end; ++item) {
     const int64_t plane = item / cell_rows, row = item % cell_rows;
+    if (item == begin || row % ahead == 0)
+      stream_in(image, pixels + image.plane_offset(plane), row * hog.cell_h, (row / ahead + 1) * ahead * hog.cell_h + 1,
+                0, image.width);
     T* out_row = out + (plane * hog.bins * cell_rows + row) * cell_columns;
     for (int64_t cell = 0; cell < cell_columns; cell += step) {
       const int64_t cells = std::min(step, cell_columns - cell);
@@ -403,6 +371,7 @@ inline void hog_patches(const ImageView& image, const PatchView& patches, const 
       segments[s] = {pixels + frame, patches.top(id), patches.left(id)};
     }
     for (int64_t c = 0; c < channels; ++c) {
+      stream_in(image, segments, count, side);
       for (int64_t y = 0; y < down; ++y) {
         compute_cells(image, hog, tile, segments, count, side);
         for (int64_t s = 0; s < count; ++s) {
