@@ -19,8 +19,8 @@ KEPT, PATCHES = 78, 196
 def tokens(settings: Settings) -> list[Case]:
     batch = 2 if settings.quick else 8 if settings.device == "cpu" else 256
     return [
-        Case(f"Targets of {KEPT} of {PATCHES} patches, batch {batch}", partial(targets, settings, batch)),
-        Case(f"Time and mask ratio, batch {batch}", partial(mask_ratios, settings, batch), axis="share of the patches"),
+        Case(f"Targets of {KEPT} of {PATCHES} patches, batch {batch}, from memory", partial(targets, settings, batch)),
+        Case(f"Time and mask ratio, batch {batch}, from memory", partial(mask_ratios, settings, batch), axis="share of the patches"),
     ]
 
 
