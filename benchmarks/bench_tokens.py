@@ -18,9 +18,10 @@ KEPT, PATCHES = 78, 196
 
 def tokens(settings: Settings) -> list[Case]:
     batch = 2 if settings.quick else 8 if settings.device == "cpu" else 256
+    where = f"batch {batch}, from memory"
     return [
-        Case(f"Targets of {KEPT} of {PATCHES} patches, batch {batch}, from memory", partial(targets, settings, batch)),
-        Case(f"Time and mask ratio, batch {batch}, from memory", partial(mask_ratios, settings, batch), axis="share of the patches"),
+        Case(f"Targets of {KEPT} of {PATCHES} patches, {where}", partial(targets, settings, batch)),
+        Case(f"Time and mask ratio, {where}", partial(mask_ratios, settings, batch), axis="share of the patches"),
     ]
 
 
