@@ -22,8 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.machine import ROOT, commit, told_commit
-
+ROOT = Path(__file__).parent.parent
 LOGS = ROOT / "build" / "gpu"
 NAMES = ("machine", "build", "checks", "benchmarks")
 SECONDS = 530  # for everything
@@ -216,12 +215,15 @@ def main() -> None:
     os.environ["PATH"] += f"{os.pathsep}/usr/local/cuda/bin"  # where the tools are, also if no one has said so
     if not options.dry_run and not shutil.which("nvidia-smi"):
         parser.error("not found: nvidia-smi; --dry-run rehearses without a GPU")
+    if importlib.util.find_spec("torch") is None:
+        parser.error(f"{sys.executable} has no torch; name one that has it: make gpu PYTHON=...")
     for name in options.stages:
         if name not in NAMES:
             parser.error(f"STAGE must be one of {', '.join(NAMES)}, got {name!r}")
     if not options.dry_run:
         print("".join(f"not found: {tool}; what needs it will fail\n" for tool in missing_tools()), end="")
-        print(f"commit {told_commit(commit())}", flush=True)
+        if not (ROOT / ".git").exists() and "MASKFEAT_COMMIT" not in os.environ:
+            print("no git here: the results will be of an unknown commit, unless MASKFEAT_COMMIT says it", flush=True)
     deadline = time.monotonic() + options.seconds * (PATIENCE if options.dry_run else 1)
     shutil.rmtree(LOGS, ignore_errors=True)
     LOGS.mkdir(parents=True)

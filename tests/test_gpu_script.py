@@ -92,6 +92,14 @@ def test_without_a_gpu_only_a_rehearsal_runs(monkeypatch, capsys):
     assert "not found: nvidia-smi; --dry-run rehearses without a GPU" in capsys.readouterr().err
 
 
+def test_without_torch_nothing_runs(monkeypatch, capsys):
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--dry-run"])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "has no torch; name one that has it: make gpu PYTHON=..." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_the_benchmarks_run_alone_and_have_time(dry_run, tmp_path):
     *checks, (benchmarks,) = stages(dry_run, tmp_path).values()
