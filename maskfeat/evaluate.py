@@ -118,11 +118,12 @@ def knn(
     """
     bank, bank_labels = map(world.gather, features(encoder, loaders[0], world.device))
     queries, labels = features(encoder, loaders[1], world.device)
+    classes = int(bank_labels.max()) + 1 if len(bank) else 0
     right = torch.tensor([0, len(labels)], device=world.device)
-    for i in range(0, len(queries) if len(bank) else 0, 1024):
+    for i in range(0, len(queries) if classes else 0, 1024):
         query, label = queries[i : i + 1024], labels[i : i + 1024]
         cosines, neighbours = (query @ bank.T).topk(min(k, len(bank)))
-        votes = torch.zeros(len(query), int(bank_labels.max()) + 1, device=query.device)
+        votes = torch.zeros(len(query), classes, device=query.device)
         votes.scatter_add_(1, bank_labels[neighbours], (cosines / temperature).exp())
         right[0] += (votes.argmax(1) == label).sum()
     correct, asked = world.sum(right).tolist()
