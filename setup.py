@@ -24,7 +24,7 @@ if BUILD not in ("auto", "cuda", "cpu", "none"):
     sys.exit(f"MASKFEAT_BUILD must be auto, cuda, cpu or none, got {BUILD!r}")
 
 # Compiled once, for both objects.
-SHARED_SOURCES = ["csrc/hog_blocks.cpp", "csrc/hog_blocks_cpu.cpp"]
+SHARED_SOURCES = [f"csrc/{name}.cpp" for name in ("instruction_set", "hog_blocks", "hog_blocks_cpu")]
 TORCH_OPS = ("hog_torch", "hog_cpu", "hog_blocks_torch", "masked_gather_torch", "masked_gather_cpu")
 TORCH_SOURCES = [f"csrc/{name}.cpp" for name in TORCH_OPS] + SHARED_SOURCES
 CUDA_SOURCES = ["csrc/hog_cuda.cu", "csrc/hog_blocks_cuda.cu", "csrc/masked_gather_cuda.cu"]

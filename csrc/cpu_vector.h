@@ -33,6 +33,16 @@ inline Wide convert(V v) {
   }
 }
 
+// The lanes of `a` and then those of `b`.
+template <typename V, int... LANE>
+inline auto concatenate(V a, V b, std::integer_sequence<int, LANE...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, LANE...);
+#else
+  return Vector<std::remove_reference_t<decltype(a[0])>, sizeof...(LANE)>{a[LANE]..., b[LANE]...};
+#endif
+}
+
 // sum + addend in the lanes where `chosen` holds. 64-byte vectors have masked additions; in the others, adding zero where
 // it does not hold is cheaper than a blend, and gives the same bits: no sum here is a negative zero.
 template <typename V, typename Mask>
@@ -48,14 +58,23 @@ inline V halve(V a, V b, std::integer_sequence<int, LANE...>) {
          SHUFFLE(a, b, (LANE / HALF * 2 * HALF + HALF + LANE % HALF)...);
 }
 
-// Numbers in groups of eight, each group halved in this way until WIDTH are left of it: as many groups as fill a vector.
+// Numbers in groups of eight, each group halved in this way until WIDTH are left of it. As many of one group as fill a
+// vector, from `first` on.
+template <int WIDTH, typename V>
+inline V reduce_group(const decltype(V{}[0] + 0)* columns, int first) {
+  if constexpr (WIDTH == 8) {
+    return load_vector<V>(columns + first);
+  } else {
+    return reduce_group<2 * WIDTH, V>(columns, first) + reduce_group<2 * WIDTH, V>(columns, first + WIDTH);
+  }
+}
+
+// The same of as many groups as fill a vector.
 template <int WIDTH, typename V>
 inline V reduce(const decltype(V{}[0] + 0)* columns) {
   constexpr int kLanes = sizeof(V) / sizeof(V{}[0]);
-  if constexpr (WIDTH == 8 && kLanes >= 8) {
-    return load_vector<V>(columns);
-  } else if constexpr (2 * WIDTH > kLanes) {
-    return load_vector<V>(columns) + load_vector<V>(columns + WIDTH);
+  if constexpr (WIDTH == 8 || WIDTH >= kLanes) {
+    return reduce_group<WIDTH, V>(columns, 0);
   } else {
     const int64_t read = kLanes / (2 * WIDTH) * 8;
     return halve<WIDTH>(reduce<2 * WIDTH, V>(columns), reduce<2 * WIDTH, V>(columns + read),

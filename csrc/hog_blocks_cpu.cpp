@@ -1,4 +1,4 @@
-// HOG of blocks on the CPU: what instruction_set.h makes of the kernel.
+// HOG of blocks on the CPU: what every_instruction_set.h makes of the kernel.
 #include "hog_blocks_cpu.h"
 
 #include <algorithm>
@@ -11,12 +11,13 @@
 #include <vector>
 
 #include "hog_blocks_math.h"
+#include "instruction_set.h"
 
 namespace maskfeat {
 namespace {
 
 #define CPU_KERNEL "hog_blocks_cpu_kernel.h"
-#include "instruction_set.h"
+#include "every_instruction_set.h"
 
 }  // namespace
 

@@ -18,8 +18,8 @@ using maskfeat::ImageView;
 using torch::stable::Tensor;
 
 // The kernels of a device, with the same names and arguments for all devices.
-struct Cpu {
-  explicit Cpu(std::initializer_list<const Tensor*>) {}
+struct Cpu : maskfeat::CpuDevice {
+  using CpuDevice::CpuDevice;
 
   void forward(const ImageView& image, const Channels& channels, const HogBlocks& hog, int64_t planes,
                void* out) const {

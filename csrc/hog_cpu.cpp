@@ -1,4 +1,4 @@
-// HOG on the CPU: what instruction_set.h makes of the kernel.
+// HOG on the CPU: what every_instruction_set.h makes of the kernel.
 #include "hog_cpu.h"
 
 #include <algorithm>
@@ -8,11 +8,13 @@
 #include <type_traits>
 #include <utility>
 
+#include "instruction_set.h"
+
 namespace maskfeat {
 namespace {
 
 #define CPU_KERNEL "hog_cpu_kernel.h"
-#include "instruction_set.h"
+#include "every_instruction_set.h"
 
 }  // namespace
 

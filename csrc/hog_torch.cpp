@@ -29,8 +29,8 @@ HogParameters hog_parameters(const ImageView& image, int64_t bins, int64_t cell_
 }
 
 // The kernels of a device, with the same names and arguments for all devices.
-struct Cpu {
-  explicit Cpu(std::initializer_list<const Tensor*>) {}
+struct Cpu : maskfeat::CpuDevice {
+  using CpuDevice::CpuDevice;
 
   void hog(const ImageView& image, const HogParameters& hog, int64_t cell_rows, void* out) const {
     const int64_t grain = std::max<int64_t>(1, maskfeat::kPixelsPerThread / (hog.cell_h * image.width));

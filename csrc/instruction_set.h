@@ -1,56 +1,12 @@
-// A kernel of the CPU for every instruction set, and the choice of the best that this machine has. Included once by the .cpp
-// file of a kernel, inside its anonymous namespace, after CPU_KERNEL, the name of the kernel's file, is defined: no include
-// guard. DISPATCH(function, arguments...) then calls a function of the kernel.
+// Which instructions the kernels of the CPU use.
+#pragma once
 
-#if defined(__clang__) || __GNUC__ >= 12
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a == b){__VA_ARGS__})
-#endif
-
-namespace baseline {  // SSE2 on x86-64, NEON on arm64
-constexpr int kVectorBytes = 16;
-#include "cpu_vector.h"
-#include CPU_KERNEL
-}  // namespace baseline
-
-// Clang has no pragma that sets the target of templates: built with it, x86-64 runs the baseline.
-#if defined(__x86_64__) && !defined(__clang__)
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v3")
-namespace avx2 {
-constexpr int kVectorBytes = 32;
-#include "cpu_vector.h"
-#include CPU_KERNEL
-}  // namespace avx2
-#pragma GCC pop_options
-
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4")
-namespace avx512 {
-constexpr int kVectorBytes = 64;
-#include "cpu_vector.h"
-#include CPU_KERNEL
-}  // namespace avx512
-#pragma GCC pop_options
+namespace maskfeat {
 
 enum class InstructionSet { baseline, avx2, avx512 };
 
-InstructionSet instruction_set() {
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("x86-64-v4")) return InstructionSet::avx512;
-  if (__builtin_cpu_supports("x86-64-v3")) return InstructionSet::avx2;
-  return InstructionSet::baseline;
-}
+// The best that this machine has, or the one that the environment variable MASKFEAT_CPU names: "baseline", which is SSE2 on
+// x86-64 and NEON on arm64, "avx2" or "avx512". Throws std::invalid_argument where it names another.
+InstructionSet instruction_set();
 
-const InstructionSet kInstructionSet = instruction_set();
-
-#define DISPATCH(function, ...)                                            \
-  switch (kInstructionSet) {                                               \
-    case InstructionSet::avx512: return avx512::function(__VA_ARGS__);     \
-    case InstructionSet::avx2: return avx2::function(__VA_ARGS__);         \
-    case InstructionSet::baseline: return baseline::function(__VA_ARGS__); \
-  }
-#else
-#define DISPATCH(function, ...) return baseline::function(__VA_ARGS__)
-#endif
+}  // namespace maskfeat

@@ -47,8 +47,8 @@ int64_t rows_per_thread(const TokenView& tokens) {
 }
 
 // The kernels of a device, with the same names and arguments for all devices.
-struct Cpu {
-  explicit Cpu(std::initializer_list<const Tensor*>) {}
+struct Cpu : maskfeat::CpuDevice {
+  using CpuDevice::CpuDevice;
 
   void masked_gather(const TokenView& tokens, const IdView& ids, void* out) const {
     const int64_t rows = tokens.batch * ids.columns;

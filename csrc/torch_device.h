@@ -1,4 +1,4 @@
-// What all registrations with PyTorch share: dtypes, the current CUDA device and stream, and the refusal of an id.
+// What all registrations with PyTorch share: dtypes, devices, the current CUDA stream, and the refusal of an id.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 #include "image_view.h"
+#include "instruction_set.h"
 
 // Null in a torch without CUDA, whose dispatcher never asks for it.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
@@ -35,6 +36,11 @@ inline Dtype dtype_of(const torch::stable::Tensor& x) {
   message << "token_ids[" << b << ", " << k << "] is " << id << ", outside 0 .. N - 1 with N = " << length;
   throw std::out_of_range(message.str());
 }
+
+struct CpuDevice {
+  // Chooses the instructions here, where it may throw, and not among threads.
+  explicit CpuDevice(std::initializer_list<const torch::stable::Tensor*>) { instruction_set(); }
+};
 
 // Makes the device of the tensors current, while it lives, and holds the stream that PyTorch uses on it.
 struct CudaDevice {
