@@ -18,7 +18,6 @@
 
 constexpr int64_t kTileColumns = 256;
 constexpr int64_t kTileRows = 8;
-constexpr int64_t kMaxSegments = 32;  // patches side by side in a tile
 constexpr int kPairs = 4;  // pairs of edges (k, bins - k) per walk: their sums and the total fit 16 vector registers
 
 // The buffers of one tile, in one block of memory, and the tables that all tiles share. T computes; Line holds widened
@@ -82,33 +81,24 @@ inline void fold(V& gx, V& gy) {
   }
 }
 
-// Widened pixels of a block of rows, from the line above it on: the left neighbours, and `apart` further on the pixels and
-// their right neighbours.
-template <typename Line>
-struct Lines {
-  const Line* first;
-  int64_t stride, apart;
-};
-
 // gradient: of a block of rows, turned into the half plane, and the square of its magnitude. Vectors of columns walk down
-// with three rows of three neighbours in registers, so that each line is loaded once.
-template <typename T, typename Line>
-inline void gradient_columns(const Tile<T, Line>& tile, Lines<Line> from, int64_t to, int64_t columns, int64_t rows) {
+// with three rows of three neighbours in registers, so that each line is loaded once. `from`: Lines or Pieces.
+template <typename T, typename Line, typename Columns>
+inline void gradient_columns(const Tile<T, Line>& tile, Columns from, int64_t columns, int64_t rows, Ahead& ahead) {
   constexpr int64_t kLanes = kVectorBytes / sizeof(Line), kWideLanes = kVectorBytes / sizeof(T);
   using Neighbours = Vector<Line, kLanes>;
   using Wide = Vector<T, kWideLanes>;
-  const int64_t stride = tile.stride, line_stride = from.stride;
-  T *const gx = tile.gx + to, *const gy = tile.gy + to, *const square = tile.magnitude + to;
+  const int64_t stride = tile.stride;
   for (int64_t x = 0; x < columns; x += kLanes) {
-    const Line* const column[3] = {from.first + x, from.first + from.apart + x, from.first + 2 * from.apart + x};
-    const auto load = [&](int64_t line, int64_t neighbour) {
-      return load_vector<Neighbours>(column[neighbour] + line * line_stride);
-    };
-    Neighbours up_l = load(0, 0), up_m = load(0, 1), up_r = load(0, 2), up_across = up_l - up_r;
-    Neighbours mid_l = load(1, 0), mid_m = load(1, 1), mid_r = load(1, 2), mid_across = mid_l - mid_r;
+    ahead.step();
+    auto column = from.next();
+    Neighbours up_l = column.load(0), up_m = column.load(1), up_r = column.load(2), up_across = up_l - up_r;
+    column.down();
+    Neighbours mid_l = column.load(0), mid_m = column.load(1), mid_r = column.load(2), mid_across = mid_l - mid_r;
 #pragma GCC unroll 2
     for (int64_t y = 0; y < rows; ++y) {
-      const Neighbours down_l = load(y + 2, 0), down_m = load(y + 2, 1), down_r = load(y + 2, 2);
+      column.down();
+      const Neighbours down_l = column.load(0), down_m = column.load(1), down_r = column.load(2);
       const Neighbours down_across = down_l - down_r;
       Neighbours dx = smooth<Neighbours>(up_across, mid_across, down_across);
       Neighbours dy = smooth<Neighbours>(up_l - down_l, up_m - down_m, up_r - down_r);
@@ -119,9 +109,9 @@ inline void gradient_columns(const Tile<T, Line>& tile, Lines<Line> from, int64_
       for (int64_t part = 0; part < kLanes / kWideLanes; ++part) {
         const int64_t at = y * stride + x + part * kWideLanes;
         const Wide wide_x = convert<Wide>(part_x[part]), wide_y = convert<Wide>(part_y[part]);
-        store_vector<Wide>(wide_x, gx + at);
-        store_vector<Wide>(wide_y, gy + at);
-        store_vector<Wide>(wide_x * wide_x + wide_y * wide_y, square + at);
+        store_vector<Wide>(wide_x, tile.gx + at);
+        store_vector<Wide>(wide_y, tile.gy + at);
+        store_vector<Wide>(wide_x * wide_x + wide_y * wide_y, tile.magnitude + at);
       }
       up_l = mid_l, up_m = mid_m, up_r = mid_r, up_across = mid_across;
       mid_l = down_l, mid_m = down_m, mid_r = down_r, mid_across = down_across;
@@ -142,12 +132,14 @@ inline void weigh_row(const Tile<T, Line>& tile, int64_t side, int64_t y, int64_
 // number of bins, the last pair is the edge at 90 degrees twice), and on the first walk the total S_0. The magnitude
 // buffer holds squares on a walk that does it ALL: their roots are then taken here, one row ahead, behind the comparisons.
 template <int PAIRS, bool FIRST, bool ALL, typename T, typename Line>
-inline void bin_columns(const Tile<T, Line>& tile, int64_t bins, int64_t first, int64_t columns, int64_t rows) {
+inline void bin_columns(const Tile<T, Line>& tile, int64_t bins, int64_t first, int64_t columns, int64_t rows,
+                        Ahead& ahead) {
   typedef T Vector __attribute__((vector_size(kVectorBytes)));
   constexpr int64_t kLanes = kVectorBytes / sizeof(T);
   const int64_t stride = tile.stride;
   const auto at = [](T* from) -> Vector& { return *reinterpret_cast<Vector*>(from); };
   for (int64_t x = 0; x < columns; x += kLanes) {
+    ahead.step();
     T* const sums = tile.sums + x;
     Vector total{}, lower[PAIRS + 1]{}, upper[PAIRS + 1]{};
     const auto magnitude_of = [&](int64_t y) {
@@ -178,19 +170,21 @@ inline void bin_columns(const Tile<T, Line>& tile, int64_t bins, int64_t first, 
 
 // bin: all edges, in one walk (8 and 9 bins without a window) or in several of at most kPairs pairs.
 template <typename T, typename Line>
-inline void bin_all_edges(const Tile<T, Line>& tile, const HogParameters& hog, int64_t columns, int64_t rows) {
+inline void bin_all_edges(const Tile<T, Line>& tile, const HogParameters& hog, int64_t columns, int64_t rows,
+                          Ahead& ahead) {
   const int64_t bins = hog.bins, pairs = bins / 2;
   if (hog.gaussian_window == 0) {
-    if (pairs == kPairs) return bin_columns<kPairs, true, true>(tile, bins, 0, columns, rows);
+    if (pairs == kPairs) return bin_columns<kPairs, true, true>(tile, bins, 0, columns, rows, ahead);
     for (int64_t y = 0; y < rows; ++y) {
       T* __restrict magnitude = tile.magnitude + y * tile.stride;
       for (int64_t x = 0; x < columns; ++x) magnitude[x] = std::sqrt(magnitude[x]);
     }
   }
-  bin_columns<0, true, false>(tile, bins, 0, columns, rows);
+  bin_columns<0, true, false>(tile, bins, 0, columns, rows, ahead);
   int64_t first = 0;
-  for (; first + kPairs <= pairs; first += kPairs) bin_columns<kPairs, false, false>(tile, bins, first, columns, rows);
-  for (; first < pairs; ++first) bin_columns<1, false, false>(tile, bins, first, columns, rows);
+  for (; first + kPairs <= pairs; first += kPairs)
+    bin_columns<kPairs, false, false>(tile, bins, first, columns, rows, ahead);
+  for (; first < pairs; ++first) bin_columns<1, false, false>(tile, bins, first, columns, rows, ahead);
 }
 
 // bin: adds the block to those above it in a tall cell, with compensation (Kahan), so that thousands of rows cost no
@@ -260,68 +254,45 @@ inline void write_cells(const Tile<T, Line>& tile, int64_t bins, int64_t first, 
   }
 }
 
-// load: rows of a segment and the lines above and below, to column `to` of the tile.
-template <typename T, typename Line, typename Pixel>
-inline Lines<Line> load_segment(const ImageView& image, const Segment<Pixel>& from, int64_t rows,
-                                const Tile<T, Line>& tile, int64_t to, int64_t columns) {
-  const int64_t apart = tile.neighbour_stride, copies = apart == 1 ? 1 : 3, width = columns + 3 - copies;
-  const bool inside = from.x0 > 0 && from.x0 + columns < image.width && image.column_stride == 1;
-  Line* line = tile.lines + to;
-  if (copies == 3 && inside && columns % 16 == 0) {
-    for (int64_t x = 0; x < columns; x += 16) {
-      const Pixel* row = from.plane + reflect(from.y0 - 1, image.height) * image.row_stride + from.x0 + x;
-      for (int64_t y = 0; y < rows + 2; ++y) {
-        for (int64_t n = 0; n < 3; ++n) load_pixels<1>(row + n - 1, 16, line + y * tile.stride + n * apart + x);
-        const int64_t next = from.y0 + y;  // the mirrored lines lie on the other side
-        row += next > 0 && next < image.height ? image.row_stride : -image.row_stride;
-      }
-    }
-  } else {
-    for (int64_t y = from.y0 - 1; y <= from.y0 + rows; ++y, line += tile.stride)
-      for (int64_t n = 0; n < copies; ++n) load_line(image, from.plane, y, from.x0 - 1 + n, width, line + n * apart);
-  }
-  return {tile.lines + to, tile.stride, apart};
-}
-
-// load and gradient: a block of rows of the segments, from row `done` of the cells on.
+// load and gradient: a block of rows of the segments, from row `done` of the cells on. Patches that whole vectors fit are
+// read where they are, those at the border of the image from a copy with its halo.
 template <typename T, typename Line, typename Pixel>
 inline void compute_gradients(const ImageView& image, const Tile<T, Line>& tile, const Segment<Pixel>* segments,
-                              int64_t count, int64_t columns, int64_t done, int64_t rows) {
-  if constexpr (std::is_same_v<Pixel, Line>) {  // nothing to widen: pixels that need no mirror are read where they are
+                              int64_t count, int64_t columns, int64_t done, int64_t rows, Ahead& ahead) {
+  const int64_t apart = tile.neighbour_stride, copies = apart == 1 ? 1 : 3, width = columns + 3 - copies;
+  using Source = Pieces<Line, Pixel>;
+  if (copies == 3 && columns % Source::kColumns == 0) {
+    Source from(columns);
+    auto* copy = reinterpret_cast<typename Source::Stored*>(tile.lines);
     for (int64_t s = 0; s < count; ++s) {
-      const Segment<Pixel> from{segments[s].plane, segments[s].y0 + done, segments[s].x0};
-      const bool whole_vectors = image.column_stride == 1 && columns % (kVectorBytes / sizeof(Line)) == 0;
-      const bool inside =
-          from.x0 > 0 && from.x0 + columns < image.width && from.y0 > 0 && from.y0 + rows < image.height;
-      if (inside && whole_vectors) {
-        const Pixel* first = from.plane + (from.y0 - 1) * image.row_stride + from.x0 - 1;
-        gradient_columns(tile, Lines<Line>{first, image.row_stride, 1}, s * columns, columns, rows);
-      } else {
-        gradient_columns(tile, load_segment(image, from, rows, tile, s * columns, columns), s * columns, columns, rows);
-      }
+      const Segment<Pixel> segment{segments[s].plane, segments[s].y0 + done, segments[s].x0};
+      if (!from.add(image, segment, rows)) copy = from.add_copy(image, segment, rows, copy);
     }
-  } else {  // bytes have more lanes in a vector than a small patch has columns
-    for (int64_t s = 0; s < count; ++s)
-      load_segment(image, Segment<Pixel>{segments[s].plane, segments[s].y0 + done, segments[s].x0}, rows, tile,
-                   s * columns, columns);
-    gradient_columns(tile, Lines<Line>{tile.lines, tile.stride, tile.neighbour_stride}, 0, count * columns, rows);
+    gradient_columns(tile, from, count * columns, rows, ahead);
+    return;
   }
+  for (int64_t s = 0; s < count; ++s)
+    for (int64_t y = 0; y < rows + 2; ++y)
+      for (int64_t n = 0; n < copies; ++n)
+        load_line(image, segments[s].plane, segments[s].y0 + done - 1 + y, segments[s].x0 - 1 + n, width,
+                  tile.lines + y * tile.stride + n * apart + s * columns);
+  gradient_columns(tile, Lines<Line>{tile.lines, tile.stride, apart}, count * columns, rows, ahead);
 }
 
 // All stages but the last write: a row of cells, from segments of `columns` pixels, whole cells each.
 template <typename T, typename Line, typename Pixel>
 inline void compute_cells(const ImageView& image, const HogParameters& hog, const Tile<T, Line>& tile,
-                          const Segment<Pixel>* segments, int64_t count, int64_t columns) {
+                          const Segment<Pixel>* segments, int64_t count, int64_t columns, Ahead& ahead) {
   const int64_t stride = tile.stride;
   for (int64_t done = 0; done < hog.cell_h; done += kTileRows) {
     const int64_t rows = std::min(kTileRows, hog.cell_h - done);
-    compute_gradients(image, tile, segments, count, columns, done, rows);
+    compute_gradients(image, tile, segments, count, columns, done, rows, ahead);
     if (hog.gaussian_window > 0)
       for (int64_t s = 0; s < count; ++s)
         for (int64_t i = 0; i < rows; ++i)
           weigh_row(tile, hog.gaussian_window, segments[s].y0 + done + i, segments[s].x0, columns,
                     tile.magnitude + i * stride + s * columns);
-    bin_all_edges(tile, hog, count * columns, rows);
+    bin_all_edges(tile, hog, count * columns, rows, ahead);
     if (hog.cell_h > kTileRows) add_block(tile, hog.bins, count * columns, done == 0);
   }
   const int64_t cells = count * columns / hog.cell_w;
@@ -331,24 +302,34 @@ inline void compute_cells(const ImageView& image, const HogParameters& hog, cons
   normalise_cells(tile, hog.bins, cells);
 }
 
+// The vectors that the gradient and bin stages do at least, for a row of cells.
+template <typename T, typename Line>
+inline int64_t steps_of(const HogParameters& hog, int64_t columns) {
+  const int64_t blocks = (hog.cell_h + kTileRows - 1) / kTileRows;
+  return blocks * std::max<int64_t>(1, columns * static_cast<int64_t>(sizeof(Line) + sizeof(T)) / kVectorBytes);
+}
+
 template <typename T, typename Line, typename Pixel>
 inline void hog_rows(const ImageView& image, const HogParameters& hog, const Pixel* pixels, T* out, int64_t begin,
                      int64_t end) {
   const int64_t cell_rows = image.height / hog.cell_h, cell_columns = image.width / hog.cell_w;
   const int64_t step = std::max<int64_t>(1, std::min(kTileColumns / hog.cell_w, cell_columns));
   const Tile<T, Line> tile(hog, step * hog.cell_w, false);
-  const int64_t row_bytes = hog.cell_h * image.width * static_cast<int64_t>(sizeof(Pixel));
-  const int64_t ahead = std::max<int64_t>(1, kStreamBytes / row_bytes);  // rows of cells
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t plane = item / cell_rows, row = item % cell_rows;
-    if (item == begin || row % ahead == 0)
-      stream_in(image, pixels + image.plane_offset(plane), row * hog.cell_h, (row / ahead + 1) * ahead * hog.cell_h + 1,
-                0, image.width);
+    const int64_t plane = item / cell_rows, row = item % cell_rows, y0 = row * hog.cell_h;
+    const Pixel* const from = pixels + image.plane_offset(plane);
+    const bool bottom = row + 1 == cell_rows;  // the next row of cells is at the top of the next plane
+    const Pixel* const next = bottom && item + 1 < end ? pixels + image.plane_offset(plane + 1) : from;
+    const int64_t next_y0 = bottom ? 0 : y0 + hog.cell_h;
+    const bool fetch = item + 1 < end && !interleaved(image, plane + bottom);
     T* out_row = out + (plane * hog.bins * cell_rows + row) * cell_columns;
     for (int64_t cell = 0; cell < cell_columns; cell += step) {
-      const int64_t cells = std::min(step, cell_columns - cell);
-      const Segment<Pixel> segment{pixels + image.plane_offset(plane), row * hog.cell_h, cell * hog.cell_w};
-      compute_cells(image, hog, tile, &segment, 1, cells * hog.cell_w);
+      const int64_t cells = std::min(step, cell_columns - cell), columns = cells * hog.cell_w;
+      const Segment<Pixel> segment{from, y0, cell * hog.cell_w};
+      Ahead ahead;
+      if (fetch) ahead.add(image, next, next_y0, next_y0 + hog.cell_h + 1, segment.x0 - 1, segment.x0 + columns + 1);
+      ahead.start(steps_of<T, Line>(hog, columns));
+      compute_cells(image, hog, tile, &segment, 1, columns, ahead);
       write_cells(tile, hog.bins, 0, cells, out_row + cell, cell_rows * cell_columns);
     }
   }
@@ -362,25 +343,36 @@ inline void hog_patches(const ImageView& image, const PatchView& patches, const 
                 channels = image.lead_size[2];
   const int64_t step = std::max<int64_t>(1, std::min(kMaxSegments, kTileColumns / side));
   const Tile<T, Line> tile(hog, std::min(step, end - begin) * side, true);
-  Segment<Pixel> segments[kMaxSegments];
-  for (; begin < end; begin += step) {
-    const int64_t count = std::min(step, end - begin);
+  Segment<Pixel> now[kMaxSegments], next[kMaxSegments];
+  const auto find_next = [&](int64_t first) {
+    const int64_t count = std::clamp<int64_t>(end - first, 0, step);
     for (int64_t s = 0; s < count; ++s) {
-      const int64_t b = (begin + s) / patches.count, id = patches.id(b, (begin + s) % patches.count);
+      const int64_t b = (first + s) / patches.count, id = patches.id(b, (first + s) % patches.count);
       const int64_t frame = b * image.lead_stride[0] + patches.frame(id) * image.lead_stride[1];
-      segments[s] = {pixels + frame, patches.top(id), patches.left(id)};
+      next[s] = {pixels + frame, patches.top(id), patches.left(id)};
     }
+    return count;
+  };
+  for (int64_t next_count = find_next(begin); begin < end; begin += step) {
+    const int64_t count = next_count;
     for (int64_t c = 0; c < channels; ++c) {
-      stream_in(image, segments, count, side);
+      std::copy_n(next, count, now);
+      if (c + 1 < channels) {
+        for (int64_t s = 0; s < count; ++s) next[s].plane += image.lead_stride[2];
+      } else {
+        next_count = find_next(begin + step);
+      }
+      Ahead ahead;
+      if (c + 1 == channels || !interleaved(image, c + 1)) ahead.add(image, next, next_count, side);
+      ahead.start(down * steps_of<T, Line>(hog, count * side));
       for (int64_t y = 0; y < down; ++y) {
-        compute_cells(image, hog, tile, segments, count, side);
+        compute_cells(image, hog, tile, now, count, side, ahead);
         for (int64_t s = 0; s < count; ++s) {
           T* token = out + (((begin + s) * channels + c) * hog.bins * down + y) * across;
           write_cells(tile, hog.bins, s * across, across, token, down * across);
-          segments[s].y0 += hog.cell_h;
+          now[s].y0 += hog.cell_h;
         }
       }
-      for (int64_t s = 0; s < count; ++s) segments[s].plane += image.lead_stride[2], segments[s].y0 -= side;
     }
   }
 }

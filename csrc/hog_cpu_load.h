@@ -1,6 +1,7 @@
-// How pixels get into the buffers of hog_cpu_kernel.h, which includes this once per instruction set: no include guard.
+// Where hog_cpu_kernel.h has its pixels from: copies in the tile or their place in the image, fetched ahead into the cache.
+// It includes this once per instruction set: no include guard.
 
-constexpr int64_t kStreamBytes = 16 << 10;  // of an image, read before they are used
+constexpr int64_t kMaxSegments = 32;  // patches side by side in a tile
 
 // load: `count` pixels, STEP apart, in chunks of a number that is known here, so that they can be vectorised; the last chunk
 // may overlap the one before.
@@ -41,36 +42,172 @@ struct Segment {
   int64_t y0, x0;
 };
 
-// Reads a byte of every cache line of the pixels in rows y0 .. y1 - 1 and columns x0 .. x1 - 1 (what is outside the image
-// is left out), in the order of memory. Nothing waits for these loads, but the processor sees a stream, and fetches far
-// ahead of it, as it does not of columns that are walked down: images in memory are then done in a fifth less time, and
-// patches in up to two fifths less. Asking for the lines by prefetch instructions does not have that effect.
-template <typename Pixel>
-inline void stream_in(const ImageView& image, const Pixel* plane, int64_t y0, int64_t y1, int64_t x0, int64_t x1) {
-  constexpr int64_t kLine = 64, kMostApart = 4;  // bytes; pixels, between which there is no row to be streamed
-  const int64_t step = image.column_stride;
-  if (step < 1 || step > kMostApart) return;
-  x0 = std::max<int64_t>(x0, 0), x1 = std::min(x1, image.width);
-  for (int64_t y = std::max<int64_t>(y0, 0); y < std::min(y1, image.height); ++y) {
-    const Pixel* const row = plane + y * image.row_stride;
-    const auto* at = reinterpret_cast<const volatile char*>(row + x0 * step);
-    const auto* const last = reinterpret_cast<const volatile char*>(row + (x1 - 1) * step);
-    for (; at < last; at += kLine) (void)*at;
-    (void)*last;
+// What gradient_columns() reads is Lines or Pieces: next() is the next vector of columns, in the row above the first, and
+// load(0), load(1) and load(2) are its left neighbours, its pixels and its right neighbours, widened.
+
+// Lines copied into the tile; from their left neighbours it is `apart` to the pixels, and again to the right neighbours.
+template <typename Line>
+struct Lines {
+  struct Column {
+    const Line* at;
+    int64_t stride, apart;
+
+    Vector<Line, kVectorBytes / sizeof(Line)> load(int64_t neighbour) const {
+      return load_vector<Vector<Line, kVectorBytes / sizeof(Line)>>(at + neighbour * apart);
+    }
+    void down() { at += stride; }
+  };
+  Column next() {
+    const Column column{first, stride, apart};
+    first += kVectorBytes / sizeof(Line);
+    return column;
   }
+
+  const Line* first;
+  int64_t stride, apart;
+};
+
+// Patches side by side, each in its place or in a copy. They are as wide as whole vectors, or as the 16 columns that are
+// half a vector of bytes.
+template <typename Line, typename Pixel>
+class Pieces {
+ public:
+  static constexpr int64_t kLanes = kVectorBytes / sizeof(Line), kColumns = std::min<int64_t>(kLanes, 16);
+  static constexpr int kPieces = kLanes / kColumns;  // of a vector
+  static constexpr bool kInPlace = std::is_same_v<Pixel, Line> || std::is_same_v<Pixel, uint8_t>;
+  using Stored = std::conditional_t<kInPlace, Pixel, Line>;  // half precision is widened once, into the copy
+
+  explicit Pieces(int64_t columns) : columns(columns) {}
+
+  // A patch whose halo needs no mirror; false if it does.
+  bool add(const ImageView& image, const Segment<Pixel>& from, int64_t rows) {
+    if constexpr (kInPlace) {
+      if (image.column_stride == 1 && from.x0 > 0 && from.x0 + columns < image.width && from.y0 > 0 &&
+          from.y0 + rows < image.height) {
+        patches[count++] = {from.plane + (from.y0 - 1) * image.row_stride + from.x0 - 1, image.row_stride};
+        return true;
+      }
+    }
+    return false;
+  }
+
+  // Any patch, copied; returns the end of the copy.
+  Stored* add_copy(const ImageView& image, const Segment<Pixel>& from, int64_t rows, Stored* copy) {
+    patches[count++] = {copy, columns + 2};
+    for (int64_t y = from.y0 - 1; y <= from.y0 + rows; ++y, copy += columns + 2)
+      load_line(image, from.plane, y, from.x0 - 1, columns + 2, copy);
+    return copy;
+  }
+
+  struct Column {
+    const Stored* at[kPieces];
+    int64_t stride[kPieces];
+
+    Vector<Line, kLanes> load(int64_t neighbour) const {
+      using Piece = Vector<Stored, kColumns>;
+      const Piece left = load_vector<Piece>(at[0] + neighbour);
+      if constexpr (kPieces == 2) {
+        const Piece right = load_vector<Piece>(at[1] + neighbour);
+        return convert<Vector<Line, kLanes>>(concatenate(left, right, std::make_integer_sequence<int, kLanes>()));
+      } else {
+        return convert<Vector<Line, kLanes>>(left);
+      }
+    }
+    void down() {
+      for (int piece = 0; piece < kPieces; ++piece) at[piece] += stride[piece];
+    }
+  };
+  Column next() {
+    Column column;
+    for (int piece = 0; piece < kPieces; ++piece) {
+      const Patch& from = patches[std::min(patch, count - 1)];  // the last half of an odd number is of no use
+      column.at[piece] = from.first + x, column.stride[piece] = from.stride;
+      if ((x += kColumns) == columns) x = 0, ++patch;
+    }
+    return column;
+  }
+
+ private:
+  struct Patch {
+    const Stored* first;  // above the patch and left of it
+    int64_t stride;
+  };
+  const int64_t columns;
+  Patch patches[kMaxSegments];
+  int64_t count = 0, patch = 0, x = 0;
+};
+
+// Whether the pixels of a plane lie between those of the plane before, as those of interleaved colours do, and so have come
+// with them.
+inline bool interleaved(const ImageView& image, int64_t plane) {
+  return image.column_stride > 1 && plane > 0 &&
+         std::abs(image.plane_offset(plane) - image.plane_offset(plane - 1)) < image.column_stride;
 }
 
-// The same of patches that follow each other in a row of the grid, unless they lie far apart.
-template <typename Pixel>
-inline void stream_in(const ImageView& image, const Segment<Pixel>* patches, int64_t count, int64_t side) {
-  constexpr int64_t kSparse = 4;  // patches that there would be room for, to one that is wanted
-  for (int64_t first = 0, next; first < count; first = next) {
-    const Segment<Pixel>& left = patches[first];
-    for (next = first + 1; next < count; ++next)
-      if (patches[next].plane != left.plane || patches[next].y0 != left.y0 || patches[next].x0 <= patches[next - 1].x0)
-        break;
-    const int64_t end = patches[next - 1].x0 + side;
-    if (end - left.x0 <= kSparse * side * (next - first))
-      stream_in(image, left.plane, left.y0 - 1, left.y0 + side + 1, left.x0 - 1, end + 1);
+// Pixels that are needed next, asked for while others are worked on, some cache lines at each step: columns that are walked
+// down are no stream that a processor would foresee, and what is asked for all at once is waited for.
+class Ahead {
+ public:
+  // Rows y0 .. y1 - 1 and columns x0 .. x1 - 1 of a plane; what is outside the image is left out.
+  template <typename Pixel>
+  void add(const ImageView& image, const Pixel* plane, int64_t y0, int64_t y1, int64_t x0, int64_t x1) {
+    constexpr int64_t kMostApart = 4, kMostBytes = 256 << 10;  // pixels of the image; more would not stay in the cache
+    y0 = std::max<int64_t>(y0, 0), y1 = std::min(y1, image.height);
+    x0 = std::max<int64_t>(x0, 0), x1 = std::min(x1, image.width);
+    const int64_t bytes = (x1 - x0) * image.column_stride * static_cast<int64_t>(sizeof(Pixel));
+    if (image.column_stride < 1 || image.column_stride > kMostApart || bytes * (y1 - y0) > kMostBytes) return;
+    const int64_t row_bytes = image.row_stride * static_cast<int64_t>(sizeof(Pixel));
+    const auto* first = reinterpret_cast<const char*>(plane + y0 * image.row_stride + x0 * image.column_stride);
+    constexpr int64_t kBurst = 8 * kLine;
+    const bool whole = bytes == row_bytes;  // rows that follow each other without a gap
+    const Strip strip{first, whole ? kBurst / kLine : (bytes + kLine - 2) / kLine + 1, whole ? kBurst : row_bytes,
+                      whole ? (bytes * (y1 - y0) + kBurst - 1) / kBurst : y1 - y0};
+    strips[count++] = strip;
+    bursts += strip.bursts;
   }
-}
+
+  // Patches and their halo; those between which hardly a line would be saved, in one go.
+  template <typename Pixel>
+  void add(const ImageView& image, const Segment<Pixel>* patches, int64_t patch_count, int64_t side) {
+    const int64_t near = 2 * kLine / (static_cast<int64_t>(sizeof(Pixel)) * std::max<int64_t>(1, image.column_stride));
+    for (int64_t first = 0, next; first < patch_count; first = next) {
+      const Segment<Pixel>& left = patches[first];
+      int64_t x1 = left.x0 + side;
+      for (next = first + 1; next < patch_count; ++next) {
+        const Segment<Pixel>& patch = patches[next];
+        if (patch.plane != left.plane || patch.y0 != left.y0 || patch.x0 < x1 || patch.x0 > x1 + near) break;
+        x1 = patch.x0 + side;
+      }
+      add(image, left.plane, left.y0 - 1, left.y0 + side + 1, left.x0 - 1, x1 + 1);
+    }
+  }
+
+  // All of it is asked for in so many steps.
+  void start(int64_t steps) { portion = (bursts + steps - 1) / steps; }
+
+  void step() {
+    if (done < count) ask();
+  }
+
+ private:
+  // Not inlined, so that the loops that call it keep their registers; and not empty to GCC, which takes a function that only
+  // prefetches for one without effect, and would not call it.
+  __attribute__((noinline)) void ask() {
+    asm volatile("");
+    for (int64_t n = 0; n < portion && done < count; ++n) {
+      Strip& from = strips[done];
+      for (int64_t i = 0; i < from.lines; ++i) __builtin_prefetch(from.first + i * kLine);
+      from.first += from.stride;
+      if (--from.bursts == 0) ++done;
+    }
+  }
+
+  static constexpr int64_t kLine = 64;
+
+  struct Strip {
+    const char* first;
+    int64_t lines, stride, bursts;  // lines of a burst, bytes from one to the next, bursts left
+  };
+  Strip strips[kMaxSegments];
+  int64_t count = 0, done = 0, bursts = 0, portion = 0;
+};
