@@ -4,6 +4,8 @@ constexpr int64_t kTileColumns = 256;
 constexpr int64_t kRowsAtOnce = 8;  // are summed in registers; longer sums are of such sums
 constexpr int kBinsAtOnce = 9;      // fit the vector registers
 constexpr int64_t kPartialSums = 16;
+constexpr int64_t kRowsAhead = 8;  // of those that are loaded, rows are asked for
+constexpr int64_t kMostApart = 4;  // pixels of a row, for that
 
 template <typename T>
 using IntOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
@@ -103,15 +105,20 @@ struct Tile {
   T* line(int64_t channel, int64_t y) const { return lines + (channel * 3 + (y + 3) % 3) * stride; }
 };
 
-// load: a line of pixels, mirrored at the image border, widened, and its square roots if the HOG is of these.
+// load: a line of pixels, mirrored at the image border, widened, and its square roots if the HOG is of these. The same
+// columns of a `later` row are asked for.
 template <typename T, typename Pixel>
-inline void load_line(const Tile<T>& tile, const Pixel* row, T* __restrict line) {
+inline void load_line(const Tile<T>& tile, const Pixel* row, const Pixel* later, T* __restrict line) {
   const int64_t step = tile.image.column_stride, width = tile.image.width;
   const int64_t left = tile.hog.region.left + tile.at.left - 1, count = tile.at.width + 2;
   const int64_t begin = std::min(std::max<int64_t>(-left, 0), count),
                 end = std::max(std::min(count, width - left), begin);
   const Pixel* __restrict from = row + (left + begin) * step;
   T* __restrict to = line + begin;
+  if (step >= 1 && step <= kMostApart) {
+    constexpr int64_t kLine = 64 / sizeof(Pixel);
+    for (int64_t i = 0; i < (end - begin) * step; i += kLine) __builtin_prefetch(later + (left + begin) * step + i);
+  }
   if (step == 1) {
     for (int64_t i = 0; i < end - begin; ++i) to[i] = widen(from[i]);
   } else if (step == 3) {  // interleaved RGB: a stride known here can be vectorised
@@ -140,10 +147,13 @@ inline void with_pixels(const ImageView& image, const Run& run) {
 template <typename T>
 inline void load_lines(const Tile<T>& tile, int64_t plane_offset, int64_t y) {
   const ImageView& image = tile.image;
-  const int64_t row = plane_offset + mirror(tile.hog.region.top + y, image.height) * image.row_stride;
+  const int64_t row = mirror(tile.hog.region.top + y, image.height),
+                later = std::min(row + kRowsAhead, image.height - 1);
   with_pixels<T>(image, [&](const auto* pixels) {
-    for (int64_t c = 0; c < tile.channels.count; ++c)
-      load_line(tile, pixels + row + c * tile.channels.stride, tile.line(c, y));
+    for (int64_t c = 0; c < tile.channels.count; ++c) {
+      const auto* const plane = pixels + plane_offset + c * tile.channels.stride;
+      load_line(tile, plane + row * image.row_stride, plane + later * image.row_stride, tile.line(c, y));
+    }
   });
 }
 
