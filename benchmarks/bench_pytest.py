@@ -1,26 +1,49 @@
-"""Every rival of the quick cases alone, under pytest-benchmark: ``pytest benchmarks --benchmark-only``."""
+"""The same cases, every rival alone: ``pytest benchmarks --benchmark-only [--device cuda] [--full]``."""
+
+import functools
+import warnings
 
 import pytest
+import torch
 
 from benchmarks.__main__ import hold_memory
 from benchmarks.bench_training import measure_steps
+from benchmarks.machine import usable_cpus
 from benchmarks.suites import SUITES, cases
-from benchmarks.timing import Rival, Settings, check, measure_rivals
+from benchmarks.timing import Case, Rival, Settings, check, measure_rivals
 
-# Python 3.12 and later warn when a loader starts its workers beside the threads of torch.
-pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+# Of Python 3.12, when a loader starts its workers beside the threads of torch, and of torch's own compiler.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def pytest_generate_tests(metafunc):
     """Every rival of every case that is timed is a test, grouped by case."""
     hold_memory()
-    settings, timed = Settings(quick=True), (measure_rivals, measure_steps)
+    option = metafunc.config.option
+    settings = Settings(option.device, usable_cpus() if option.full else 1, quick=not option.full)
     found = [(f"{suite}: {case.title}", case) for suite in SUITES for case in cases(suite, settings)]
-    prepared = [(title, rival) for title, case in found if case.measure in timed for rival in case.prepare()]
-    metafunc.parametrize(("title", "rival"), prepared, ids=[f"{title}: {rival.name}" for title, rival in prepared])
+    timed = [(title, case) for title, case in found if case.measure in (measure_rivals, measure_steps)]
+    tests = [(title, case, rival.name) for title, case in timed for rival in rivals_of(case)]
+    metafunc.parametrize(("title", "case", "name"), tests, ids=[f"{title}: {name}" for title, _, name in tests])
 
 
-def test_rival(benchmark, title: str, rival: Rival):
+@functools.lru_cache(maxsize=1)
+def rivals_of(case: Case) -> list[Rival]:
+    """With their inputs, which of all full cases together would not fit in memory."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return case.prepare()
+
+
+def test_rival(benchmark, pytestconfig, title: str, case: Case, name: str):
+    device = pytestconfig.option.device
+    rival = next(rival for rival in rivals_of(case) if rival.name == name)
     benchmark.group = title
-    benchmark.extra_info.update(check(rival), threads=rival.threads)
-    benchmark(rival.run, rival.inputs[0])
+    benchmark.extra_info.update(check(rival, device), threads=rival.threads)
+
+    def run():
+        rival.run(rival.inputs[0])
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    benchmark(run)

@@ -197,6 +197,14 @@ def test_operations_are_those_of_the_design():
     assert bench_hog.operations(1, bins=9) == 50
 
 
+def test_the_cases_are_tests_of_pytest_benchmark():
+    options = ["--benchmark-only", "-q", "-k", "One and call and token"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "benchmarks", *options], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0 and "3 passed" in run.stdout, run.stdout
+
+
 def test_peak_memory_sees_a_temporary():
     """In a process of its own, as it is measured, which does not import torch unless the rival does."""
     code = """if True:
