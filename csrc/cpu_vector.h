@@ -58,26 +58,27 @@ inline V halve(V a, V b, std::integer_sequence<int, LANE...>) {
          SHUFFLE(a, b, (LANE / HALF * 2 * HALF + HALF + LANE % HALF)...);
 }
 
-// Numbers in groups of eight, each group halved in this way until WIDTH are left of it. As many of one group as fill a
-// vector, from `first` on.
-template <int WIDTH, typename V>
+// Numbers in groups of GROUP, a power of two, each group halved in this way until WIDTH are left of it. As many of one group
+// as fill a vector, from `first` on.
+template <int GROUP, int WIDTH, typename V>
 inline V reduce_group(const decltype(V{}[0] + 0)* columns, int first) {
-  if constexpr (WIDTH == 8) {
+  if constexpr (WIDTH == GROUP) {
     return load_vector<V>(columns + first);
   } else {
-    return reduce_group<2 * WIDTH, V>(columns, first) + reduce_group<2 * WIDTH, V>(columns, first + WIDTH);
+    return reduce_group<GROUP, 2 * WIDTH, V>(columns, first) +
+           reduce_group<GROUP, 2 * WIDTH, V>(columns, first + WIDTH);
   }
 }
 
 // The same of as many groups as fill a vector.
-template <int WIDTH, typename V>
+template <int GROUP, int WIDTH, typename V>
 inline V reduce(const decltype(V{}[0] + 0)* columns) {
   constexpr int kLanes = sizeof(V) / sizeof(V{}[0]);
-  if constexpr (WIDTH == 8 || WIDTH >= kLanes) {
-    return reduce_group<WIDTH, V>(columns, 0);
+  if constexpr (WIDTH == GROUP || WIDTH >= kLanes) {
+    return reduce_group<GROUP, WIDTH, V>(columns, 0);
   } else {
-    const int64_t read = kLanes / (2 * WIDTH) * 8;
-    return halve<WIDTH>(reduce<2 * WIDTH, V>(columns), reduce<2 * WIDTH, V>(columns + read),
+    const int64_t read = kLanes / (2 * WIDTH) * GROUP;
+    return halve<WIDTH>(reduce<GROUP, 2 * WIDTH, V>(columns), reduce<GROUP, 2 * WIDTH, V>(columns + read),
                         std::make_integer_sequence<int, kLanes>());
   }
 }

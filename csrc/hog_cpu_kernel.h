@@ -26,7 +26,7 @@ constexpr int kPairs = 4;  // pairs of edges (k, bins - k) per walk: their sums 
 template <typename T, typename Line>
 struct Tile {
   Tile(const HogParameters& hog, int64_t columns, bool patches)
-      : stride(round_up(columns, 8 * kVectorBytes / sizeof(T)) + 32),
+      : stride(round_up(columns, std::clamp<int64_t>(hog.cell_w, 8, 16) * kVectorBytes / sizeof(T)) + 32),
         neighbour_stride(patches ? (kTileRows + 2) * stride : 1) {
     const bool tall = hog.cell_h > kTileRows;
     const int64_t pairs = hog.bins / 2, rows = 3 * kTileRows + (tall ? 3 : 1) * hog.bins + 1;
@@ -128,10 +128,13 @@ inline void weigh_row(const Tile<T, Line>& tile, int64_t side, int64_t y, int64_
   for (int64_t x = 0; x < columns; ++x) magnitude[x] = std::sqrt(magnitude[x]) * (weight * window[x]);
 }
 
+// What the magnitude buffer holds when the edges are compared: on a first walk squares, whose roots are then taken, one row
+// ahead, behind the comparisons, and KEPT for walks that follow; else magnitudes.
+enum class Holds { squares, squares_kept, magnitudes };
+
 // bin: the column sums S_k of a block of rows, for the edges k = first + 1 .. first + PAIRS and bins - k (with an even
-// number of bins, the last pair is the edge at 90 degrees twice), and on the first walk the total S_0. The magnitude
-// buffer holds squares on a walk that does it ALL: their roots are then taken here, one row ahead, behind the comparisons.
-template <int PAIRS, bool FIRST, bool ALL, typename T, typename Line>
+// number of bins, the last pair is the edge at 90 degrees twice), and where that begins with the first edge the total S_0.
+template <int PAIRS, Holds HOLDS, typename T, typename Line>
 inline void bin_columns(const Tile<T, Line>& tile, int64_t bins, int64_t first, int64_t columns, int64_t rows,
                         Ahead& ahead) {
   typedef T Vector __attribute__((vector_size(kVectorBytes)));
@@ -144,8 +147,9 @@ inline void bin_columns(const Tile<T, Line>& tile, int64_t bins, int64_t first, 
     Vector total{}, lower[PAIRS + 1]{}, upper[PAIRS + 1]{};
     const auto magnitude_of = [&](int64_t y) {
       Vector magnitude = at(tile.magnitude + y * stride + x);
-      if (ALL)
+      if (HOLDS != Holds::magnitudes)
         for (int64_t i = 0; i < kLanes; ++i) magnitude[i] = std::sqrt(magnitude[i]);
+      if (HOLDS == Holds::squares_kept) at(tile.magnitude + y * stride + x) = magnitude;
       return magnitude;
     };
     Vector next = magnitude_of(0);
@@ -153,14 +157,14 @@ inline void bin_columns(const Tile<T, Line>& tile, int64_t bins, int64_t first, 
       const Vector gx = at(tile.gx + y * stride + x), gy = at(tile.gy + y * stride + x), minus_gy = -gy;
       const Vector magnitude = next;
       if (y + 1 < rows) next = magnitude_of(y + 1);
-      if (FIRST) total += magnitude;
+      total += magnitude;
       for (int p = 0; p < PAIRS; ++p) {
         const Vector product = gx * tile.cotangent[first + p];
         lower[p] = add_where(lower[p], product >= gy, magnitude);
         upper[p] = add_where(upper[p], product <= minus_gy, magnitude);
       }
     }
-    if (FIRST) at(sums) = total;
+    if (first == 0) at(sums) = total;
     for (int p = 0; p < PAIRS; ++p) {
       at(sums + (first + p + 1) * stride) = lower[p];
       at(sums + (bins - first - p - 1) * stride) = upper[p];
@@ -168,23 +172,38 @@ inline void bin_columns(const Tile<T, Line>& tile, int64_t bins, int64_t first, 
   }
 }
 
-// bin: all edges, in one walk (8 and 9 bins without a window) or in several of at most kPairs pairs.
+// bin: `pairs` of edges, a number known where it is compiled.
+template <Holds HOLDS, int PAIRS = kPairs, typename T, typename Line>
+inline void bin_pairs(const Tile<T, Line>& tile, int64_t bins, int64_t first, int64_t pairs, int64_t columns,
+                      int64_t rows, Ahead& ahead) {
+  if (pairs == PAIRS) return bin_columns<PAIRS, HOLDS>(tile, bins, first, columns, rows, ahead);
+  if constexpr (PAIRS > 0) bin_pairs<HOLDS, PAIRS - 1>(tile, bins, first, pairs, columns, rows, ahead);
+}
+
+// bin: all edges, in as few walks of about as many pairs each as registers allow.
 template <typename T, typename Line>
 inline void bin_all_edges(const Tile<T, Line>& tile, const HogParameters& hog, int64_t columns, int64_t rows,
                           Ahead& ahead) {
   const int64_t bins = hog.bins, pairs = bins / 2;
-  if (hog.gaussian_window == 0) {
-    if (pairs == kPairs) return bin_columns<kPairs, true, true>(tile, bins, 0, columns, rows, ahead);
-    for (int64_t y = 0; y < rows; ++y) {
-      T* __restrict magnitude = tile.magnitude + y * tile.stride;
-      for (int64_t x = 0; x < columns; ++x) magnitude[x] = std::sqrt(magnitude[x]);
-    }
-  }
-  bin_columns<0, true, false>(tile, bins, 0, columns, rows, ahead);
+  const auto walk = [&](auto holds, int64_t first, int64_t count) {
+    bin_pairs<decltype(holds)::value>(tile, bins, first, count, columns, rows, ahead);
+  };
+  using Magnitudes = std::integral_constant<Holds, Holds::magnitudes>;
+  using Squares = std::integral_constant<Holds, Holds::squares>;
+  using SquaresKept = std::integral_constant<Holds, Holds::squares_kept>;
   int64_t first = 0;
-  for (; first + kPairs <= pairs; first += kPairs)
-    bin_columns<kPairs, false, false>(tile, bins, first, columns, rows, ahead);
-  for (; first < pairs; ++first) bin_columns<1, false, false>(tile, bins, first, columns, rows, ahead);
+  do {
+    const int64_t left = pairs - first, walks = (left + kPairs - 1) / kPairs;
+    const int64_t count = walks > 1 ? (left + walks - 1) / walks : left;
+    if (first > 0 || hog.gaussian_window > 0) {
+      walk(Magnitudes(), first, count);
+    } else if (walks > 1) {
+      walk(SquaresKept(), first, count);
+    } else {
+      walk(Squares(), first, count);
+    }
+    first += count;
+  } while (first < pairs);
 }
 
 // bin: adds the block to those above it in a tall cell, with compensation (Kahan), so that thousands of rows cost no
@@ -204,23 +223,26 @@ inline void add_block(const Tile<T, Line>& tile, int64_t bins, int64_t columns, 
   }
 }
 
+// histogram: the sums of cells CELL_W wide, a power of two, by permutations of whole vectors.
+template <int CELL_W, typename T>
+inline void sum_vectors(T* row, int64_t cells) {
+  constexpr int64_t kLanes = kVectorBytes / sizeof(T);
+  for (int64_t cell = 0; cell < cells; cell += kLanes)
+    store_vector(reduce<CELL_W, 1, Vector<T, kLanes>>(row + CELL_W * cell), row + cell);
+}
+
 // histogram: adds the columns of each cell.
 template <typename T>
 inline void sum_columns(T* row, int64_t cells, int64_t cell_w) {
+  if (cell_w == 4) return sum_vectors<4>(row, cells);
+  if (cell_w == 8) return sum_vectors<8>(row, cells);
+  if (cell_w == 16) return sum_vectors<16>(row, cells);
   for (int64_t cell = 0; cell < cells; ++cell) {
     T* columns = row + cell * cell_w;
     for (int64_t half = first_half(cell_w), width = cell_w; width > 1; width = half, half /= 2)
       for (int64_t i = 0; i + half < width; ++i) columns[i] += columns[i + half];
     row[cell] = columns[0];
   }
-}
-
-// histogram: the same sums of cells eight wide, by permutations of whole vectors.
-template <typename T>
-inline void sum_eight_columns(T* row, int64_t cells) {
-  constexpr int64_t kLanes = kVectorBytes / sizeof(T);
-  for (int64_t cell = 0; cell < cells; cell += kLanes)
-    store_vector(reduce<1, Vector<T, kLanes>>(row + 8 * cell), row + cell);
 }
 
 // normalise: from sums S_k to histograms of length 1.
@@ -296,9 +318,7 @@ inline void compute_cells(const ImageView& image, const HogParameters& hog, cons
     if (hog.cell_h > kTileRows) add_block(tile, hog.bins, count * columns, done == 0);
   }
   const int64_t cells = count * columns / hog.cell_w;
-  for (int64_t k = 0; k < hog.bins; ++k)
-    hog.cell_w == 8 ? sum_eight_columns(tile.sums + k * stride, cells)
-                    : sum_columns(tile.sums + k * stride, cells, hog.cell_w);
+  for (int64_t k = 0; k < hog.bins; ++k) sum_columns(tile.sums + k * stride, cells, hog.cell_w);
   normalise_cells(tile, hog.bins, cells);
 }
 
