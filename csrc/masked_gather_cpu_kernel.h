@@ -19,9 +19,9 @@ const T* row_of(const TokenView& view, int64_t b, int64_t n) {
   return static_cast<const T*>(view.data) + b * view.batch_stride + n * view.row_stride;
 }
 
-// A result of this size leaves most caches before it is used. Storing past the cache then saves a third of the traffic: lines
-// are not read from memory only to be overwritten. A smaller one is found in the cache by what comes next.
-constexpr int64_t kStreamedBytes = 16 << 20;
+// A result of this size leaves the cache before its last row is written, and the memory it gets was not in the cache either.
+// Storing past the cache then saves a third of the traffic: lines are not read from memory only to be overwritten.
+constexpr int64_t kStreamedBytes = 8 << 20;
 
 // So far ahead of the copy, rows are asked for: which ones will be next, no processor foresees.
 constexpr int64_t kAheadBytes = 6 << 10;
