@@ -131,7 +131,7 @@ torch_ops = Extension(
 numpy_ops = Extension(
     "maskfeat_kernels._numpy_ops",
     sources=["csrc/numpy_module.cpp"],
-    depends=HEADERS,
+    depends=[*HEADERS, *SHARED_SOURCES],
     include_dirs=["csrc"],
     extra_compile_args=CXX_FLAGS,
     language="c++",

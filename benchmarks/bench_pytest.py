@@ -1,4 +1,4 @@
-"""The same cases, every rival alone: ``pytest benchmarks --benchmark-only [--device cuda] [--full]``."""
+"""The same cases, every rival alone: ``pytest benchmarks --benchmark-only [--bench-device cuda] [--bench-full]``."""
 
 import functools
 import warnings
@@ -20,7 +20,7 @@ def pytest_generate_tests(metafunc):
     """Every rival of every case that is timed is a test, grouped by case."""
     hold_memory()
     option = metafunc.config.option
-    settings = Settings(option.device, usable_cpus() if option.full else 1, quick=not option.full)
+    settings = Settings(option.bench_device, usable_cpus() if option.bench_full else 1, quick=not option.bench_full)
     found = [(f"{suite}: {case.title}", case) for suite in SUITES for case in cases(suite, settings)]
     timed = [(title, case) for title, case in found if case.measure in (measure_rivals, measure_steps)]
     tests = [(title, case, rival.name) for title, case in timed for rival in rivals_of(case)]
@@ -36,7 +36,7 @@ def rivals_of(case: Case) -> list[Rival]:
 
 
 def test_rival(benchmark, pytestconfig, title: str, case: Case, name: str):
-    device = pytestconfig.option.device
+    device = pytestconfig.option.bench_device
     rival = next(rival for rival in rivals_of(case) if rival.name == name)
     benchmark.group = title
     benchmark.extra_info.update(check(rival, device), threads=rival.threads)

@@ -25,7 +25,8 @@ def environment(device: "torch.device | str" = "cpu") -> dict:
     facts = {
         "cpu": cpu_name(),
         "cpus": usable_cpus(),
-        "instruction_set": os.environ.get("MASKFEAT_CPU", torch.backends.cpu.get_cpu_capability()),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "maskfeat_cpu": os.environ.get("MASKFEAT_CPU"),  # of ours alone, where it is not the best
         "cache_bytes": cache_bytes(device),
         "load_before": load(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -36,11 +36,7 @@ inline Wide convert(V v) {
 // The lanes of `a` and then those of `b`.
 template <typename V, int... LANE>
 inline auto concatenate(V a, V b, std::integer_sequence<int, LANE...>) {
-#if defined(__clang__) || __GNUC__ >= 12
-  return __builtin_shufflevector(a, b, LANE...);
-#else
-  return Vector<std::remove_reference_t<decltype(a[0])>, sizeof...(LANE)>{a[LANE]..., b[LANE]...};
-#endif
+  return SHUFFLE(a, b, LANE...);
 }
 
 // sum + addend in the lanes where `chosen` holds. 64-byte vectors have masked additions; in the others, adding zero where

@@ -2,6 +2,7 @@
 // after CPU_KERNEL, the name of the kernel's file, is defined: no include guard. DISPATCH(function, arguments...) then calls
 // a function of the kernel.
 
+// As many lanes as are named; of GCC before 12, which builds for arm64 alone, as many as `a` has.
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -42,5 +43,7 @@ constexpr int kVectorBytes = 64;
   }                                                                    \
   return baseline::function(__VA_ARGS__)
 #else
-#define DISPATCH(function, ...) return baseline::function(__VA_ARGS__)
+#define DISPATCH(function, ...) \
+  instruction_set();            \
+  return baseline::function(__VA_ARGS__)
 #endif

@@ -26,7 +26,7 @@ constexpr int kPairs = 4;  // pairs of edges (k, bins - k) per walk: their sums 
 template <typename T, typename Line>
 struct Tile {
   Tile(const HogParameters& hog, int64_t columns, bool patches)
-      : stride(round_up(columns, std::clamp<int64_t>(hog.cell_w, 8, 16) * kVectorBytes / sizeof(T)) + 32),
+      : stride(round_up(columns, (hog.cell_w == 16 ? 16 : 8) * kVectorBytes / sizeof(T)) + 32),
         neighbour_stride(patches ? (kTileRows + 2) * stride : 1) {
     const bool tall = hog.cell_h > kTileRows;
     const int64_t pairs = hog.bins / 2, rows = 3 * kTileRows + (tall ? 3 : 1) * hog.bins + 1;
@@ -62,7 +62,8 @@ struct Tile {
   T *above, *lost;         // [bins, stride] each, of a tall cell: sums of the blocks so far, and what they lost
   T* cotangent;            // [bins / 2]
   T* window;               // [gaussian_window + columns], repeated to the right
-  Line* lines;             // [kTileRows + 2, stride] with a halo, or of patches [3, kTileRows + 2, stride] without
+  Line* lines;  // [kTileRows + 2, stride] with a halo, or of patches [3, kTileRows + 2, stride] without one, or
+                // copies of patches [segments, kTileRows + 2, side + 2], see Pieces
 };
 
 // Turns gradients into the half plane; see half_plane() and flip().
@@ -128,13 +129,14 @@ inline void weigh_row(const Tile<T, Line>& tile, int64_t side, int64_t y, int64_
   for (int64_t x = 0; x < columns; ++x) magnitude[x] = std::sqrt(magnitude[x]) * (weight * window[x]);
 }
 
-// What the magnitude buffer holds when the edges are compared: on a first walk squares, whose roots are then taken, one row
-// ahead, behind the comparisons, and KEPT for walks that follow; else magnitudes.
-enum class Holds { squares, squares_kept, magnitudes };
+// One of the walks over a block in which its edges are compared. The magnitude buffer holds squares, of which the first walk
+// takes the roots, one row ahead, behind the comparisons, and keeps them for those that follow, if it is not the only one;
+// or, weighted by a window, it holds magnitudes from the first.
+enum class Walk { only, first, first_of_weighted, later };
 
 // bin: the column sums S_k of a block of rows, for the edges k = first + 1 .. first + PAIRS and bins - k (with an even
-// number of bins, the last pair is the edge at 90 degrees twice), and where that begins with the first edge the total S_0.
-template <int PAIRS, Holds HOLDS, typename T, typename Line>
+// number of bins, the last pair is the edge at 90 degrees twice), and on the first walk the total S_0.
+template <int PAIRS, Walk WALK, typename T, typename Line>
 inline void bin_columns(const Tile<T, Line>& tile, int64_t bins, int64_t first, int64_t columns, int64_t rows,
                         Ahead& ahead) {
   typedef T Vector __attribute__((vector_size(kVectorBytes)));
@@ -147,9 +149,9 @@ inline void bin_columns(const Tile<T, Line>& tile, int64_t bins, int64_t first, 
     Vector total{}, lower[PAIRS + 1]{}, upper[PAIRS + 1]{};
     const auto magnitude_of = [&](int64_t y) {
       Vector magnitude = at(tile.magnitude + y * stride + x);
-      if (HOLDS != Holds::magnitudes)
+      if (WALK == Walk::only || WALK == Walk::first)
         for (int64_t i = 0; i < kLanes; ++i) magnitude[i] = std::sqrt(magnitude[i]);
-      if (HOLDS == Holds::squares_kept) at(tile.magnitude + y * stride + x) = magnitude;
+      if (WALK == Walk::first) at(tile.magnitude + y * stride + x) = magnitude;
       return magnitude;
     };
     Vector next = magnitude_of(0);
@@ -157,14 +159,14 @@ inline void bin_columns(const Tile<T, Line>& tile, int64_t bins, int64_t first, 
       const Vector gx = at(tile.gx + y * stride + x), gy = at(tile.gy + y * stride + x), minus_gy = -gy;
       const Vector magnitude = next;
       if (y + 1 < rows) next = magnitude_of(y + 1);
-      total += magnitude;
+      if (WALK != Walk::later) total += magnitude;
       for (int p = 0; p < PAIRS; ++p) {
         const Vector product = gx * tile.cotangent[first + p];
         lower[p] = add_where(lower[p], product >= gy, magnitude);
         upper[p] = add_where(upper[p], product <= minus_gy, magnitude);
       }
     }
-    if (first == 0) at(sums) = total;
+    if (WALK != Walk::later) at(sums) = total;
     for (int p = 0; p < PAIRS; ++p) {
       at(sums + (first + p + 1) * stride) = lower[p];
       at(sums + (bins - first - p - 1) * stride) = upper[p];
@@ -173,11 +175,11 @@ inline void bin_columns(const Tile<T, Line>& tile, int64_t bins, int64_t first, 
 }
 
 // bin: `pairs` of edges, a number known where it is compiled.
-template <Holds HOLDS, int PAIRS = kPairs, typename T, typename Line>
+template <Walk WALK, int PAIRS = kPairs, typename T, typename Line>
 inline void bin_pairs(const Tile<T, Line>& tile, int64_t bins, int64_t first, int64_t pairs, int64_t columns,
                       int64_t rows, Ahead& ahead) {
-  if (pairs == PAIRS) return bin_columns<PAIRS, HOLDS>(tile, bins, first, columns, rows, ahead);
-  if constexpr (PAIRS > 0) bin_pairs<HOLDS, PAIRS - 1>(tile, bins, first, pairs, columns, rows, ahead);
+  if (pairs == PAIRS) return bin_columns<PAIRS, WALK>(tile, bins, first, columns, rows, ahead);
+  if constexpr (PAIRS > 0) bin_pairs<WALK, PAIRS - 1>(tile, bins, first, pairs, columns, rows, ahead);
 }
 
 // bin: all edges, in as few walks of about as many pairs each as registers allow.
@@ -185,25 +187,23 @@ template <typename T, typename Line>
 inline void bin_all_edges(const Tile<T, Line>& tile, const HogParameters& hog, int64_t columns, int64_t rows,
                           Ahead& ahead) {
   const int64_t bins = hog.bins, pairs = bins / 2;
-  const auto walk = [&](auto holds, int64_t first, int64_t count) {
-    bin_pairs<decltype(holds)::value>(tile, bins, first, count, columns, rows, ahead);
+  const auto share = [&](int64_t left) {  // of the next walk
+    const int64_t walks = std::max<int64_t>(1, (left + kPairs - 1) / kPairs);
+    return (left + walks - 1) / walks;
   };
-  using Magnitudes = std::integral_constant<Holds, Holds::magnitudes>;
-  using Squares = std::integral_constant<Holds, Holds::squares>;
-  using SquaresKept = std::integral_constant<Holds, Holds::squares_kept>;
-  int64_t first = 0;
-  do {
-    const int64_t left = pairs - first, walks = (left + kPairs - 1) / kPairs;
-    const int64_t count = walks > 1 ? (left + walks - 1) / walks : left;
-    if (first > 0 || hog.gaussian_window > 0) {
-      walk(Magnitudes(), first, count);
-    } else if (walks > 1) {
-      walk(SquaresKept(), first, count);
-    } else {
-      walk(Squares(), first, count);
-    }
+  int64_t first = share(pairs);
+  if (hog.gaussian_window > 0) {
+    bin_pairs<Walk::first_of_weighted>(tile, bins, 0, first, columns, rows, ahead);
+  } else if (first < pairs) {
+    bin_pairs<Walk::first>(tile, bins, 0, first, columns, rows, ahead);
+  } else {
+    bin_pairs<Walk::only>(tile, bins, 0, first, columns, rows, ahead);
+  }
+  while (first < pairs) {
+    const int64_t count = share(pairs - first);
+    bin_pairs<Walk::later>(tile, bins, first, count, columns, rows, ahead);
     first += count;
-  } while (first < pairs);
+  }
 }
 
 // bin: adds the block to those above it in a tall cell, with compensation (Kahan), so that thousands of rows cost no
@@ -276,8 +276,8 @@ inline void write_cells(const Tile<T, Line>& tile, int64_t bins, int64_t first, 
   }
 }
 
-// load and gradient: a block of rows of the segments, from row `done` of the cells on. Patches that whole vectors fit are
-// read where they are, those at the border of the image from a copy with its halo.
+// load and gradient: a block of rows of the segments, from row `done` of the cells on. Patches that vectors fit are read where
+// they are, unless they lie at the border of the image, have to be widened or are interleaved: then from a copy with a halo.
 template <typename T, typename Line, typename Pixel>
 inline void compute_gradients(const ImageView& image, const Tile<T, Line>& tile, const Segment<Pixel>* segments,
                               int64_t count, int64_t columns, int64_t done, int64_t rows, Ahead& ahead) {
@@ -341,13 +341,13 @@ inline void hog_rows(const ImageView& image, const HogParameters& hog, const Pix
     const bool bottom = row + 1 == cell_rows;  // the next row of cells is at the top of the next plane
     const Pixel* const next = bottom && item + 1 < end ? pixels + image.plane_offset(plane + 1) : from;
     const int64_t next_y0 = bottom ? 0 : y0 + hog.cell_h;
-    const bool fetch = item + 1 < end && !interleaved(image, plane + bottom);
     T* out_row = out + (plane * hog.bins * cell_rows + row) * cell_columns;
     for (int64_t cell = 0; cell < cell_columns; cell += step) {
       const int64_t cells = std::min(step, cell_columns - cell), columns = cells * hog.cell_w;
       const Segment<Pixel> segment{from, y0, cell * hog.cell_w};
       Ahead ahead;
-      if (fetch) ahead.add(image, next, next_y0, next_y0 + hog.cell_h + 1, segment.x0 - 1, segment.x0 + columns + 1);
+      if (item + 1 < end)
+        ahead.add(image, next, next_y0, next_y0 + hog.cell_h + 1, segment.x0 - 1, segment.x0 + columns + 1);
       ahead.start(steps_of<T, Line>(hog, columns));
       compute_cells(image, hog, tile, &segment, 1, columns, ahead);
       write_cells(tile, hog.bins, 0, cells, out_row + cell, cell_rows * cell_columns);
@@ -363,6 +363,7 @@ inline void hog_patches(const ImageView& image, const PatchView& patches, const 
                 channels = image.lead_size[2];
   const int64_t step = std::max<int64_t>(1, std::min(kMaxSegments, kTileColumns / side));
   const Tile<T, Line> tile(hog, std::min(step, end - begin) * side, true);
+  const bool interleaved = image.lead_stride[2] < image.column_stride;  // the channels then come together
   Segment<Pixel> now[kMaxSegments], next[kMaxSegments];
   const auto find_next = [&](int64_t first) {
     const int64_t count = std::clamp<int64_t>(end - first, 0, step);
@@ -383,7 +384,7 @@ inline void hog_patches(const ImageView& image, const PatchView& patches, const 
         next_count = find_next(begin + step);
       }
       Ahead ahead;
-      if (c + 1 == channels || !interleaved(image, c + 1)) ahead.add(image, next, next_count, side);
+      if (c + 1 == channels || !interleaved) ahead.add(image, next, next_count, side);
       ahead.start(down * steps_of<T, Line>(hog, count * side));
       for (int64_t y = 0; y < down; ++y) {
         compute_cells(image, hog, tile, now, count, side, ahead);

@@ -137,13 +137,6 @@ class Pieces {
   int64_t count = 0, patch = 0, x = 0;
 };
 
-// Whether the pixels of a plane lie between those of the plane before, as those of interleaved colours do, and so have come
-// with them.
-inline bool interleaved(const ImageView& image, int64_t plane) {
-  return image.column_stride > 1 && plane > 0 &&
-         std::abs(image.plane_offset(plane) - image.plane_offset(plane - 1)) < image.column_stride;
-}
-
 // Pixels that are needed next, asked for while others are worked on, some cache lines at each step: columns that are walked
 // down are no stream that a processor would foresee, and what is asked for all at once is waited for.
 class Ahead {
@@ -158,12 +151,10 @@ class Ahead {
     if (image.column_stride < 1 || image.column_stride > kMostApart || bytes * (y1 - y0) > kMostBytes) return;
     const int64_t row_bytes = image.row_stride * static_cast<int64_t>(sizeof(Pixel));
     const auto* first = reinterpret_cast<const char*>(plane + y0 * image.row_stride + x0 * image.column_stride);
-    constexpr int64_t kBurst = 8 * kLine;
-    const bool whole = bytes == row_bytes;  // rows that follow each other without a gap
-    const Strip strip{first, whole ? kBurst / kLine : (bytes + kLine - 2) / kLine + 1, whole ? kBurst : row_bytes,
-                      whole ? (bytes * (y1 - y0) + kBurst - 1) / kBurst : y1 - y0};
-    strips[count++] = strip;
-    bursts += strip.bursts;
+    const bool is_one = bytes == row_bytes;  // rows without a gap are one
+    const int64_t rows = is_one ? 1 : y1 - y0, lines = ((is_one ? bytes * (y1 - y0) : bytes) + kLine - 2) / kLine + 1;
+    strips[count++] = {first, lines, rows, row_bytes};
+    total += rows * lines;
   }
 
   // Patches and their halo; those between which hardly a line would be saved, in one go.
@@ -182,8 +173,8 @@ class Ahead {
     }
   }
 
-  // All of it is asked for in so many steps.
-  void start(int64_t steps) { portion = (bursts + steps - 1) / steps; }
+  // All of it is asked for in so many steps, or less.
+  void start(int64_t steps) { portion = std::max(kLeast, (total + steps - 1) / steps); }
 
   void step() {
     if (done < count) ask();
@@ -194,20 +185,23 @@ class Ahead {
   // prefetches for one without effect, and would not call it.
   __attribute__((noinline)) void ask() {
     asm volatile("");
-    for (int64_t n = 0; n < portion && done < count; ++n) {
+    for (int64_t left = portion, wanted; left > 0 && done < count; left -= wanted) {
       Strip& from = strips[done];
-      for (int64_t i = 0; i < from.lines; ++i) __builtin_prefetch(from.first + i * kLine);
-      from.first += from.stride;
-      if (--from.bursts == 0) ++done;
+      const char* const at = from.first + line * kLine;
+      wanted = std::min(left, from.lines - line);
+      for (int64_t i = 0; i < wanted; ++i) __builtin_prefetch(at + i * kLine);
+      if ((line += wanted) < from.lines) continue;
+      line = 0, from.first += from.stride;
+      if (--from.rows == 0) ++done;
     }
   }
 
-  static constexpr int64_t kLine = 64;
+  static constexpr int64_t kLine = 64, kLeast = 8;  // bytes; lines that are worth a call
 
   struct Strip {
     const char* first;
-    int64_t lines, stride, bursts;  // lines of a burst, bytes from one to the next, bursts left
+    int64_t lines, rows, stride;  // of a row, rows that are left, from one to the next
   };
   Strip strips[kMaxSegments];
-  int64_t count = 0, done = 0, bursts = 0, portion = 0;
+  int64_t count = 0, done = 0, line = 0, total = 0, portion = 0;
 };

@@ -19,7 +19,7 @@ InstructionSet best() {
 
 InstructionSet choose() {
   const char* const wanted = std::getenv("MASKFEAT_CPU");
-  if (!wanted) return best();
+  if (!wanted || !*wanted) return best();
   const std::string names[] = {"baseline", "avx2", "avx512"};
   std::string known;
   for (int set = 0; set <= static_cast<int>(best()); ++set) {

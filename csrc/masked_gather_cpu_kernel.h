@@ -48,6 +48,11 @@ template <bool STREAM>
 void copy_lines(const char* __restrict from, int64_t bytes, char* __restrict to, const char* later) {
   constexpr int64_t kLine = 64, kParts = kLine / kVectorBytes;
   using Part = Vector<char, kVectorBytes>;
+  if constexpr (STREAM) {  // whole lines
+    const int64_t head = std::min<int64_t>(-reinterpret_cast<uintptr_t>(to) % kLine, bytes);
+    memcpy(to, from, head);
+    from += head, to += head, later += head, bytes -= head;
+  }
   const int64_t end = bytes / kLine * kLine;
   for (int64_t i = 0; i < end; i += kLine) {
     __builtin_prefetch(later + i, 0, STREAM ? 0 : 3);
@@ -81,9 +86,7 @@ struct RowWriter {
     const char *const source = reinterpret_cast<const char*>(from), *const lines = reinterpret_cast<const char*>(later);
     char* const target = reinterpret_cast<char*>(to);
     const int64_t bytes = width * sizeof(T);
-    if (streamed && reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0)
-      return copy_lines<true>(source, bytes, target, lines);
-    copy_lines<false>(source, bytes, target, lines);
+    streamed ? copy_lines<true>(source, bytes, target, lines) : copy_lines<false>(source, bytes, target, lines);
   }
 
   const int64_t width, ahead;

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,15 +29,17 @@ from maskfeat_kernels import (
 
 pytestmark = pytest.mark.skipif("cpu" not in available_backends(), reason="no compiled kernels")
 
+ROOT = Path(__file__).parent.parent
 SIZES = ((64, 48), (16, 16), (48, 560), (96, 96))
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CHANGES = ({}, {"cell": (4, 4), "bins": 8}, {"cell": (16, 16), "bins": 18}, {"gaussian_window": 16}, {"cell": (5, 3)})
 
 
 def run(instruction_set: str) -> str:
-    """What this file prints as a program, with the kernels for an instruction set."""
+    """What this file prints as a program, or why it failed, with the kernels for an instruction set."""
     environment = {**os.environ, "MASKFEAT_CPU": instruction_set}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "tests.test_instruction_sets"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     return done.stdout if done.returncode == 0 else done.stderr
 
 
@@ -46,13 +49,15 @@ def names() -> list[str]:
     refusal = re.search(
         "ValueError: MASKFEAT_CPU must be one of those that this machine has, (.*), got sse", run("sse")
     )
-    assert refusal
+    assert refusal, run("sse")
     return refusal[1].split(", ")
 
 
 def test_every_instruction_set_returns_the_same_bits(names):
     assert names[0] == "baseline"
-    bits = {name: json.loads(run(name)) for name in names}
+    printed = {name: run(name) for name in names}
+    assert all(text.startswith("{") for text in printed.values()), printed
+    bits = {name: json.loads(text) for name, text in printed.items()}
     assert len(bits["baseline"]) > 200
     for name in names:
         assert {key for key, value in bits[name].items() if value != bits["baseline"][key]} == set(), name
