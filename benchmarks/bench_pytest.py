@@ -12,8 +12,13 @@ from benchmarks.machine import usable_cpus
 from benchmarks.suites import SUITES, cases
 from benchmarks.timing import Case, Rival, Settings, check, measure_rivals
 
-# Of Python 3.12, when a loader starts its workers beside the threads of torch, and of torch's own compiler.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+COMPILER = "`torch.jit"
+"""How a warning begins that torch's own compiler raises."""
+
+# The other is of Python 3.12 and later, when a loader starts its workers beside the threads of torch.
+pytestmark = pytest.mark.filterwarnings(
+    f"ignore:{COMPILER}:DeprecationWarning", "ignore:.*use of fork:DeprecationWarning"
+)
 
 
 def pytest_generate_tests(metafunc):
@@ -31,7 +36,7 @@ def pytest_generate_tests(metafunc):
 def rivals_of(case: Case) -> list[Rival]:
     """With their inputs, which of all full cases together would not fit in memory."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", COMPILER, DeprecationWarning)
         return case.prepare()
 
 

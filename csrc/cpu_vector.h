@@ -1,7 +1,16 @@
 // Vectors of kVectorBytes, the same code for every instruction set: included by each kernel of the CPU once per instruction
 // set, in a namespace that defines kVectorBytes: no include guard.
 
+constexpr int64_t kCacheLine = 64;  // bytes
+constexpr int64_t kMostApart = 4;   // pixels of a row; those further apart are not fetched ahead
+
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// The first of as few shares of `all` as hold `most` each, all of about one size.
+constexpr int64_t first_share(int64_t all, int64_t most) {
+  const int64_t shares = std::max<int64_t>(1, (all + most - 1) / most);
+  return (all + shares - 1) / shares;
+}
 
 template <typename T, int64_t LANES>
 struct VectorOf {

@@ -114,7 +114,7 @@ inline void cell_row(Tile<T>& tile, int64_t plane_offset, int64_t cell) {
     const int64_t begin = top + done, end = top + std::min(done + kRowsAtOnce, hog.y.length);
     vote_rows(tile, plane_offset, begin, end);
     for (int64_t first = 0, left = bins; left > 0;) {
-      const int64_t walks = (left + kBinsAtOnce - 1) / kBinsAtOnce, count = (left + walks - 1) / walks;
+      const int64_t count = first_share(left, kBinsAtOnce);
       hog.votes == Votes::linear ? sum_bins_down<true>(tile, count, first, begin, end, weights + done, done == 0)
                                  : sum_bins_down<false>(tile, count, first, begin, end, weights + done, done == 0);
       first += count, left -= count;

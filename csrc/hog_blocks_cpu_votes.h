@@ -5,7 +5,6 @@ constexpr int64_t kRowsAtOnce = 8;  // are summed in registers; longer sums are 
 constexpr int kBinsAtOnce = 9;      // fit the vector registers
 constexpr int64_t kPartialSums = 16;
 constexpr int64_t kRowsAhead = 8;  // of those that are loaded, rows are asked for
-constexpr int64_t kMostApart = 4;  // pixels of a row, for that
 
 template <typename T>
 using IntOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
@@ -116,7 +115,7 @@ inline void load_line(const Tile<T>& tile, const Pixel* row, const Pixel* later,
   const Pixel* __restrict from = row + (left + begin) * step;
   T* __restrict to = line + begin;
   if (step >= 1 && step <= kMostApart) {
-    constexpr int64_t kLine = 64 / sizeof(Pixel);
+    constexpr int64_t kLine = kCacheLine / sizeof(Pixel);
     for (int64_t i = 0; i < (end - begin) * step; i += kLine) __builtin_prefetch(later + (left + begin) * step + i);
   }
   if (step == 1) {

@@ -187,11 +187,7 @@ template <typename T, typename Line>
 inline void bin_all_edges(const Tile<T, Line>& tile, const HogParameters& hog, int64_t columns, int64_t rows,
                           Ahead& ahead) {
   const int64_t bins = hog.bins, pairs = bins / 2;
-  const auto share = [&](int64_t left) {  // of the next walk
-    const int64_t walks = std::max<int64_t>(1, (left + kPairs - 1) / kPairs);
-    return (left + walks - 1) / walks;
-  };
-  int64_t first = share(pairs);
+  int64_t first = first_share(pairs, kPairs);
   if (hog.gaussian_window > 0) {
     bin_pairs<Walk::first_of_weighted>(tile, bins, 0, first, columns, rows, ahead);
   } else if (first < pairs) {
@@ -200,7 +196,7 @@ inline void bin_all_edges(const Tile<T, Line>& tile, const HogParameters& hog, i
     bin_pairs<Walk::only>(tile, bins, 0, first, columns, rows, ahead);
   }
   while (first < pairs) {
-    const int64_t count = share(pairs - first);
+    const int64_t count = first_share(pairs - first, kPairs);
     bin_pairs<Walk::later>(tile, bins, first, count, columns, rows, ahead);
     first += count;
   }
@@ -288,7 +284,7 @@ inline void compute_gradients(const ImageView& image, const Tile<T, Line>& tile,
     auto* copy = reinterpret_cast<typename Source::Stored*>(tile.lines);
     for (int64_t s = 0; s < count; ++s) {
       const Segment<Pixel> segment{segments[s].plane, segments[s].y0 + done, segments[s].x0};
-      if (!from.add(image, segment, rows)) copy = from.add_copy(image, segment, rows, copy);
+      copy = from.add(image, segment, rows, copy);
     }
     gradient_columns(tile, from, count * columns, rows, ahead);
     return;

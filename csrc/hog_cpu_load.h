@@ -79,20 +79,15 @@ class Pieces {
 
   explicit Pieces(int64_t columns) : columns(columns) {}
 
-  // A patch whose halo needs no mirror; false if it does.
-  bool add(const ImageView& image, const Segment<Pixel>& from, int64_t rows) {
+  // A patch; where it has to be copied, to `copy`. Returns the end of the copies.
+  Stored* add(const ImageView& image, const Segment<Pixel>& from, int64_t rows, Stored* copy) {
     if constexpr (kInPlace) {
       if (image.column_stride == 1 && from.x0 > 0 && from.x0 + columns < image.width && from.y0 > 0 &&
           from.y0 + rows < image.height) {
         patches[count++] = {from.plane + (from.y0 - 1) * image.row_stride + from.x0 - 1, image.row_stride};
-        return true;
+        return copy;
       }
     }
-    return false;
-  }
-
-  // Any patch, copied; returns the end of the copy.
-  Stored* add_copy(const ImageView& image, const Segment<Pixel>& from, int64_t rows, Stored* copy) {
     patches[count++] = {copy, columns + 2};
     for (int64_t y = from.y0 - 1; y <= from.y0 + rows; ++y, copy += columns + 2)
       load_line(image, from.plane, y, from.x0 - 1, columns + 2, copy);
@@ -144,7 +139,7 @@ class Ahead {
   // Rows y0 .. y1 - 1 and columns x0 .. x1 - 1 of a plane; what is outside the image is left out.
   template <typename Pixel>
   void add(const ImageView& image, const Pixel* plane, int64_t y0, int64_t y1, int64_t x0, int64_t x1) {
-    constexpr int64_t kMostApart = 4, kMostBytes = 256 << 10;  // pixels of the image; more would not stay in the cache
+    constexpr int64_t kMostBytes = 256 << 10;  // more would not stay in the cache
     y0 = std::max<int64_t>(y0, 0), y1 = std::min(y1, image.height);
     x0 = std::max<int64_t>(x0, 0), x1 = std::min(x1, image.width);
     const int64_t bytes = (x1 - x0) * image.column_stride * static_cast<int64_t>(sizeof(Pixel));
@@ -152,7 +147,8 @@ class Ahead {
     const int64_t row_bytes = image.row_stride * static_cast<int64_t>(sizeof(Pixel));
     const auto* first = reinterpret_cast<const char*>(plane + y0 * image.row_stride + x0 * image.column_stride);
     const bool is_one = bytes == row_bytes;  // rows without a gap are one
-    const int64_t rows = is_one ? 1 : y1 - y0, lines = ((is_one ? bytes * (y1 - y0) : bytes) + kLine - 2) / kLine + 1;
+    const int64_t rows = is_one ? 1 : y1 - y0,
+                  lines = ((is_one ? bytes * (y1 - y0) : bytes) + kCacheLine - 2) / kCacheLine + 1;
     strips[count++] = {first, lines, rows, row_bytes};
     total += rows * lines;
   }
@@ -160,7 +156,8 @@ class Ahead {
   // Patches and their halo; those between which hardly a line would be saved, in one go.
   template <typename Pixel>
   void add(const ImageView& image, const Segment<Pixel>* patches, int64_t patch_count, int64_t side) {
-    const int64_t near = 2 * kLine / (static_cast<int64_t>(sizeof(Pixel)) * std::max<int64_t>(1, image.column_stride));
+    const int64_t near =
+        2 * kCacheLine / (static_cast<int64_t>(sizeof(Pixel)) * std::max<int64_t>(1, image.column_stride));
     for (int64_t first = 0, next; first < patch_count; first = next) {
       const Segment<Pixel>& left = patches[first];
       int64_t x1 = left.x0 + side;
@@ -187,16 +184,16 @@ class Ahead {
     asm volatile("");
     for (int64_t left = portion, wanted; left > 0 && done < count; left -= wanted) {
       Strip& from = strips[done];
-      const char* const at = from.first + line * kLine;
+      const char* const at = from.first + line * kCacheLine;
       wanted = std::min(left, from.lines - line);
-      for (int64_t i = 0; i < wanted; ++i) __builtin_prefetch(at + i * kLine);
+      for (int64_t i = 0; i < wanted; ++i) __builtin_prefetch(at + i * kCacheLine);
       if ((line += wanted) < from.lines) continue;
       line = 0, from.first += from.stride;
       if (--from.rows == 0) ++done;
     }
   }
 
-  static constexpr int64_t kLine = 64, kLeast = 8;  // bytes; lines that are worth a call
+  static constexpr int64_t kLeast = 8;  // lines that are worth a call
 
   struct Strip {
     const char* first;

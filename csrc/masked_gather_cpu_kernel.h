@@ -46,15 +46,15 @@ inline void finish_streams() {
 // read either.
 template <bool STREAM>
 void copy_lines(const char* __restrict from, int64_t bytes, char* __restrict to, const char* later) {
-  constexpr int64_t kLine = 64, kParts = kLine / kVectorBytes;
+  constexpr int64_t kParts = kCacheLine / kVectorBytes;
   using Part = Vector<char, kVectorBytes>;
   if constexpr (STREAM) {  // whole lines
-    const int64_t head = std::min<int64_t>(-reinterpret_cast<uintptr_t>(to) % kLine, bytes);
+    const int64_t head = std::min<int64_t>(-reinterpret_cast<uintptr_t>(to) % kCacheLine, bytes);
     memcpy(to, from, head);
     from += head, to += head, later += head, bytes -= head;
   }
-  const int64_t end = bytes / kLine * kLine;
-  for (int64_t i = 0; i < end; i += kLine) {
+  const int64_t end = bytes / kCacheLine * kCacheLine;
+  for (int64_t i = 0; i < end; i += kCacheLine) {
     __builtin_prefetch(later + i, 0, STREAM ? 0 : 3);
     Part part[kParts];
     for (int64_t k = 0; k < kParts; ++k) part[k] = load_vector<Part>(from + i + k * kVectorBytes);

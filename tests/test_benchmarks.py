@@ -200,17 +200,9 @@ def test_operations_are_those_of_the_design():
 
 def test_the_cases_are_tests_of_pytest_benchmark():
     pytest.importorskip("pytest_benchmark")
-    environment = {
-        name: value for name, value in os.environ.items() if "XDIST" not in name
-    }  # beside it, it times nothing
-    options = ["--benchmark-only", "-q", "-k", "One and call and token"]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "benchmarks", *options],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    beside_nothing = {name: value for name, value in os.environ.items() if "XDIST" not in name}  # or it times nothing
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "-q", "-k", "One and call and token"]
+    run = subprocess.run(command, cwd=ROOT, env=beside_nothing, capture_output=True, text=True)
     assert run.returncode == 0 and "3 passed" in run.stdout, run.stdout
 
 
