@@ -4,12 +4,14 @@
 
     python -m benchmarks [hog|tokens|gather|mask|step|compat|loader|accuracy|memory|all ...]
                          [--device cpu|cuda] [--threads N] [--quick] [--out FOLDER] [--base COMMIT]
+                         [--only PATTERN] [--without BACKEND:OP ...]
     python -m benchmarks report FILE... [--out FOLDER]    tables and plots from JSON alone, machines side by side
     python -m benchmarks readme [--check]                 the results in README.md, from benchmarks/results/*.json
 """
 
 import argparse
 import ctypes
+import re
 import sys
 import time
 import traceback
@@ -21,13 +23,16 @@ import torch
 
 import maskfeat_kernels
 from benchmarks import base, machine, readme, report, rivals, timing
-from benchmarks.suites import SUITES, cases
+from benchmarks.suites import OPS, SUITES, cases
 from benchmarks.timing import Settings
+from maskfeat_kernels.backend import BACKENDS
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def run(suites: list[str], settings: Settings, keep: Callable[[dict], None] = lambda result: None) -> dict:
+def run(
+    suites: list[str], settings: Settings, keep: Callable[[dict], None] = lambda result: None, only: str = ""
+) -> dict:
     """Measure, telling the progress; the report has all that tables and plots are made from.
 
     A case that fails (a wrong result, no memory, no compiler) has its error in place of rows, and the next one follows.
@@ -41,6 +46,7 @@ def run(suites: list[str], settings: Settings, keep: Callable[[dict], None] = la
     absent = rivals.absent(settings.device)
     if settings.quick:
         absent["reference layer compiled"] = "left out of a quick run: compiling takes longer than all of it"
+    absent |= dict.fromkeys(sorted(settings.without), "left out of this run, as it was found to be wrong")
     result = {
         "device": settings.device,
         "quick": settings.quick,
@@ -51,10 +57,11 @@ def run(suites: list[str], settings: Settings, keep: Callable[[dict], None] = la
         "cannot": rivals.CANNOT,
         "absent": absent,
         "finished": False,
+        "only": only,
         "cases": [],
     }
     # Curves take longest and say least: they come last, so that a run that is cut short has all the rest.
-    todo = [(suite, case) for suite in suites for case in cases(suite, settings)]
+    todo = [(suite, case) for suite in suites for case in cases(suite, settings, only)]
     todo.sort(key=lambda suite_and_case: suite_and_case[1].axis is not None)
     begin = time.monotonic()
     for i, (suite, case) in enumerate(todo):
@@ -97,6 +104,12 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="where to write (default for a full run: benchmarks/results)"
     )
+    parser.add_argument(
+        "--only", default="", metavar="PATTERN", help='cases in whose "suite: title" this regular expression is found'
+    )
+    parser.add_argument(
+        "--without", nargs="+", default=[], metavar="BACKEND:OP", help="leave out what is known to be wrong there"
+    )
     parser.add_argument("--base", metavar="COMMIT", help="compare with this commit, built in a throw-away worktree")
     options = parser.parse_args(words)
     for suite in options.suites:
@@ -104,6 +117,16 @@ def parse(words: list[str]) -> argparse.Namespace:
             parser.error(f"there is no suite {suite!r}; there are {', '.join(choices)}")
     if not 1 <= options.threads <= machine.usable_cpus():
         parser.error(f"--threads must be from 1 to the {machine.usable_cpus()} usable CPUs, got {options.threads}")
+    try:
+        re.compile(options.only)
+    except re.error as error:
+        parser.error(f"--only must be a regular expression, got {options.only!r}: {error}")
+    known = [f"{backend}:{op}" for backend in BACKENDS for op in OPS]
+    for name in options.without:
+        if name not in known:
+            parser.error(f"--without {name}: there are {', '.join(known)}")
+    if options.base and (options.only or options.without):
+        parser.error("--base compares whole suites: neither --only nor --without")
     if options.base and options.suites == ["accuracy"]:
         parser.error("--base compares times, and accuracy has none")
     options.suites = list(SUITES) if "all" in options.suites else list(dict.fromkeys(options.suites))
@@ -116,8 +139,8 @@ def main(words: list[str]) -> int:
     if words[:1] == ["readme"]:
         return readme.main(words[1:])
     options = parse(words)
-    settings = Settings(options.device, options.threads, options.quick)
-    complete = set(options.suites) == set(SUITES) and not options.quick
+    settings = Settings(options.device, options.threads, options.quick, frozenset(options.without))
+    complete = set(options.suites) == set(SUITES) and not (options.quick or options.only or options.without)
     folder = options.out or (RESULTS if complete and not options.base else None)
     refused = refusal(options, for_results=folder == RESULTS)
     if refused:
@@ -133,7 +156,10 @@ def main(words: list[str]) -> int:
     print(f"commit {machine.told_commit(machine.commit())}\n", flush=True)
     if maskfeat_kernels.available_backends(options.device) == ["reference"]:
         print("The extension is not built (make setup): fused_hog below is the plain torch backend.\n", flush=True)
-    result = run(options.suites, settings, partial(keep_in, folder) if folder else lambda result: None)
+    result = run(options.suites, settings, partial(keep_in, folder) if folder else lambda result: None, options.only)
+    if not result["cases"]:
+        print("python -m benchmarks: no case is left of --only and --without", file=sys.stderr)
+        return 2
     if folder:
         print(f"wrote {keep_in(folder, result)}, and the tables beside it, in {result['seconds']:.0f} s")
     failed = [f"{case['suite']}: {case['title']}" for case in result["cases"] if "failed" in case]

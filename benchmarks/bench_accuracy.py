@@ -58,7 +58,7 @@ def contenders(settings: Settings, batch: int) -> list[Contender]:
     floats = normalised(planes)
     ours = [_truth(fused_hog, planes, backend="reference", cell=side) for side in (8, 1)]
     result = []
-    for name, backend in our_backends(settings.device).items():
+    for name, backend in our_backends(settings).items():
         run = partial(fused_hog, backend=backend)
         one = partial(run, cell=1)
         result.append(Contender(f"{name} uint8", INPUTS[0], run, one, planes, *ours, 2))

@@ -34,14 +34,15 @@ def hog(settings: Settings) -> list[Case]:
     return cases
 
 
-def our_backends(device: str) -> dict[str, str]:
+def our_backends(settings: Settings, op: str = "hog") -> dict[str, str]:
     """How a row of each compiled backend begins, and its name: "fused_hog" is the one that "auto" takes.
 
-    Not Triton's interpreter, which is what runs it on a CPU.
+    Not Triton's interpreter, which is what runs it on a CPU, nor those that are to be left out for this op.
     """
-    slow = ("reference", "triton") if device == "cpu" else ("reference",)
-    names = [name for name in available_backends(device) if name not in slow] or ["reference"]
-    return {"fused_hog" if name == names[0] else f"fused_hog {name}": name for name in names}
+    slow = ("reference", "triton") if settings.device == "cpu" else ("reference",)
+    names = [name for name in available_backends(settings.device) if name not in slow] or ["reference"]
+    rows = {"fused_hog" if name == names[0] else f"fused_hog {name}": name for name in names}
+    return {row: name for row, name in rows.items() if f"{name}:{op}" not in settings.without}
 
 
 def operations(pixels: int, bins: int = 9) -> int:
@@ -109,7 +110,7 @@ def against_others(settings: Settings, batch: int, cold: bool = False) -> list[R
     planes_u8, planes_f32 = turns(planes), turns(planes.float())
     job = {"items": batch, "operations": operations(planes.numel())}
     rivals = []
-    for name, backend in our_backends(settings.device).items():
+    for name, backend in our_backends(settings).items():
         run, other = partial(fused_hog, backend=backend), name != "fused_hog"
         floats_to = f"fused_hog {'float32' if other else 'uint8'}"
         rivals.append(Rival(f"{name} uint8", run, planes_u8, truth, "fused_hog uint8" if other else None, **job))
@@ -267,7 +268,7 @@ def overhead(settings: Settings) -> list[Rival]:
     """One cell: what a call costs before it computes anything, beside the cheapest of torch's own ops."""
     planes = photographs(1, settings.device)[0][0, :1, 100:108, 100:108].contiguous()  # [1, 8, 8]
     rivals = [Rival("torch.mul", lambda x: torch.mul(x, x), [planes], on_host=True)]
-    for name, backend in our_backends(settings.device).items():
+    for name, backend in our_backends(settings).items():
         run = partial(fused_hog, backend=backend)
         rivals.append(Rival(name, run, [planes], exact(planes), versus="torch.mul", on_host=True))
     return rivals
@@ -279,7 +280,7 @@ def pixels(settings: Settings) -> list[Rival]:
     for side in (32, 128, 512) if settings.quick else (32, 64, 128, 256, 512, 1024, 2048, 4096):
         planes, truth = photographs(1, settings.device, side)
         job = {"at": side**2, "operations": operations(planes.numel())}
-        for name, backend in our_backends(settings.device).items():
+        for name, backend in our_backends(settings).items():
             for x in (planes, planes.float()):
                 series = f"{name} {short(x.dtype)}"
                 run = partial(fused_hog, backend=backend)
@@ -301,7 +302,7 @@ def batches(settings: Settings) -> list[Rival]:
         planes, truth = photographs(batch, settings.device)
         more, place = f", batch {batch}", {"at": batch, "items": batch}
         job = {**place, "operations": operations(planes.numel())}
-        for name, backend in our_backends(settings.device).items():
+        for name, backend in our_backends(settings).items():
             for x in (planes, planes.float()):
                 series = f"{name} {short(x.dtype)}"
                 run = partial(fused_hog, backend=backend)

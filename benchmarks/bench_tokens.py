@@ -32,7 +32,7 @@ def targets(settings: Settings, batch: int) -> list[Rival]:
     expected = take(to_tokens(truth), ids)
     bytes_, floats = (timing.rotating(x, settings.device) for x in (planes, planes.float()))
     rivals = []
-    for name, backend in our_backends(settings.device).items():
+    for name, backend in our_backends(settings, "tokens").items():
         name = name.replace("fused_hog", "fused_hog_tokens")
         run = partial(fused_hog_tokens, token_ids=ids, backend=backend)
         read = pixels_read(ids)

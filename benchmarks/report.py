@@ -49,6 +49,7 @@ def about(report: dict) -> str:
         f"{facts['date']}; load before {facts['load_before']}; freed memory "
         f"{'is held' if report.get('holds_memory') else 'may be given back'}. This machine: {can}."
         + (" A quick run: its numbers are rough." if report["quick"] else "")
+        + (f" Only the cases of {report['only']!r}." if report.get("only") else "")
         + ("" if is_finished(report) else " The run was cut short: cases are missing.")
         + ("" if is_built(report) else " The extension is not built: fused_hog is the plain torch backend.")
     )

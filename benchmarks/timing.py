@@ -67,6 +67,7 @@ class Settings:
     device: str = "cpu"
     threads: int = 1  # the most that a case takes: all take one, but for the curve over threads
     quick: bool = False
+    without: frozenset[str] = frozenset()  # "backend:op", of those that are known to be wrong
 
     @property
     def limits(self) -> dict:

@@ -13,9 +13,10 @@ import torch
 from benchmark_report import row, small_report
 
 from benchmarks import __main__ as command
-from benchmarks import machine, report
+from benchmarks import bench_hog, machine, report, suites
 from benchmarks.machine import ROOT
-from benchmarks.timing import Case, Rival
+from benchmarks.suites import cases
+from benchmarks.timing import Case, Rival, Settings
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_a_run_goes_on_and_keeps_what_it_has(monkeypatch, tmp_path, capsys):
         Case("third", works),
         Case("fourth", lambda: raises(KeyboardInterrupt)),
     ]
-    monkeypatch.setattr(command, "cases", lambda name, settings: suite)
+    monkeypatch.setattr(command, "cases", lambda name, settings, only: suite)
     ceilings = {"copy_bytes_per_second": 1.0, "operations_per_second": 1.0}
     monkeypatch.setattr(command.timing, "ceilings_of", lambda device, threads: ceilings)
     words = ["hog", "--quick", "--threads", "1", "--out", str(tmp_path)]
@@ -103,6 +104,23 @@ def test_a_run_goes_on_and_keeps_what_it_has(monkeypatch, tmp_path, capsys):
     del suite[3]
     assert command.main(words) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "failed: hog: second"
+
+
+def test_what_is_wrong_is_left_out_and_nothing_else(monkeypatch, tmp_path, capsys):
+    """A backend of an op: its rows; that of "auto": the suites that call the op."""
+    names = {"cuda": ["cuda", "triton", "reference"], "cpu": ["cpu", "reference"]}
+    monkeypatch.setattr(bench_hog, "available_backends", names.get)
+    monkeypatch.setattr(suites, "available_backends", names.get)
+    settings = Settings("cuda", quick=True, without=frozenset({"triton:hog", "cuda:moves"}))
+    assert bench_hog.our_backends(settings) == {"fused_hog": "cuda"}
+    assert bench_hog.our_backends(settings, "tokens") == {"fused_hog": "cuda", "fused_hog triton": "triton"}
+    assert [bool(cases(suite, settings)) for suite in ("hog", "tokens", "gather", "step")] == [True, True, False, False]
+    assert [case.title for case in cases("hog", settings, "^hog: .*from memory$")] == [
+        "RGB 224x224, batch 2, from memory"
+    ]
+    assert command.main(["hog", "--only", "no such case", "--out", str(tmp_path)]) == 2
+    assert "no case is left" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have other habits")
@@ -129,6 +147,9 @@ def test_freed_memory_is_held():
         (["--threads", "0"], "CPUs, got 0"),
         (["--threads", "9999"], "got 9999"),
         (["accuracy", "--base", "HEAD"], "accuracy has none"),
+        (["--only", "(hog"], "--only must be a regular expression, got '(hog'"),
+        (["--without", "triton:hogs"], "--without triton:hogs: there are cuda:hog, "),
+        (["--only", "hog", "--base", "HEAD"], "neither --only nor --without"),
     ],
 )
 def test_wrong_words(words, message, capsys):
