@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .augment import parse_policy
+from .mask import check_masks
 
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 KINETICS = dict(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
@@ -155,6 +156,10 @@ class Pretrain(Recipe):
             )
         if self.image_size % self.mask_stride:
             raise ValueError(f"image_size {self.image_size} is not a multiple of mask_stride {self.mask_stride}")
+        try:
+            check_masks(self.mask, self.mask_grid, self.mask_ratio, self.mask_compat or None)
+        except ValueError as error:
+            raise ValueError(str(error).replace("ratio=", "mask_ratio=")) from None
 
     @property
     def mask_grid(self) -> tuple[int, ...]:

@@ -14,6 +14,9 @@ from torch import Tensor
 
 ASPECT = (0.3, 1 / 0.3)
 
+MOST_FAILURES = 10_000
+"""Boxes in a row that do not fit, after which none will: grids are small."""
+
 
 class Masks(NamedTuple):
     """The masked tokens of a batch, as a picture and as a list.
@@ -85,10 +88,11 @@ def make_masks(
 
     kind: "block" (overlapping rectangles, BEiT), "cube" (boxes in space and time), "tube" (a block mask held through
         time), "frame" (whole time slots), "random" (uniform).
+    ratio: above 0, at most 1. :func:`count_hidden` says how it is rounded.
     generator: the only source of randomness; it must live on ``device``, or on the CPU with ``compat``.
     compat: None for an exact count, or "slowfast" or "mmpretrain" for the statistics of their generators.
 
-    Raises ValueError for an unknown kind or compat, a grid that the kind cannot use, or a ratio outside 0..1.
+    Raises ValueError for an unknown kind or compat, a grid that the kind cannot use, or a ratio that hides nothing.
 
     Source: Bao et al., BEiT, ICLR 2022 (block); Wei et al., MaskFeat, CVPR 2022 (cube, tube, frame).
     """
@@ -97,54 +101,100 @@ def make_masks(
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if compat not in (None, "slowfast", "mmpretrain"):
         raise ValueError(f"compat must be None, 'slowfast' or 'mmpretrain', got {compat!r}")
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio must be between 0 and 1, got {ratio!r}")
     if len(grid) not in (2, 3) or min(grid) < 1:
         raise ValueError(f"grid must be (rows, columns) or (time, rows, columns), got {grid}")
     if len(grid) != (2 if kind == "block" else 3) and kind != "random":
         raise ValueError(f"a {kind} mask needs {'two' if kind == 'block' else 'three'} axes, got the grid {grid}")
+    count = count_hidden(kind, grid, ratio, compat)
     if compat and kind in ("block", "cube", "tube"):
-        return _compat_masks(kind, batch, grid, ratio, generator, compat).to(device)
-    if compat and kind == "random":
-        ratio = 1 - int(math.prod(grid) * (1 - ratio)) / math.prod(grid)
-    return KINDS[kind](batch, grid, ratio, generator, torch.device(device))
+        return _compat_masks(kind, batch, grid, count, generator, compat).to(device)
+    return KINDS[kind](batch, grid, count, generator, torch.device(device))
 
 
-def block_masks(batch, grid, ratio, generator, device) -> Masks:
-    """Overlapping rectangles of random size and aspect until ``ratio`` of the grid is covered."""
-    count = round(math.prod(grid) * ratio)
+def count_hidden(kind: str, grid: tuple[int, ...], ratio: float, compat: str | None = None) -> int:
+    """How many cells a mask hides: of "tube" in one time slot, of "frame" how many slots, else in the whole grid.
+
+    The share ``ratio`` of them is rounded to the nearest whole number, half to even. With ``compat`` and "random" what
+    stays visible is rounded down.
+
+    Raises ValueError if the ratio is not from 0 to 1, if it hides nothing, or if one below 1 leaves nothing visible.
+    """
+    if not 0 <= ratio <= 1:  # nor is NaN
+        raise ValueError(f"ratio must be above 0 and at most 1, got {ratio!r}")
+    cells = {"tube": math.prod(grid[1:]), "frame": grid[0]}.get(kind, math.prod(grid))
+    down = compat is not None and kind == "random"
+    count = cells - int(cells * (1 - ratio)) if down else round(cells * ratio)
+    what = f"the {cells} {'time slots' if kind == 'frame' else 'cells'} of a {kind} mask on the grid {grid}"
+    if count == 0:
+        least = "any above 0" if down else _limit(0.5 / cells, 1)
+        raise ValueError(f"ratio={ratio:g} hides none of {what}; the smallest that hides one is {least}")
+    if count == cells and ratio < 1:
+        most = "none below 1" if cells == 1 else _limit(1 - (1 if down else 0.5) / cells, -1)
+        raise ValueError(f"ratio={ratio:g} hides all of {what}; the largest that leaves one is {most}")
+    return count
+
+
+def _limit(value: float, side: int) -> str:
+    """The number of four decimal places, or four digits if it is small, next above ``value`` (side 1) or below (-1)."""
+    unit = 10.0 ** min(-4, math.floor(math.log10(value)) - 3)
+    units = round(value / unit, 6)  # 0.0625 / 0.00001 is 6249.999...
+    return f"{(math.floor(units) + 1 if side > 0 else math.ceil(units) - 1) * unit:.4g}"
+
+
+def check_masks(kind: str, grid: tuple[int, ...], ratio: float, compat: str | None = None) -> None:
+    """ValueError where :func:`make_masks` raises it, or where ``compat`` hides nothing in 16 trials.
+
+    The boxes of "slowfast" may all be too large for a small ratio or too high for a flat grid.
+    """
+
+    def hides(ratio: float) -> bool:
+        generator = torch.Generator().manual_seed(0)
+        return bool(make_masks(kind, 16, grid, ratio, generator=generator, compat=compat).mask.any())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if compat is None or hides(ratio):
+            count_hidden(kind, grid, ratio, compat)
+            return
+        larger = [share / 100 for share in range(math.floor(100 * ratio) + 1, 100)]
+        enough = next((f"; ratio={share:g} hides some" for share in larger if hides(share)), "")
+    raise ValueError(f"ratio={ratio:g} hides nothing in 16 masks as {compat} makes them on the grid {grid}{enough}")
+
+
+def block_masks(batch, grid, count, generator, device) -> Masks:
+    """Overlapping rectangles of random size and aspect until ``count`` tokens are covered."""
     order = _laying_order(batch, (1, *grid), count, count // 5, None, generator, device, candidates=4)
     return _first(order, grid, count)
 
 
-def cube_masks(batch, grid, ratio, generator, device) -> Masks:
-    """Overlapping boxes, from one time slot to all of them long, until ``ratio`` of the grid is covered."""
-    count, frame = round(math.prod(grid) * ratio), grid[1] * grid[2]
+def cube_masks(batch, grid, count, generator, device) -> Masks:
+    """Overlapping boxes, from one time slot to all of them long, until ``count`` tokens are covered."""
+    frame = grid[1] * grid[2]
     order = _laying_order(batch, grid, count, frame // 5, frame, generator, device, candidates=16)
     return _first(order, grid, count)
 
 
-def tube_masks(batch, grid, ratio, generator, device) -> Masks:
-    """One block mask for all time slots."""
-    still = block_masks(batch, grid[1:], ratio, generator, device)
+def tube_masks(batch, grid, count, generator, device) -> Masks:
+    """One block mask of ``count`` tokens for all time slots."""
+    still = block_masks(batch, grid[1:], count, generator, device)
     frame = torch.arange(grid[0], device=device).view(1, -1, 1) * (grid[1] * grid[2])
     mask = still.mask.unsqueeze(1).expand(-1, grid[0], -1, -1).contiguous()
     return Masks(mask, (frame + still.ids.unsqueeze(1)).flatten(1))
 
 
-def frame_masks(batch, grid, ratio, generator, device) -> Masks:
-    """Whole time slots."""
+def frame_masks(batch, grid, count, generator, device) -> Masks:
+    """``count`` whole time slots."""
     order = torch.rand(batch, grid[0], generator=generator, device=device)
-    slots = _first(order, grid[:1], round(grid[0] * ratio))
+    slots = _first(order, grid[:1], count)
     mask = slots.mask[:, :, None, None].expand(-1, *grid).contiguous()
     frame = torch.arange(grid[1] * grid[2], device=device)
     return Masks(mask, (slots.ids.unsqueeze(2) * len(frame) + frame).flatten(1))
 
 
-def random_masks(batch, grid, ratio, generator, device) -> Masks:
+def random_masks(batch, grid, count, generator, device) -> Masks:
     """Every token alike."""
     order = torch.rand(batch, math.prod(grid), generator=generator, device=device)
-    return _first(order, grid, round(math.prod(grid) * ratio))
+    return _first(order, grid, count)
 
 
 KINDS = {"block": block_masks, "cube": cube_masks, "tube": tube_masks, "frame": frame_masks, "random": random_masks}
@@ -230,11 +280,10 @@ def _masked_first(flat: Tensor, count: int) -> Tensor:
     return (~flat).byte().argsort(dim=1, stable=True)[:, :count]
 
 
-def _compat_masks(kind, batch, grid, ratio, generator, compat) -> Masks:
+def _compat_masks(kind, batch, grid, count, generator, compat) -> Masks:
     """Masks by rejection, one sample at a time, with the parameters of the two code bases."""
     rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
     window = (1, *grid[1:]) if kind == "tube" else (1, *grid)[-3:]
-    count = round(math.prod(window) * ratio)
     if kind == "cube":
         frame = grid[1] * grid[2]
         rules = {"least": frame // 5, "most": frame, "tries": 100}
@@ -267,6 +316,8 @@ def _reject(
     missing, failures = count, 0
     while missing > 0 and (until_full or failures < tries):
         failures += 1
+        if failures > MOST_FAILURES:
+            raise ValueError(f"no box that mmpretrain draws fills the last {missing} of {count} tokens of {window[1:]}")
         area = rng.uniform(least, missing if most is None else most)
         aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
         h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))

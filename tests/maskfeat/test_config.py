@@ -39,6 +39,11 @@ def test_values_are_parsed_by_type():
         ("mean=0.5,0.5", "mean needs 3 numbers, got '0.5,0.5'"),
         ("std=0,0,0", "std must be above 0, got 0.0,0.0,0.0"),
         ("mask_ratio=1.5", "mask_ratio must be at least 0 and at most 1, got 1.5"),
+        ("mask_ratio=nan", "mask_ratio must be finite, got 'nan'"),
+        ("mask_ratio=-0.1", "mask_ratio must be at least 0 and at most 1, got -0.1"),
+        ("mask_ratio=0", "mask_ratio=0 hides none of the 36 cells .* smallest that hides one is 0.01389"),
+        ("mask_ratio=0.99", "mask_ratio=0.99 hides all of the 36 cells .* largest that leaves one is 0.9861"),
+        ("mask_stride=96", "mask_ratio=0.4 hides none of the 1 cells .* smallest that hides one is 0.5001"),
         ("mask_stride=0", "mask_stride must be at least 1, got 0"),
         ("epochs=0", "epochs must be at least 1, got 0"),
         ("steps=-5", "steps must be at least 0, got -5"),
@@ -86,6 +91,30 @@ def test_masks_of_clips_are_as_coarse_as_what_predicts():
 def test_clips_have_no_block_masks():
     with pytest.raises(ValueError, match="mask must be one of cube, tube, frame, random for mvit, got 'block'"):
         override(get_recipe("mvit_tiny"), ["mask=block"])
+
+
+@pytest.mark.parametrize(
+    "recipe, changes, least",
+    [
+        ("vit_tiny", ["image_size=32", "mask_ratio=0.1"], "0.1251"),
+        ("vit_tiny", ["image_size=32", "mask_ratio=0.1", "target=pixel", "mask=random"], "0.1251"),
+        ("vit_tiny", ["image_size=32", "mask_ratio=0.1", "target=hog+pixel", "data=skimage"], "0.1251"),
+        ("mvit_tiny", ["mask_ratio=0.05"], "0.06251"),
+        ("mvit_tiny", ["mask_ratio=0.1", "mask=tube"], "0.1251"),
+        ("mvit_tiny", ["mask_ratio=0.2", "mask=frame"], "0.2501"),
+        ("mvit_tiny", ["mask_ratio=0.05", "mask=random", "frame_step=1"], "0.06251"),
+    ],
+)
+def test_masks_that_hide_no_cell_are_refused(recipe, changes, least):
+    """Their loss is 0 from the first step to the last."""
+    with pytest.raises(ValueError, match=f"^mask_ratio=.* hides none .*; the smallest that hides one is {least}$"):
+        override(get_recipe(recipe), changes)
+    override(get_recipe(recipe), [f"mask_ratio={least}" if "ratio" in change else change for change in changes])
+
+
+def test_generators_of_other_code_that_hide_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"mask_ratio=0\.01 hides nothing .* slowfast .*; mask_ratio=0\.02 hides"):
+        override(get_recipe("mvit_s_k400"), ["mask_ratio=0.01", "mask_compat=slowfast"])
 
 
 def test_a_key_that_is_given_twice():

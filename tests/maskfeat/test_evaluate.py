@@ -128,7 +128,7 @@ def test_knn_against_a_plain_vote(tmp_path):
     assert 0 < accuracy < 1
 
     media.write_image(tmp_path / "flat" / "val" / "0.png", 0)
-    flat = make_loader(Pretrain(data=str(tmp_path / "flat"), image_size=16), "val", seed=0)
+    flat = make_loader(Pretrain(data=str(tmp_path / "flat"), image_size=16, mask_ratio=1), "val", seed=0)
     with pytest.raises(ValueError, match="kNN accuracy needs labels"):
         knn(Circle(), (loaders[0], flat), 1, ALONE)
 
@@ -136,7 +136,7 @@ def test_knn_against_a_plain_vote(tmp_path):
 def test_features_of_the_samples_that_have_labels(tmp_path, caplog):
     samples = {f"{i}.jpg": media.jpeg(i) for i in range(5)} | {"1.cls": b"4", "3.cls": b"2"}
     media.write_shard(tmp_path / "val" / "0.tar", samples)
-    r = Pretrain(data=str(tmp_path), image_size=16, batch_size=1)
+    r = Pretrain(data=str(tmp_path), image_size=16, batch_size=1, mask_ratio=1)
     found, labels = features(Brightness(), make_loader(r, "val", seed=0), "cpu")
     assert labels.tolist() == [4, 2] and f"leaves out 3 samples of {tmp_path} that have no label" in caplog.text
     pixels = [normalise(data["images"], r.mean, r.std) for data in make_loader(r, "val", seed=0)]
@@ -200,7 +200,7 @@ def test_features_of_files_that_cannot_be_read(tmp_path):
 
 @pytest.mark.parametrize("samples, knn_samples, expected", [(24_001, 0, 24_001), (24_000, 20, 20), (8, 16, 8)])
 def test_neighbours_are_looked_for_among_as_many_as_wanted(monkeypatch, samples, knn_samples, expected):
-    r = Pretrain(image_size=16, batch_size=8, mask_stride=16, samples=samples, knn_samples=knn_samples, workers=0)
+    r = Pretrain(image_size=16, batch_size=8, mask_ratio=1, samples=samples, knn_samples=knn_samples, workers=0)
     monkeypatch.setattr("maskfeat.evaluate.knn", lambda encoder, loaders, k, world: len(loaders[0].batches.order))
     with join("cpu") as world:
         assert knn_accuracy(nn.Identity(), r, world) == expected

@@ -1,11 +1,14 @@
 """Masks: exact counts, reach and statistics of the generators, and those of the two reference code bases."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
 
 from maskfeat import Masks, make_masks
+from maskfeat.mask import check_masks
 
 CASES = [
     ("block", (14, 14), 0.4, 78),
@@ -177,8 +180,45 @@ def test_nothing_waits_for_the_device(kind, grid, ratio, count):
         assert masks.resize(tuple(2 * side for side in grid)).ids.shape == (2, count * 2 ** len(grid))
 
 
+@pytest.mark.parametrize(
+    "kind, grid, compat, least, most",
+    [
+        ("block", (2, 2), None, 0.1251, 0.8749),
+        ("block", (14, 14), None, 0.002552, 0.9974),
+        ("cube", (8, 7, 7), None, 0.001276, 0.9987),
+        ("tube", (8, 7, 7), None, 0.01021, 0.9897),
+        ("frame", (2, 7, 7), None, 0.2501, 0.7499),
+        ("random", (3, 5, 5), None, 0.006667, 0.9933),
+        ("random", (14, 14), "slowfast", None, 0.9948),
+        ("block", (14, 14), "slowfast", 0.002552, 0.9974),
+    ],
+)
+def test_a_ratio_that_hides_nothing_or_all_is_refused_with_the_nearest_that_does(kind, grid, compat, least, most):
+    """Half a cell rounds to none; that many digits later it is one, and a digit less is refused as well."""
+    none = f"hides none of .*grid .*; the smallest that hides one is {least or 'any above 0'}$"
+    for ratio in [0, *([least - 1e-4 if least > 0.01 else least - 1e-6] if least else [])]:
+        with pytest.raises(ValueError, match=f"ratio={ratio:g} {none}"):
+            make_masks(kind, 2, grid, ratio, compat=compat)
+    with pytest.raises(ValueError, match=f"hides all of .*; the largest that leaves one is {most}$"):
+        make_masks(kind, 2, grid, most + 1e-4, compat=compat)
+    if compat is None:
+        few, many = (counts(make_masks(kind, 2, grid, ratio, generator=generator())) for ratio in (least, most))
+        unit = {"tube": grid[0], "frame": grid[-1] ** 2}.get(kind, 1)
+        assert few.tolist() == [unit] * 2 and many.tolist() == [math.prod(grid) - unit] * 2
+
+
+def test_generators_that_hide_nothing_are_found_out():
+    """The least box of slowfast is a fifth of a frame; in two rows every box of it, and of mmpretrain, is too high."""
+    with pytest.raises(ValueError, match=r"hides nothing in 16 masks as slowfast makes .*; ratio=0\.02 hides some"):
+        check_masks("cube", (8, 7, 7), 0.01, "slowfast")
+    with pytest.raises(ValueError, match=r"hides nothing in 16 masks .* grid \(2, 100\)"):
+        check_masks("block", (2, 100), 0.25, "slowfast")
+    for call in (check_masks, lambda *a: make_masks(a[0], 1, *a[1:3], compat=a[3])):
+        with pytest.raises(ValueError, match="no box that mmpretrain draws fills the last 49 of 49 tokens"):
+            call("block", (2, 100), 0.245, "mmpretrain")
+
+
 def test_extreme_ratios():
-    assert make_masks("block", 2, (4, 4), 0.0).ids.shape == (2, 0)
     assert make_masks("block", 2, (4, 4), 1.0).mask.all()
     assert make_masks("cube", 2, (1, 1, 1), 1.0).mask.all()
 
@@ -190,6 +230,10 @@ def test_extreme_ratios():
         (("block", 1, (2, 4, 4)), "block mask needs two axes"),
         (("cube", 1, (4, 4)), "cube mask needs three axes"),
         (("block", 1, (4, 4), 1.4), "1.4"),
+        (("block", 1, (4, 4), -0.1), "ratio must be above 0 and at most 1, got -0.1"),
+        (("block", 1, (4, 4), math.nan), "ratio must be above 0 and at most 1, got nan"),
+        (("random", 1, (1, 1), 0.4), "none of the 1 cells .* smallest that hides one is 0.5001"),
+        (("random", 1, (1, 1), 0.6), "all of the 1 cells .* largest that leaves one is none below 1"),
         (("random", 1, (0, 4)), r"\(0, 4\)"),
     ],
 )

@@ -170,7 +170,7 @@ def test_an_empty_mask_has_loss_zero_and_a_warning():
     pixels, images, _ = small_batch()
     empty = torch.zeros(3, 4, 4, dtype=torch.bool)
     with pytest.warns(UserWarning, match="no token is masked"):
-        loss = model(pixels, images, make_masks("block", 3, (4, 4), 0.0))
+        loss = model(pixels, images, Masks.from_bool(empty))
     loss.backward()
     assert loss == 0 and all((parameter.grad == 0).all() for parameter in model.parameters())
     with pytest.warns(UserWarning, match="no token is masked"):

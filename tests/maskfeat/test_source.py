@@ -15,6 +15,11 @@ from maskfeat.source import PHOTOGRAPHS, expand, frame_numbers, members
 from maskfeat.synthetic import Scenes
 
 
+def pictures(data, **changes):
+    """To pre-train on, with or without labels."""
+    return Pretrain(data=str(data), image_size=16, mask_ratio=1, **changes)
+
+
 @pytest.mark.parametrize("separator", [" ", ",", "\t", ", "])
 def test_list_file(tmp_path, separator):
     lines = []
@@ -29,7 +34,7 @@ def test_list_file(tmp_path, separator):
 def test_list_file_without_labels_and_with_missing_files(tmp_path, caplog):
     media.write_image(tmp_path / "0.png", 0)
     (tmp_path / "all.txt").write_text("0.png\nmissing.png\n")
-    loader = make_loader(Pretrain(data=str(tmp_path / "all.txt"), batch_size=2, image_size=16), "train", seed=0)
+    loader = make_loader(pictures(tmp_path / "all.txt", batch_size=2), "train", seed=0)
     [batch] = list(loader)
     assert "labels" not in batch and len(batch["images"]) == 2
     assert loader.skipped >= 1 and "FileNotFoundError" in caplog.text
@@ -91,7 +96,7 @@ def test_labels_of_shards_are_looked_at_as_they_come(tmp_path):
         media.write_shard(
             tmp_path / "val" / f"{i}.tar", {"0.jpg": media.jpeg(0), "1.jpg": media.jpeg(1), "1.cls": b"7"}
         )
-    found = batches(Pretrain(data=str(tmp_path), batch_size=4, image_size=16), "val")
+    found = batches(pictures(tmp_path, batch_size=4), "val")
     assert [batch["labels"].tolist() for batch in found] == [[-1, 7, -1, 7]]
     loader = make_loader(images(tmp_path), "val", seed=0)
     assert [batch["labels"].tolist() for batch in loader] == [[7, 7]] and loader.skipped == 2
@@ -137,7 +142,7 @@ def test_damaged_shards(tmp_path, caplog):
     good = {f"{i}.jpg": media.jpeg(i) for i in range(8)}
     media.write_shard(tmp_path / "0.tar", good | {"5.jpg": b"no jpeg"})
     media.truncate(media.write_shard(tmp_path / "1.tar", good), 0.33)
-    loader = make_loader(Pretrain(data=str(tmp_path / "{0..1}.tar"), batch_size=2, image_size=16), "train", seed=0)
+    loader = make_loader(pictures(tmp_path / "{0..1}.tar", batch_size=2), "train", seed=0)
     assert len(list(loader)) == len(loader) >= 4
     assert loader.skipped >= 1 and "0.tar:5" in caplog.text and "1.tar is damaged after" in caplog.text
 
@@ -159,9 +164,7 @@ def test_video_clips_are_the_frames_that_were_asked_for(tmp_path):
 def test_containers_and_rates(tmp_path, name, options):
     """At 15 frames per second a step of 4 is a step of 2."""
     media.write_video(tmp_path / "val" / name, frames=60, rate=15, **options)
-    recipe = Pretrain(
-        encoder="mvit", size="tiny", frames=4, mask="cube", data=str(tmp_path), image_size=16, batch_size=1
-    )
+    recipe = pictures(tmp_path, batch_size=1, encoder="mvit", size="tiny", frames=4, mask="cube")
     [batch] = batches(recipe, "val")
     expected = frame_numbers(60, 15, frames=4, step=4)[0].tolist()
     assert expected == [26, 28, 30, 33]
