@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from .augment import Frames, eval_crops, flip, rand_augment, random_resized_crop
 from .config import Finetune, Pretrain, Recipe
+from .decode import Unreadable, frame_numbers
 from .mask import Masks, make_masks
-from .source import Photographs, Unreadable, frame_numbers, open_source
+from .source import Photographs, open_source
 from .synthetic import Scenes
 
 log = logging.getLogger(__name__)

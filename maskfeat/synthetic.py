@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from .augment import Frames
-from .source import Choose
+from .decode import Choose
 
 SHAPES = ("disc", "square", "triangle", "star", "cross")
 TEXTURES = ("stripes", "checks")

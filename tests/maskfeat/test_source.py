@@ -11,7 +11,9 @@ from test_data import assert_same, batches, clips, images
 
 from maskfeat.config import Pretrain
 from maskfeat.data import make_loader
-from maskfeat.source import PHOTOGRAPHS, expand, frame_numbers, members
+from maskfeat.decode import frame_numbers
+from maskfeat.shards import members
+from maskfeat.source import PHOTOGRAPHS, expand
 from maskfeat.synthetic import Scenes
 
 

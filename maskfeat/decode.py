@@ -1,0 +1,103 @@
+"""Frames from the bytes of an image or a video."""
+
+from collections.abc import Callable
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+from .augment import Frames
+
+Choose = Callable[[int, float], np.ndarray]
+"""Of a video's number of frames and frames per second, the frames to read: ``[clips, T]``."""
+Decode = Callable[["str | BytesIO", Choose], list[Frames]]
+
+PLAYED_AT = 30
+"""Frames per second at which the ``step`` of a clip counts, whatever the rate of the file."""
+
+
+class Unreadable(Exception):
+    """A sample that cannot be decoded; the message has its name and the reason."""
+
+
+def frame_numbers(
+    total: int,
+    rate: float,
+    *,
+    frames: int,
+    step: int,
+    clips: int = 1,
+    sampling: str = "dense",
+    rng: np.random.Generator | None = None,
+) -> np.ndarray:  # [clips, frames] int64
+    """Which of ``total`` frames make up the clips: at random places with ``rng``, else evenly spread over the video.
+
+    dense: frames about ``step`` apart at 30 frames per second, so more or fewer of a file of another ``rate``.
+    uniform: the video in as many parts as there are frames; of each a random frame, or the middle one.
+
+    A video that is too short ends in copies of its last frame.
+
+    Source: SlowFast's sampling (dense as for Kinetics, uniform as for Something-Something).
+    """
+    if sampling == "uniform":
+        edges = np.linspace(0, total - 1, frames + 1).round()
+        places = rng.random((clips, frames)) if rng else np.full((clips, frames), 0.5)
+        numbers = edges[:-1] + places * (edges[1:] - edges[:-1])
+    else:
+        span = step * frames * rate / PLAYED_AT
+        spare = max(total - span, 0)
+        starts = rng.uniform(0, spare, clips) if rng else spare * (np.arange(clips) / (clips - 1) if clips > 1 else 0.5)
+        numbers = np.linspace(starts, starts + span - 1, frames, axis=-1).reshape(clips, frames)
+    return numbers.clip(0, total - 1).astype(np.int64)
+
+
+def read_image(file: "str | BytesIO", choose: Choose) -> list[Frames]:
+    with Image.open(file) as image:
+        if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255
+            return [[Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")]]
+        if "transparency" in image.info:
+            return [[image.convert("RGBA").convert("RGB")]]
+        return [[image.convert("RGB")]]
+
+
+def read_clips(
+    file: "str | BytesIO",
+    choose: Choose,
+) -> list[Frames]:  # [clips][T]
+    """The frames of the first video stream that ``choose`` names, decoded from the key frame before them.
+
+    A header may promise a few frames more than there are: the last frame then stands for those. ValueError if more
+    than half of the frames are missing.
+    """
+    import av  # needed for videos only
+
+    with av.open(file) as container:
+        if not container.streams.video:
+            raise ValueError("the file has no video stream")
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1  # the loader already runs one process for each core
+        rate, start = float(stream.average_rate), stream.start_time or 0
+        seconds = stream.duration * stream.time_base if stream.duration else container.duration / av.time_base
+        wanted = choose(stream.frames or round(seconds * rate), rate)
+        numbers = sorted(set(wanted.flatten().tolist()))
+        container.seek(start + int(numbers[0] / rate / stream.time_base), stream=stream)
+        pictures = []
+        for frame in container.decode(stream):
+            number = round((frame.pts - start) * stream.time_base * rate)
+            while len(pictures) < len(numbers) and number >= numbers[len(pictures)]:
+                pictures.append(frame.to_image())
+            if len(pictures) == len(numbers):
+                break
+    if 2 * len(pictures) < len(numbers):
+        raise ValueError(f"only {len(pictures)} of {len(numbers)} frames could be decoded")
+    place = {number: min(i, len(pictures) - 1) for i, number in enumerate(numbers)}
+    return [[pictures[place[number]] for number in clip] for clip in wanted.tolist()]
+
+
+def decoded(decode: Decode, file: "str | BytesIO", name: str, choose: Choose) -> list[Frames]:
+    try:
+        return decode(file, choose)
+    except ImportError:  # of PyAV: no fault of the file
+        raise
+    except Exception as error:  # a decoder may fail in any way on a damaged file
+        raise Unreadable(f"{name} ({type(error).__name__}: {error})") from error
