@@ -1,109 +1,229 @@
-"""Everything a machine with a GPU is needed for, in one command of less than nine minutes: ``make gpu``.
+"""Everything a machine with a GPU is needed for: ``make gpu``, in two parts of under 4 and under 7 minutes.
 
-Builds against the Python and torch that run this script, installs nothing and uses no network. A step that fails does
-not keep the next from running. Output goes to ``build/gpu/<step>.log``; the end is a summary, and the exit status says
-whether all was well. Stages that are named run alone, in that order, and the last has all of the time that is left.
-``--dry-run`` takes the same steps with the backends of a machine without a GPU, and takes its time, because such a
-machine may have few cores. Where the sources come without their git repository, MASKFEAT_COMMIT says what they are::
+``first`` calls every op once and measures what decides: variants of the kernel that were brought along, the main
+benchmarks, training, hardware counters. ``second`` has compute-sanitizer, the tests that need a GPU and the other
+benchmarks. An op whose bits are wrong in the calls is left out of the benchmarks. Nothing is installed, and no network
+is used: objects of ``make gpu-carry`` are taken if they load, and are built otherwise.
 
-    python -m benchmarks.gpu [--dry-run] [--out FOLDER] [--seconds N] [machine|build|checks|benchmarks ...]
+A step has a time limit and a log, which grows while it runs: what is killed leaves what it has. FOLDER (build/gpu)
+gets a folder for each part, of eight files at most: gpu.log with the summary, a log of each long step, and the report
+of the benchmarks, which is rewritten after each case. ``--dry-run`` takes the same steps in the same time without a
+GPU, each cut down. Where the sources come without their git repository, MASKFEAT_COMMIT says what they are::
+
+    python -m benchmarks.gpu [--dry-run] [--out FOLDER] [first|second ...]
 """
 
 import argparse
-import contextlib
 import dataclasses
 import importlib.util
 import math
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-LOGS = ROOT / "build" / "gpu"
-NAMES = ("machine", "build", "checks", "benchmarks")
-SECONDS = 530  # for everything
-PATIENCE = 4  # times as long for a rehearsal
+CARRIED = ROOT / "build" / "gpu-carry"
+PARTS = {"first": 230, "second": 390}
+"""Seconds for all of a part."""
 
-PROGRAMS = sorted(f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*cuda_on_host.py"))
+PATIENCE = 8  # seconds
+
+DECISIVE = r"^(hog: .*from memory$|tokens: Targets|gather: Gather:|mask: Mask:|blocks: |gradients: |step: |loader: )"
+"""The cases of the first part; the second has the others."""
+
+PROGRAMS = ["tests/test_cuda_on_host.py", "tests/test_hog_blocks_cuda_on_host.py"]
 """Tests that run each kernel as a program of its own, on a GPU under compute-sanitizer."""
 
-TESTS = sorted(
-    f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*.py") if f"tests/{path.name}" not in PROGRAMS
-)
-"""All others but those of the training layer, of which TRAINING is what does not compute on a CPU."""
-
-TRAINING = "tests/maskfeat/test_device.py"
-
 WORKERS = max(2, min(12, (os.cpu_count() or 1) - 4))
-"""Processes that the tests are dealt to one by one: compiling Triton's kernels takes longer than running them."""
+"""Processes that tests are dealt to one by one: compiling Triton's kernels takes longer than running them."""
 
-SANITIZERS = {
-    "memcheck": ["--report-api-errors", "no", "--kernel-name-exclude", "kns=2at6native"],
-    "racecheck": ["--kernel-name-exclude", "kns=2at6native"],
-    "initcheck": [],
-}
-"""Tools and their options. Calls of torch and Triton that fail are meant to, and the kernels of torch are left alone,
-but for initcheck, which has to see what they write."""
+COUNTERS = ["SpeedOfLight", "SchedulerStats", "WarpStateStats", "MemoryWorkloadAnalysis", "Occupancy", "LaunchStats"]
+
+CANNOT = re.compile(r"Device not supported|ERR_NVGPUCTRPERM|initialize the profiler|failed to run command")
+"""What tools say on a machine whose driver or image does not have them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A command with its own time limit in seconds; ``environment`` is added to that of this process."""
+    """A command with a time limit in seconds and a log; ``environment`` is added to that of this process."""
 
     name: str
     command: list[str]
     limit: float
+    log: str = "gpu.log"
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a step ended: its exit status, or None if it ran out of time."""
+    """How a step ended: 0 if it passed, None if it ran out of time, "cannot" if the tool does not work here."""
 
     step: Step
-    status: int | None
+    status: "int | str | None"
     seconds: float
     last_line: str
 
     def __str__(self) -> str:
-        word = {0: "passed", None: "TIMED OUT"}.get(self.status, f"FAILED ({self.status})")
-        return f"{self.step.name:<24} {word:<12} {self.seconds:6.1f} s  {self.last_line[:100]}"
+        word = {0: "passed", None: "TIMED OUT", "cannot": "cannot here"}.get(self.status, f"FAILED ({self.status})")
+        return f"{self.step.name:<20} {word:<12} {self.seconds:6.1f} s  {self.last_line[:100]}"
 
 
-def stages(dry_run: bool, out: Path) -> dict[str, list[Step]]:
-    """Steps of a stage run at the same time; the benchmarks have the machine for themselves."""
-    python = [sys.executable, "-m"]
+@dataclasses.dataclass
+class Run:
+    """A part under way: its folder, what it tells, and what is left of its time."""
+
+    folder: Path
+    deadline: float
+    dry: bool
+    outcomes: list[Outcome] = dataclasses.field(default_factory=list)
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self.dry else "cuda"
+
+    def tell(self, line: str) -> None:
+        print(line, flush=True)
+        with (self.folder / "gpu.log").open("a") as log:
+            log.write(f"{line}\n")
+
+    def steps(self, *steps: Step) -> list[Outcome]:
+        """Run steps side by side, on each CPU one at the most, each until its limit or the end of the part."""
+        waiting, running, ended = list(steps), [], []
+        try:
+            while waiting or running:
+                if waiting and len(running) < (os.cpu_count() or 1):
+                    step = waiting.pop(0)
+                    self.tell(f"$ {shlex.join(step.command)}")
+                    begin = time.monotonic()
+                    limit = max(1.0, min(step.limit, self.deadline - begin))
+                    running.append((step, begin, limit, start(step, limit, self.folder / step.log)))
+                    continue
+                time.sleep(0.05)
+                for step, begin, limit, process in [item for item in running if item[3].poll() is not None]:
+                    running.remove((step, begin, limit, process))
+                    log, seconds = (self.folder / step.log).read_text(errors="replace"), time.monotonic() - begin
+                    status = process.returncode
+                    if seconds >= limit and status in (124, 137, -9):
+                        status = None
+                    elif status and CANNOT.search(log):
+                        status = "cannot"
+                    ended.append(Outcome(step, status, seconds, last_line(log, step.name)))
+                    self.tell(str(ended[-1]))
+        finally:
+            for *_, process in running:
+                process.terminate()  # which timeout passes on
+        self.outcomes += ended
+        return ended
+
+
+def start(step: Step, limit: float, log: Path) -> subprocess.Popen:
+    """Asked to end, pytest tells what has failed so far; what does not hear is killed after some patience."""
+    watch = ["timeout", "--signal=INT", f"--kill-after={PATIENCE}", str(limit)]
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [*watch, *step.command],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **step.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def last_line(log: str, name: str) -> str:
+    """The last of those that begin with the name, if there are any: a log may be shared."""
+    lines = [line.strip() for line in re.split(r"[\r\n]", log) if line.strip()]
+    return next(reversed([line for line in lines if line.startswith(f"{name} ")] or lines), "")
+
+
+def prepare(run: Run) -> list[str]:
+    """Bring or build the objects, and make every call in a process of its own; the names of those that were wrong."""
+    device, here, carried = run.device, ROOT / "maskfeat_kernels" / "_torch_ops.so", CARRIED / "_torch_ops.so"
+    if not run.dry:
+        run.steps(Step("machine", ["nvidia-smi"], 20))
+    if carried.exists() and not here.exists():
+        shutil.copy2(carried, here)
+    calls = calls_of(device) if run.dry or carried.exists() else []
+    if not calls:
+        build = ["make", "setup", "ENV=none", f"PYTHON={sys.executable}"]
+        kind = {"MASKFEAT_BUILD": "cpu"} if run.dry else {"MASKFEAT_BUILD": "cuda", "MASKFEAT_CUDA_ARCHS": this_gpu()}
+        run.steps(Step("build", build, 150, environment=kind))
+        calls = calls_of(device)
+    if not calls:
+        run.tell(f"no backend with kernels runs on {device}: nothing to call or to measure")
+    asked = [Step(name, python("benchmarks.small_calls", "--device", device, name), 40) for name in calls]
+    return [outcome.step.name for outcome in run.steps(*asked) if outcome.status != 0]
+
+
+def first(run: Run, wrong: list[str]) -> None:
+    for program in sorted((CARRIED / "variants").glob("*")) if not run.dry else []:
+        run.steps(Step(program.name, [str(program)], 10, "variants.log"))
+    run.steps(benchmarks(run, DECISIVE, wrong, 140))
+    # What a loader of one machine delivers, and the share of the step that waits for it and that the targets take.
+    recipe = ["vit_b_in1k", "steps=40", "log_every=10", "batch_size=256", "samples=10240"]
+    recipe.append(f"workers={max(2, (os.cpu_count() or 2) - 2)}")
+    if run.dry:
+        recipe = ["vit_tiny", "steps=2", "log_every=1", "batch_size=4", "samples=8", "workers=1"]
+    with tempfile.TemporaryDirectory() as folder:
+        changes = [*recipe, f"device={run.device}", "eval_every=0", f"out={folder}"]
+        run.steps(Step("training", python("maskfeat", "pretrain", *changes), 40, "training.log"))
+    sections = [word for section in COUNTERS for word in ("--section", section)]
+    ncu = [] if run.dry else ["ncu", "--clock-control", "none", "--profile-from-start", "off", *sections]
+    large = python("benchmarks.small_calls", "--large", "--device", run.device)
+    run.steps(Step("counters", [*ncu, *large], math.inf, "counters.log"))
+
+
+def second(run: Run, wrong: list[str]) -> None:
     # What other versions of the packages warn of is no fault here.
-    pytest = [*python, "pytest", "-p", "no:cacheprovider", *([] if dry_run else ["-W", "default"])]
-    slower = PATIENCE if dry_run else 1
-    device = "cpu" if dry_run else "cuda"
-    backends = "cpu,reference" if dry_run else "cuda,triton,cpu,reference"
-    require = {"MASKFEAT_REQUIRE_BACKENDS": backends}
-    build = ["make", "setup", "ENV=none", f"PYTHON={sys.executable}", f"MASKFEAT_BUILD={'auto' if dry_run else 'cuda'}"]
-    archs = {} if dry_run else {"MASKFEAT_CUDA_ARCHS": os.environ.get("MASKFEAT_CUDA_ARCHS") or this_gpu()}
-    in_torch = [*python, "benchmarks.small_calls", "--device", device]
-    dealt = ["-n", str(WORKERS), "--dist", "worksteal", "--durations", "20"]
-    checks = [
-        Step("calls", in_torch, 240 * slower),
-        Step("tests", [*pytest, *dealt, *TESTS], 240 * slower, require),
-        Step("training", [*pytest, "-v", TRAINING], 240 * slower),
-        Step("programs", [*pytest, "-v", *PROGRAMS], 240 * slower, require),
-    ]
-    for tool, options in {} if dry_run else SANITIZERS.items():
-        watch = ["compute-sanitizer", "--tool", tool, *options, "--error-exitcode", "99"]
-        watch += ["--target-processes", "application-only"]  # not the compilers of Triton
-        checks.append(Step(f"calls-{tool}", [*watch, *in_torch], 240, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}))
-    options = ["--device", device, "--out", str(out), *(["--quick"] if dry_run else [])]
-    return {
-        "machine": [Step("machine", ["nvidia-smi"], 20)] if not dry_run else [],
-        "build": [Step("build", build, 150 * slower, archs)],
-        "checks": checks,
-        "benchmarks": [Step("benchmarks", [*python, "benchmarks", "all", *options], 240 * slower)],
-    }
+    pytest = [*python("pytest", "-p", "no:cacheprovider", "-v", "--tb=short"), *([] if run.dry else ["-W", "default"])]
+    spread = [f"--ignore={path}" for path in PROGRAMS] + ["-n", str(WORKERS), "--dist", "worksteal"]
+    chosen = "(test_hog_tokens and cpu) or test_video" if run.dry else "cuda or triton or test_device"
+    checkers = "address and test_a_patch_outside" if run.dry else "memcheck or racecheck"
+    require = {} if run.dry else {"MASKFEAT_REQUIRE_BACKENDS": "cuda,triton,cpu,reference"}
+    require |= {"MASKFEAT_PROGRAMS": str(CARRIED)} if CARRIED.exists() else {}
+    right = [name for name in calls_of(run.device) if name not in wrong]
+    calls = []
+    for tool in ("memcheck", "racecheck"):
+        # Neither the compilers of Triton nor the kernels of torch. Calls that fail may be meant to.
+        watch = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "99"]
+        watch += ["--target-processes", "application-only"]
+        watch += ["--kernel-name-exclude", "kns=2at6native", *(["--report-api-errors", "no"] * (tool == "memcheck"))]
+        command = [*([] if run.dry else watch), *python("benchmarks.small_calls", "--device", run.device, *right)]
+        environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        calls.append(Step(f"calls-{tool}", command, 200, f"calls-{tool}.log", environment))
+    run.steps(
+        *calls[: 1 if run.dry else 2],
+        Step("tests", [*pytest, *spread, "-k", chosen, "tests"], 200, "tests.log", require),
+        Step("programs", [*pytest, "-n", "4", "-k", checkers, *PROGRAMS], 200, "programs.log", require),
+    )
+    run.steps(benchmarks(run, f"^(?!{DECISIVE[1:]})", wrong, math.inf))
+
+
+def benchmarks(run: Run, only: str, wrong: list[str], limit: float) -> Step:
+    """All suites; their report comes into the folder of the part."""
+    out = ["--device", run.device, "--out", str(run.folder), *(["--quick"] if run.dry else [])]
+    out += ["--without", *wrong] if wrong else []
+    return Step("benchmarks", python("benchmarks", "all", "--only", only, *out), limit, "benchmarks.log")
+
+
+def python(module: str, *words: str) -> list[str]:
+    return [sys.executable, "-X", "faulthandler", "-m", module, *words]
+
+
+def calls_of(device: str) -> list[str]:
+    """Those that benchmarks.small_calls has; none if the objects are not built or do not load."""
+    listed = subprocess.run(
+        python("benchmarks.small_calls", "--device", device, "--list"), cwd=ROOT, capture_output=True, text=True
+    )
+    calls = listed.stdout.split()
+    return calls if any(name.startswith(f"{device}:") for name in calls) else []
 
 
 def this_gpu() -> str:
@@ -112,129 +232,44 @@ def this_gpu() -> str:
     return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().replace(".", "")
 
 
-def chosen_stages(names: list[str], dry_run: bool, out: Path) -> list[list[Step]]:
-    """The stages of these names, or all of them; the last one may take all of the time that is left."""
-    every = stages(dry_run, out)
-    *first, last = (every[name] for name in names or every)
-    return [*first, [dataclasses.replace(step, limit=math.inf) for step in last]]
-
-
-def run_stage(steps: list[Step], deadline: float, clock=time.monotonic) -> list[Outcome]:
-    """Run steps side by side, each until its limit or the common deadline; those that are late are ended together."""
-    begin = clock()
-    running, outcomes = [], []
-
-    def over(step: Step, status: int | None) -> None:
-        outcomes.append(Outcome(step, status, clock() - begin, last_line(log_of(step))))
-        print(outcomes[-1], flush=True)
-
-    for step in steps:
-        print(f"{step.name}: {' '.join(step.command)}", flush=True)
-        try:
-            running.append((step, start(step)))
-        except OSError as error:
-            log_of(step).write_text(f"{error}\n")
-            over(step, error.errno)
-    while running:
-        time.sleep(0.1)
-        is_late = {step.name: clock() - begin > step.limit or clock() > deadline for step, _ in running}
-        late = [process for step, process in running if is_late[step.name] and process.poll() is None]
-        end(late)
-        for step, process in list(running):
-            if process.poll() is not None:
-                running.remove((step, process))
-                over(step, None if process in late else process.returncode)
-    return outcomes
-
-
-def start(step: Step) -> subprocess.Popen:
-    """Raises OSError if there is no such program."""
-    with log_of(step).open("w") as log:
-        return subprocess.Popen(
-            step.command,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **step.environment},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=hear_interrupts,
-        )
-
-
-def hear_interrupts() -> None:
-    """In a new process, which else ignores them where the shell started all of this in the background."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def end(processes: list[subprocess.Popen]) -> None:
-    """End processes and their children: asked to, pytest tells first what has failed so far, in ten seconds at most."""
-    for request in (signal.SIGINT, signal.SIGKILL):
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, request)
-        patience = time.monotonic() + 10
-        for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=max(0, patience - time.monotonic()))
-
-
-def log_of(step: Step) -> Path:
-    return LOGS / f"{step.name}.log"
-
-
-def last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-def missing_tools() -> list[str]:
-    """What a machine needs for the real run and does not have."""
-    tools = [tool for tool in ("nvcc", "compute-sanitizer", "make") if not shutil.which(tool)]
-    return tools + [module for module in ("pytest", "xdist") if importlib.util.find_spec(module) is None]
-
-
-def write_log(outcomes: list[Outcome], path: Path) -> str:
-    """Everything so far in one file: a summary, which is returned, and the output of each step."""
-    summary = "\n".join(map(str, outcomes))
-    parts = [f"==== {o}\n{log_of(o.step).read_text(errors='replace')}" for o in outcomes]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([summary, *parts]))
-    return summary
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(NAMES)} (default all)")
-    parser.add_argument("--dry-run", action="store_true", help="rehearse on the CPU; results stay in build/gpu")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="of results and logs (default benchmarks/results)")
-    parser.add_argument(
-        "--seconds", type=float, default=SECONDS, metavar="N", help=f"for everything (default {SECONDS})"
-    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default both)")
+    parser.add_argument("--dry-run", action="store_true", help="rehearse on the CPU")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", metavar="FOLDER")
     options = parser.parse_args()
     os.environ["PATH"] += f"{os.pathsep}/usr/local/cuda/bin"  # where the tools are, also if no one has said so
-    if not options.dry_run and not shutil.which("nvidia-smi"):
-        parser.error("not found: nvidia-smi; --dry-run rehearses without a GPU")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else steps ignore it if a shell's background began this
+    for name in options.parts:
+        if name not in PARTS:
+            parser.error(f"PART must be one of {', '.join(PARTS)}, got {name!r}")
     if importlib.util.find_spec("torch") is None:
         parser.error(f"{sys.executable} has no torch; name one that has it: make gpu PYTHON=...")
-    for name in options.stages:
-        if name not in NAMES:
-            parser.error(f"STAGE must be one of {', '.join(NAMES)}, got {name!r}")
-    if not options.dry_run:
-        print("".join(f"not found: {tool}; what needs it will fail\n" for tool in missing_tools()), end="")
-        if not (ROOT / ".git").exists() and "MASKFEAT_COMMIT" not in os.environ:
-            print("no git here: the results will be of an unknown commit, unless MASKFEAT_COMMIT says it", flush=True)
-    deadline = time.monotonic() + options.seconds * (PATIENCE if options.dry_run else 1)
-    shutil.rmtree(LOGS, ignore_errors=True)
-    LOGS.mkdir(parents=True)
-    results = options.out or (LOGS if options.dry_run else ROOT / "benchmarks" / "results")
-    outcomes = []
-    for steps in chosen_stages(options.stages, options.dry_run, results.resolve()):
-        outcomes += run_stage(steps, deadline)
-        summary = write_log(outcomes, (options.out or LOGS) / "gpu.log")
-    print(f"\n{summary}\nlogs: {LOGS}")
-    sys.exit(any(outcome.status != 0 for outcome in outcomes))
+    for tool in ["make", "timeout"] if options.dry_run else ["make", "timeout", "nvidia-smi"]:
+        if not shutil.which(tool):
+            parser.error(f"not found: {tool}; --dry-run rehearses without a GPU")
+    if not (ROOT / ".git").exists() and "MASKFEAT_COMMIT" not in os.environ:
+        print("no git here: the results will be of an unknown commit, unless MASKFEAT_COMMIT says it", flush=True)
+    failed = False
+    for name in options.parts or PARTS:
+        failed |= not do(name, options.out.resolve() / name, options.dry_run)
+    return int(failed)
+
+
+def do(part: str, folder: Path, dry: bool) -> bool:
+    """Take the steps of a part, and say at the end how each went; whether all was well."""
+    begin = time.monotonic()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    run = Run(folder, begin + PARTS[part], dry)
+    wrong = prepare(run)
+    if wrong:
+        run.tell(f"wrong, and left out of the benchmarks: {', '.join(wrong)}")
+    {"first": first, "second": second}[part](run, wrong)
+    told = "\n".join(map(str, run.outcomes))
+    run.tell(f"\n{part}: {time.monotonic() - begin:.0f} s\n{told}\nlogs: {folder}")
+    return all(outcome.status in (0, "cannot") for outcome in run.outcomes)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -34,7 +34,7 @@ def block(reports: dict[str, dict]) -> str:
     parts = [part for stem, rows in on_cpu.items() for part in cpu(stem, rows)]
     parts += [part for stem, rows in on_gpu.items() for part in gpu(stem, rows)]
     if not on_gpu:
-        parts.append("On GPUs: **not yet measured**. `make gpu` measures, and writes its results beside these.")
+        parts.append("On GPUs: **not yet measured**. `make gpu` measures.")
     return "\n\n".join([BEGIN, *parts, END])
 
 

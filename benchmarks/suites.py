@@ -19,8 +19,8 @@ SUITES = {
 }
 """Each is a function of that name in that file: from the settings of a run to its cases."""
 
-OPS = ("hog", "tokens", "blocks", "gradients", "moves")
-"""Our ops as they are left out; "moves" are the gather and the mask of tokens."""
+OPS = ("hog", "tokens", "blocks", "gradients", "moves", "places")
+"""As ``benchmarks.small_calls`` has them: "moves" gather and mask tokens, "places" are streams, graphs and threads."""
 
 NEEDED = {"tokens": ("hog", "tokens"), "gather": ("moves",), "mask": ("moves",), "compat": ("blocks",)}
 NEEDED |= {"step": ("hog", "tokens", "moves"), "loader": ("hog", "tokens")}

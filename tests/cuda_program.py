@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def program(kernel: str, checker: str, change: tuple[str, str] | None = None) ->
     """The program of a kernel, as it is or with a change of its source, built once a session."""
     driver = SHIM / f"{kernel}_driver.cpp"
     if checker in ON_DEVICE:
-        return _built_by_nvcc(kernel, driver)
+        return built_by_nvcc(kernel, driver)
     source, target = (KERNELS[kernel], kernel_object(kernel, checker)) if change is None else _changed(kernel, *change)
     sanitizer = (ON_HOST[checker], "-fno-sanitize-recover=all")
     script = f"-Wl,-T,{SHIM / 'shared_memory.ld'}"
@@ -133,9 +134,13 @@ def why_not(checker: str) -> str | None:
 
 
 @functools.cache
-def _built_by_nvcc(kernel: str, driver: Path) -> Path:
-    target = _folder() / f"{kernel}-device"
-    flags = ("-std=c++17", "-O3", "-fmad=false", "-lineinfo", "-arch=native", f"-I{CSRC}")
+def built_by_nvcc(kernel: str, driver: Path, arch: str = "native") -> Path:
+    """A program that runs on the device, unless the folder MASKFEAT_PROGRAMS has it already."""
+    ready = Path(os.environ.get("MASKFEAT_PROGRAMS", ""), f"{kernel}-device")
+    if "MASKFEAT_PROGRAMS" in os.environ and ready.exists():
+        return ready
+    target = _folder() / ready.name
+    flags = ("-std=c++17", "-O3", "-fmad=false", "-lineinfo", f"-arch={arch}", f"-I{CSRC}")
     _call("nvcc", *flags, "-x", "cu", driver, KERNELS[kernel], *NEEDED.get(kernel, ()), "-o", target)
     return target
 
@@ -180,3 +185,8 @@ def _call(*command) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}")
+
+
+if __name__ == "__main__":  # FOLDER ARCH: build all of them beforehand
+    for name in KERNELS:
+        shutil.copy2(built_by_nvcc(name, SHIM / f"{name}_driver.cpp", sys.argv[2]), sys.argv[1])
