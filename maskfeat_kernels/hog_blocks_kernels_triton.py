@@ -20,12 +20,24 @@ and of every cell that weights one of them 1 number (linear: 2). No sum depends 
 import triton
 import triton.language as tl
 
-from .hog_votes_triton import angle_rate, constant, pixel, plane_offset, root, strongest, tree_sum, vote
+from .hog_votes_triton import (
+    angle_rate,
+    constant,
+    pixel,
+    plane_offset,
+    root,
+    shown_axis,
+    shown_image,
+    shown_strides,
+    strongest,
+    tree_sum,
+    vote,
+)
 
 # Pixels to cells
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("items",))
 def cells_kernel(
     image,
     y,
@@ -41,6 +53,7 @@ def cells_kernel(
     COLUMNS: tl.constexpr,
     BINS: tl.constexpr,
 ):
+    image, y, x = shown_image(image), shown_axis(y), shown_axis(x)
     item = tl.program_id(0).to(INDEX) * GROUP + tl.arange(0, GROUP)[:, None, None]
     cell = tl.program_id(1) * CELLS + tl.arange(0, CELLS)[None, :, None]
     i = tl.arange(0, COLUMNS)[None, None, :]
@@ -81,6 +94,7 @@ def _block(
     cells, y, x, items, strides, D: tl.constexpr, INDEX: tl.constexpr, GROUP: tl.constexpr, ENTRIES: tl.constexpr
 ):
     """GROUP blocks of histograms [GROUP, ENTRIES], their places in the result and in a list of blocks, and a mask."""
+    y, x, strides = shown_axis(y), shown_axis(x), shown_strides(strides)
     item = tl.program_id(0).to(INDEX) * GROUP + tl.arange(0, GROUP)[:, None]
     entry = tl.arange(0, ENTRIES)[None, :]
     here = (item < items) & (entry < D.y.per_block * D.x.per_block * D.bins)
@@ -118,7 +132,7 @@ def _norm(v, EPS: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, ENTRIES: t
     return norm, slope
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("items",))
 def normalise_kernel(
     cells,  # [planes, y.cells, x.cells, bins]
     out,
@@ -145,7 +159,7 @@ def normalise_kernel(
     tl.store(out + place, v, mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("items",))
 def spread_kernel(
     cells,  # [planes, y.cells, x.cells, bins]
     grad,
@@ -236,7 +250,7 @@ def _gradient_grad(
     return to_sine, to_cosine, channel
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("items",))
 def pixels_kernel(
     image,
     y,
@@ -256,6 +270,7 @@ def pixels_kernel(
     At a border of the image the difference across it is zero and depends on nothing, and the smoothing across it, of
     Sobel, reads the pixel inside twice.
     """
+    image, y, x = shown_image(image), shown_axis(y), shown_axis(x)
     item = tl.program_id(0).to(INDEX) * PIXELS + tl.arange(0, PIXELS)
     channels = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[:, None]
     plane, p_y, p_x = item // x.size // y.size, item // x.size % y.size, item % x.size
@@ -286,7 +301,7 @@ def pixels_kernel(
     here = (item < items) & (channels < image.channels)
     if D.sqrt:
         start = image.pixels + plane_offset(plane, image) + channels.to(tl.int64) * image.channel_stride
-        place = start + p_y[None, :].to(tl.int64) * y.pitch + p_x[None, :].to(tl.int64) * x.pitch
+        place = start + p_y[None, :].to(tl.int64) * image.row_stride + p_x[None, :].to(tl.int64) * image.pixel_stride
         p = root(pixel(place, here, T))
         sums = tl.where(p == 0, 0.0, sums / (2 * tl.where(p == 0, 1.0, p)))
     row = (plane.to(tl.int64) * image.channels + channels) * y.size + p_y[None, :]

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import ops
 from .blocks import OPENCV_ARC_TANGENT, CellAxis, Region, block_shape, pack
 from .hog_blocks_kernels_triton import cells_kernel, normalise_kernel, pixels_kernel, spread_kernel
-from .hog_votes_triton import Axis, Cells, Dialect, Image, Strides
+from .hog_votes_triton import Axis, Cells, Dialect, Image, Strides, hidden, tile
 from .spec import CHOICES, DALAL_TRIGGS, SKIMAGE, HogSpec, cotangent, edge_cotangents
 
 # Numbers of a program. The interpreter takes its time per program, whatever the size.
@@ -104,6 +104,8 @@ class _Call:
             tuple(x.stride(axis) for axis in leading),
             x.shape[-3] if channels else 1,
             x.stride(-3) if channels else 0,
+            x.stride(-2),
+            x.stride(-1),
             region.tie_column,
         )
         self.planes = math.prod(self.image.sizes)
@@ -121,24 +123,24 @@ class _Call:
         some_bins = min(triton.next_power_of_2(bins), _MOST_BINS)
         columns = triton.next_power_of_2(self.dialect.x.length)
         lanes = max(1, _SUMS // (max(some_bins, 16) * columns))
-        across = min(triton.next_power_of_2(x.cells), lanes)
-        group = min(triton.next_power_of_2(items), lanes // across)
+        group, across = tile(items, x.cells, lanes)
         grid = (triton.cdiv(items, group), triton.cdiv(x.cells, across), triton.cdiv(bins, some_bins))
         cells_kernel[grid](
-            self.image, y, x, out, items, **self.pixel_constants,
+            hidden(self.image, "pixel_stride"), hidden(y), hidden(x), out, items, **self.pixel_constants,
             INDEX=_index(items), GROUP=group, CELLS=across, COLUMNS=columns, BINS=some_bins, **_OPTIONS,
         )  # fmt: skip
         return out
 
     def normalise(self, cells: Tensor, out: Tensor) -> None:
         grid, items, constants = self._blocks()
-        normalise_kernel[grid](cells, out, self.y, self.x, items, self._strides(), **constants, **_OPTIONS)
+        y, x = hidden(self.y), hidden(self.x)
+        normalise_kernel[grid](cells, out, y, x, items, hidden(self._strides()), **constants, **_OPTIONS)
 
     def spread(self, cells: Tensor, grad: Tensor) -> Tensor:  # [planes, y.blocks, x.blocks, down, across, bins]
         """The gradient of the cells of each block."""
         grid, items, constants = self._blocks()
-        out = torch.empty_like(grad)
-        spread_kernel[grid](cells, grad, out, self.y, self.x, items, self._strides(), **constants, **_OPTIONS)
+        out, y, x = torch.empty_like(grad), hidden(self.y), hidden(self.x)
+        spread_kernel[grid](cells, grad, out, y, x, items, hidden(self._strides()), **constants, **_OPTIONS)
         return out
 
     def pixels(self, grad_blocks: Tensor, out: Tensor) -> None:
@@ -146,14 +148,15 @@ class _Call:
         channels = min(triton.next_power_of_2(self.image.channels), _MOST_CHANNELS)
         grid = (triton.cdiv(items, _PIXELS), triton.cdiv(self.image.channels, channels))
         pixels_kernel[grid](
-            self.image, self.y, self.x, grad_blocks, out, items, **self.pixel_constants,
+            hidden(self.image, "pixel_stride"), hidden(self.y), hidden(self.x), grad_blocks, out, items,
+            **self.pixel_constants,
             INDEX=_index(items), PIXELS=_PIXELS, CHANNELS=channels, **_PIXEL_OPTIONS,
         )  # fmt: skip
 
     def _blocks(self) -> tuple[tuple[int], int, dict]:  # grid, blocks in all, constants
         items = self.planes * self.y.blocks * self.x.blocks
         entries = triton.next_power_of_2(self._entries())
-        group = min(triton.next_power_of_2(items), max(1, _ENTRIES // entries))
+        group, _ = tile(items, 1, max(1, _ENTRIES // entries))
         constants = {"D": self.dialect, "INDEX": _index(items), "GROUP": group, "ENTRIES": entries}
         return (triton.cdiv(items, group),), items, constants
 
@@ -257,7 +260,6 @@ def _axis(axis: CellAxis, x: Tensor, dim: int, begin: int, extent: int) -> Axis:
     first_fold = begin // last
     return Axis(
         size,
-        x.stride(dim),
         begin,
         first_fold,
         max(first_fold, (begin + extent - (1 if size == 1 else 2)) // last),
@@ -293,8 +295,8 @@ def ahead_of_time_cases(
         real = torch.float64 if dtype == torch.float64 else torch.float32
         dialect, *_ = _read(*map(tuple, pack(spec)), real)
         pointer = {torch.uint8: "*u8", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
-        axis = Axis(*["i32"] * 7, starts="*i32", weights=pointer[real], holder="*i32")
-        image = Image(pointer[dtype], ("i32", "i32"), ("i32", "i32"), "i32", "i32", "i32")
+        axis = Axis(*["i32"] * 6, starts="*i32", weights=pointer[real], holder="*i32")
+        image = Image(pointer[dtype], ("i32", "i32"), ("i32", "i32"), *["i32"] * 5)
         types = {"image": image, "y": axis, "x": axis, "strides": Strides(*["i32"] * 6), "items": "i32"}
         pixels = {"D": dialect, "FAR": far, "T": _TYPES[real], "INDEX": tl.int32}
         columns, bins = triton.next_power_of_2(dialect.x.length), min(triton.next_power_of_2(dialect.bins), _MOST_BINS)

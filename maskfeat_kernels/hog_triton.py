@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import ops
-from .hog_votes_triton import constant, tree_sum
+from .hog_votes_triton import constant, tile, tree_sum
 from .spec import edge_cotangents
 
 # Pixels of a row of a program. The interpreter takes its time per program, whatever the size.
@@ -39,7 +39,7 @@ def _pixels(row, left, middle, right, here, T: tl.constexpr):
 @triton.jit
 def _reflect(i, n):
     mirrored = tl.where(i < 0, -i, tl.where(i >= n, 2 * (n - 1) - i, i))
-    return tl.where(n == 1, 0, mirrored)
+    return tl.where(n == 1, 0, mirrored).to(tl.int64)
 
 
 @triton.jit
@@ -57,7 +57,15 @@ def _add(sums, votes, N: tl.constexpr):
     return added
 
 
-@triton.jit
+_COUNTS = ("items", "rows", "across", "T_SIZE", "C", "H", "W", "x_b", "x_t", "x_c", "x_h", "K", "ids_b", "ids_k")
+"""Integers that Triton shall not compile anew for, as it does for one that is 1 or a multiple of 16.
+
+Special are the step from a pixel to the next and the side of a patch. Of the other strides ALIGNED says what loads of
+several pixels need.
+"""
+
+
+@triton.jit(do_not_specialize=_COUNTS)
 def _hog_kernel(
     x,  # [B, T, C, H, W]
     token_ids,  # [B, K], int64, if there are PATCHES
@@ -85,12 +93,16 @@ def _hog_kernel(
     WINDOW: tl.constexpr,
     WINDOW_SUM: tl.constexpr,
     PATCHES: tl.constexpr,
+    ALIGNED: tl.constexpr,  # x_b, x_t, x_c and x_h are multiples of 4, so that a thread may load its pixels in one go
+    INDEX: tl.constexpr,  # counts rows of cells and pixels
     DTYPE: tl.constexpr,  # computes
     GROUP: tl.constexpr,
     CELLS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    item = tl.program_id(0).to(tl.int64) * GROUP + tl.arange(0, GROUP)[:, None, None]
+    if ALIGNED:
+        x_b, x_t, x_c, x_h = x_b // 4 * 4, x_t // 4 * 4, x_c // 4 * 4, x_h // 4 * 4
+    item = tl.program_id(0).to(INDEX) * GROUP + tl.arange(0, GROUP)[:, None, None]
     cell = tl.program_id(1) * CELLS + tl.arange(0, CELLS)[None, :, None]
     column = tl.arange(0, COLUMNS)[None, None, :]
     region, row = item // rows, item % rows
@@ -101,10 +113,12 @@ def _hog_kernel(
     if PATCHES:
         b = region // C // K
         grid_w = W // side
-        id = tl.load(token_ids + b * ids_b + region // C % K * ids_k, mask=item < items, other=-1)
+        place = token_ids + b.to(tl.int64) * ids_b + (region // C % K).to(tl.int64) * ids_k
+        id = tl.load(place, mask=item < items, other=-1)
         valid = (id >= 0) & (id < T_SIZE * (H // side) * grid_w)
         t = id // grid_w // (H // side)
-        top, left_edge = id // grid_w % (H // side) * side, id % grid_w * side
+        top = (id // grid_w % (H // side) * side).to(INDEX)
+        left_edge = (id % grid_w * side).to(INDEX)
     else:
         b, t = region // C // T_SIZE, region // C % T_SIZE
         valid = item < items
@@ -112,14 +126,15 @@ def _hog_kernel(
     y0 = top + row * CELL_H
     column_x = left_edge + cell * CELL_W + column
     here = exists & valid & (column < CELL_W)
-    plane = x + b * x_b + t * x_t + c * x_c
-    left, middle, right = _reflect(column_x - 1, W) * x_w, column_x * x_w, _reflect(column_x + 1, W) * x_w
+    plane = x + b.to(tl.int64) * x_b + t.to(tl.int64) * x_t + c.to(tl.int64) * x_c
+    left, middle, right = _reflect(column_x - 1, W), column_x.to(tl.int64), _reflect(column_x + 1, W)
+    left, middle, right = left * x_w, middle * x_w, right * x_w
 
     # S_k of each column, and what their compensated sums over the blocks of a tall cell have lost.
     zero = tl.zeros((GROUP, CELLS, COLUMNS), DTYPE)
     sums, lost = (zero,) * BINS, (zero,) * BINS
     up_l, up_m, up_r = _pixels(plane + _reflect(y0 - 1, H) * x_h, left, middle, right, here, DTYPE)
-    mid_l, mid_m, mid_r = _pixels(plane + y0 * x_h, left, middle, right, here, DTYPE)
+    mid_l, mid_m, mid_r = _pixels(plane + y0.to(tl.int64) * x_h, left, middle, right, here, DTYPE)
     for done in range(0, CELL_H, 8):
         block = (zero,) * BINS
         for i in range(min(8, CELL_H - done)):
@@ -167,7 +182,7 @@ def _hog_kernel(
     region, row = tl.reshape(region, (GROUP, 1)), tl.reshape(row, (GROUP, 1))
     cell, exists = tl.reshape(cell, (1, CELLS)), tl.reshape(exists, (GROUP, CELLS))
     for k in tl.static_range(BINS):
-        place = out + ((region * BINS + k) * rows + row) * across + cell
+        place = out + ((region.to(tl.int64) * BINS + k) * rows + row) * across + cell
         tl.store(place, histogram[k] * scale, mask=exists)
 
 
@@ -214,16 +229,18 @@ def _launch(x, token_ids, out, bins, cell_h, cell_w, window, regions, height, wi
     """Over ``regions`` of height x width pixels: image planes, or with a patch size the channels of the patches."""
     rows, across = height // cell_h, width // cell_w
     columns = triton.next_power_of_2(cell_w)
-    cells = max(1, min(triton.next_power_of_2(across), _PIXELS // columns))
-    group = max(1, min(triton.next_power_of_2(regions * rows), _PIXELS // (cells * columns)))
+    group, cells = tile(regions * rows, across, max(1, _PIXELS // columns))
+    strides = [0 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True)][:4]
     sample_sum = sum(math.exp(-0.5 * ((i - (window - 1) / 2) / max(window // 2, 1)) ** 2) for i in range(window))
     grid = (triton.cdiv(regions * rows, group), triton.cdiv(across, cells))
     with torch.cuda.device_of(x):
         _hog_kernel[grid](
-            x, token_ids, out, regions * rows, rows, across, *x.shape[1:], *x.stride(),
+            x, token_ids, out, regions * rows, rows, across, *x.shape[1:], *strides, x.stride(4),
             token_ids.shape[1], token_ids.stride(0), token_ids.stride(1), patch_size,
             COTANGENTS=tuple(edge_cotangents(bins)), BINS=bins, CELL_H=cell_h, CELL_W=cell_w,
             WINDOW=window, WINDOW_SUM=sample_sum, PATCHES=patch_size > 0,
+            ALIGNED=all(stride % 4 == 0 for stride in strides),
+            INDEX=tl.int32 if max(regions * height, *x.shape[-2:]) < 2**30 else tl.int64,
             DTYPE=tl.float64 if x.dtype == torch.float64 else tl.float32,
             GROUP=group, CELLS=cells, COLUMNS=columns, num_warps=_WARPS, enable_fp_fusion=False,
         )  # fmt: skip
@@ -239,32 +256,16 @@ def _merge_leading(x: Tensor) -> Tensor | None:
 
 def ahead_of_time_cases():
     """(name, kernel, signature, constexprs, num_warps) of the variants to compile without a GPU."""
-    sizes = (
-        "items",
-        "rows",
-        "across",
-        "T_SIZE",
-        "C",
-        "H",
-        "W",
-        "x_b",
-        "x_t",
-        "x_c",
-        "x_h",
-        "x_w",
-        "K",
-        "ids_b",
-        "ids_k",
-    )
     cases = []
     for dtype, pixel in (("float32", "*fp32"), ("uint8", "*u8")):
         for patches in (False, True):
             constants = dict(
                 COTANGENTS=tuple(edge_cotangents(9)), BINS=9, CELL_H=8, CELL_W=8, WINDOW=0, WINDOW_SUM=0,
-                PATCHES=patches, DTYPE=tl.float32, GROUP=8 if patches else 1, CELLS=2 if patches else 32, COLUMNS=8,
+                PATCHES=patches, ALIGNED=True, INDEX=tl.int32, DTYPE=tl.float32,
+                GROUP=8 if patches else 1, CELLS=2 if patches else 32, COLUMNS=8,
             )  # fmt: skip
             signature = {"x": pixel, "token_ids": "*i64" if patches else pixel, "out": "*fp32"}
-            signature |= dict.fromkeys((*sizes, "side"), "i32") | dict.fromkeys(constants, "constexpr")
+            signature |= dict.fromkeys((*_COUNTS, "x_w", "side"), "i32") | dict.fromkeys(constants, "constexpr")
             name = f"hog{'_tokens' if patches else ''} {dtype}"
             cases.append((name, _hog_kernel, signature, constants, _WARPS))
     return cases

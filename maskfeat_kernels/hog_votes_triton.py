@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 _PI = tl.constexpr(math.pi)
+_INTERPRETED = triton.knobs.runtime.interpret
 
 
 class Dialect(NamedTuple):
@@ -55,6 +56,8 @@ class Image(NamedTuple):
     strides: tuple[int, ...]
     channels: int  # of which the strongest is taken
     channel_stride: int
+    row_stride: int
+    pixel_stride: int
     tie_column: int
 
 
@@ -62,7 +65,6 @@ class Axis(NamedTuple):
     """An axis of an image, its region, and the weights of the cells; see CellAxis and Region."""
 
     size: int  # of the image
-    pitch: int  # elements from a pixel to the next
     begin: int  # of the region
     first_fold: int  # of the mirrored images of the image, those that the region meets
     last_fold: int
@@ -82,6 +84,87 @@ class Strides(NamedTuple):
     cell_row: int
     cell_column: int
     bin: int
+
+
+def tile(
+    rows: int,
+    columns: int,
+    lanes: int,  # a power of two
+) -> tuple[int, int]:  # powers of two, whose product is ``lanes``
+    """Rows and columns that a program does of a table of this size; few different ones, for each is compiled.
+
+    The interpreter compiles nothing and works on every lane: there no more than the table has.
+    """
+    if _INTERPRETED:
+        across = min(triton.next_power_of_2(columns), lanes)
+        return min(triton.next_power_of_2(rows), lanes // across), across
+    across = lanes
+    while across > 1 and columns <= across // 2:
+        across = max(1, across // 4)
+    return lanes // across, across
+
+
+def hidden(numbers: tuple, *special: str) -> tuple:
+    """A tuple of a kernel's arguments with 4 n + 2 for each integer n but those of the fields named ``special``.
+
+    Triton compiles a kernel anew for an integer that is 1 or a multiple of 16, and inside of a tuple there is no
+    telling it not to. 4 n + 2 is neither.
+    """
+
+    def hide(value):
+        if isinstance(value, tuple):
+            return tuple(map(hide, value))
+        return 4 * value + 2 if isinstance(value, int) else value
+
+    fields = zip(numbers._fields, numbers, strict=True)
+    return numbers._make(value if name in special else hide(value) for name, value in fields)
+
+
+@triton.jit
+def shown_image(image):
+    """The image that was :func:`hidden`, but for its pixel_stride."""
+    sizes, strides = (), ()
+    for axis in tl.static_range(len(image.sizes)):
+        sizes, strides = sizes + (image.sizes[axis] >> 2,), strides + (image.strides[axis] >> 2,)
+    return Image(
+        image.pixels,
+        sizes,
+        strides,
+        image.channels >> 2,
+        image.channel_stride >> 2,
+        image.row_stride >> 2,
+        image.pixel_stride,
+        image.tie_column >> 2,
+    )
+
+
+@triton.jit
+def shown_strides(strides):
+    """The strides that were :func:`hidden`."""
+    return Strides(
+        strides.plane >> 2,
+        strides.row >> 2,
+        strides.column >> 2,
+        strides.cell_row >> 2,
+        strides.cell_column >> 2,
+        strides.bin >> 2,
+    )
+
+
+@triton.jit
+def shown_axis(axis):
+    """The axis that was :func:`hidden`."""
+    return Axis(
+        axis.size >> 2,
+        axis.begin >> 2,
+        axis.first_fold >> 2,
+        axis.last_fold >> 2,
+        axis.cells >> 2,
+        axis.blocks >> 2,
+        axis.starts,
+        axis.weights,
+        axis.holder,
+    )
 
 
 @triton.jit
@@ -132,14 +215,14 @@ def pixel(place, here, T: tl.constexpr):
 
 
 @triton.jit
-def gradient(plane, y, x, row, column, here, D: tl.constexpr, FAR: tl.constexpr, T: tl.constexpr):
+def gradient(plane, image, y, x, row, column, here, D: tl.constexpr, FAR: tl.constexpr, T: tl.constexpr):
     """The pixel after minus the pixel before, for Sobel smoothed across: differences first."""
-    up = plane + mirror(row - 1, y.size, FAR).to(tl.int64) * y.pitch
-    middle = plane + mirror(row, y.size, FAR).to(tl.int64) * y.pitch
-    down = plane + mirror(row + 1, y.size, FAR).to(tl.int64) * y.pitch
-    left = mirror(column - 1, x.size, FAR).to(tl.int64) * x.pitch
-    centre = mirror(column, x.size, FAR).to(tl.int64) * x.pitch
-    right = mirror(column + 1, x.size, FAR).to(tl.int64) * x.pitch
+    up = plane + mirror(row - 1, y.size, FAR).to(tl.int64) * image.row_stride
+    middle = plane + mirror(row, y.size, FAR).to(tl.int64) * image.row_stride
+    down = plane + mirror(row + 1, y.size, FAR).to(tl.int64) * image.row_stride
+    left = mirror(column - 1, x.size, FAR).to(tl.int64) * image.pixel_stride
+    centre = mirror(column, x.size, FAR).to(tl.int64) * image.pixel_stride
+    right = mirror(column + 1, x.size, FAR).to(tl.int64) * image.pixel_stride
     west, east = pixel(middle + left, here, T), pixel(middle + right, here, T)
     north, south = pixel(up + centre, here, T), pixel(down + centre, here, T)
     if D.sqrt:
@@ -158,14 +241,14 @@ def gradient(plane, y, x, row, column, here, D: tl.constexpr, FAR: tl.constexpr,
 @triton.jit
 def strongest(plane, image, y, x, row, column, here, D: tl.constexpr, FAR: tl.constexpr, T: tl.constexpr):
     """The gradient of the channel that has the longest, and the channel; a NaN counts as the longest of all."""
-    gx, gy = gradient(plane, y, x, row, column, here, D, FAR, T)
+    gx, gy = gradient(plane, image, y, x, row, column, here, D, FAR, T)
     channel = tl.zeros_like(gx).to(tl.int32)
     if D.strongest:
         longest = gx * gx + gy * gy
         takes_last = column - x.begin >= image.tie_column
         for c in range(1, image.channels):
             plane += image.channel_stride
-            other_gx, other_gy = gradient(plane, y, x, row, column, here, D, FAR, T)
+            other_gx, other_gy = gradient(plane, image, y, x, row, column, here, D, FAR, T)
             square = other_gx * other_gx + other_gy * other_gy
             take = (square > longest) | (takes_last & (square == longest)) | ((square != square) & (longest == longest))
             gx, gy = tl.where(take, other_gx, gx), tl.where(take, other_gy, gy)

@@ -18,8 +18,11 @@ from . import ops
 _BYTES_OF_TILE = 4096  # two 16-byte accesses for each of 128 threads; with four, some do not fit the registers
 _SLICE_ROWS, _SLICES = 32, 8
 
+# Triton compiles a kernel anew for an integer argument that is 1 or a multiple of 16, if it is not told otherwise. Here
+# ALIGNED alone says that the width and the strides are multiples of 16, so that a thread may move elements in one go.
 
-@triton.jit
+
+@triton.jit(do_not_specialize=("rows", "N", "K", "D", "tokens_b", "tokens_n", "ids_b", "ids_k"))
 def _gather_kernel(
     tokens,  # [B, N, D]
     token_ids,  # [B, K], int64
@@ -33,11 +36,14 @@ def _gather_kernel(
     tokens_d,
     ids_b,
     ids_k,
+    ALIGNED: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Rows out[b, k] = tokens[b, token_ids[b, k]], NaN where the id is out of range."""
+    if ALIGNED:
+        D, tokens_b, tokens_n = D // 16 * 16, tokens_b // 16 * 16, tokens_n // 16 * 16
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     d = tl.program_id(1).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
     b, k = row // K, row % K
@@ -52,7 +58,7 @@ def _gather_kernel(
     tl.store(out + row[:, None] * D + d[None, :], x, mask=(row < rows)[:, None] & (d < D)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("N", "K", "D", "values_b", "values_k", "ids_b", "ids_k"))
 def _scatter_add_kernel(
     values,  # [B, K, D]
     token_ids,  # [B, K], int64
@@ -65,6 +71,7 @@ def _scatter_add_kernel(
     values_d,
     ids_b,
     ids_k,
+    ALIGNED: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -75,6 +82,8 @@ def _scatter_add_kernel(
     The ids are compared with all tokens of the tile, which is K * N comparisons for a batch row and column block, a few
     percent of the N * D elements written. A token listed once, as all are in pre-training, is then a plain copy.
     """
+    if ALIGNED:
+        D, values_b, values_k = D // 16 * 16, values_b // 16 * 16, values_k // 16 * 16
     tiles = tl.cdiv(N, BLOCK_R)
     b = tl.program_id(0).to(tl.int64) // tiles
     n = tl.program_id(0).to(tl.int64) % tiles * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -100,7 +109,7 @@ def _scatter_add_kernel(
     tl.store(out + (b * N + n)[:, None] * D + d[None, :], x, mask=(n < N)[:, None] & in_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows", "N", "D", "tokens_b", "tokens_n", "mask_b", "mask_n"))
 def _mask_kernel(
     tokens,  # [B, N, D]
     mask_token,  # [D]
@@ -115,11 +124,14 @@ def _mask_kernel(
     mask_token_d,
     mask_b,
     mask_n,
+    ALIGNED: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Rows out[b, n] = mask_token where the mask is set, tokens[b, n] elsewhere; masked tokens are not read."""
+    if ALIGNED:
+        D, tokens_b, tokens_n = D // 16 * 16, tokens_b // 16 * 16, tokens_n // 16 * 16
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     d = tl.program_id(1).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
     b, n = row // N, row % N
@@ -134,7 +146,7 @@ def _mask_kernel(
     tl.store(out + row[:, None] * D + d[None, :], x, mask=(row < rows)[:, None] & (d < D)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows", "N", "D", "x_b", "x_n", "mask_b", "mask_n"))
 def _sum_kernel(
     x,  # [B, N, D]
     mask,  # [B, N], bool; not read unless MASKED
@@ -148,12 +160,15 @@ def _sum_kernel(
     mask_b,
     mask_n,
     MASKED: tl.constexpr,
+    ALIGNED: tl.constexpr,
     WIDE: tl.constexpr,
     SLICE_ROWS: tl.constexpr,
     SLICES: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """The sum of a chunk of SLICES * SLICE_ROWS rows, those of each slice one after the other."""
+    if ALIGNED:
+        D, x_b, x_n = D // 16 * 16, x_b // 16 * 16, x_n // 16 * 16
     chunk = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
     row0 = (chunk * SLICES + tl.arange(0, SLICES)) * SLICE_ROWS
@@ -182,8 +197,8 @@ def masked_gather(tokens: Tensor, token_ids: Tensor) -> Tensor:
         grid = (triton.cdiv(batch * count, block_r), triton.cdiv(width, block_d))
         with torch.cuda.device_of(tokens):
             _gather_kernel[grid](
-                tokens, token_ids, out, batch * count, length, count, width, *tokens.stride(), *token_ids.stride(),
-                WIDE=_wide(tokens), BLOCK_R=block_r, BLOCK_D=block_d,
+                tokens, token_ids, out, batch * count, length, count, width, *_strides(tokens), *token_ids.stride(),
+                ALIGNED=_is_aligned(tokens), WIDE=_wide(tokens), BLOCK_R=block_r, BLOCK_D=block_d,
             )  # fmt: skip
     return out
 
@@ -197,8 +212,8 @@ def masked_scatter_add(values: Tensor, token_ids: Tensor, length: int) -> Tensor
         grid = (batch * triton.cdiv(length, block_r), triton.cdiv(width, block_d))
         with torch.cuda.device_of(values):
             _scatter_add_kernel[grid](
-                values, token_ids, out, length, count, width, *values.stride(), *token_ids.stride(),
-                WIDE=_wide(values), BLOCK_R=block_r, BLOCK_D=block_d, BLOCK_K=64,
+                values, token_ids, out, length, count, width, *_strides(values), *token_ids.stride(),
+                ALIGNED=_is_aligned(values), WIDE=_wide(values), BLOCK_R=block_r, BLOCK_D=block_d, BLOCK_K=64,
             )  # fmt: skip
     return out
 
@@ -213,8 +228,8 @@ def mask_tokens(tokens: Tensor, mask_token: Tensor, mask: Tensor) -> Tensor:
         with torch.cuda.device_of(tokens):
             _mask_kernel[grid](
                 tokens, mask_token, mask, out, batch * length, length, width,
-                *tokens.stride(), *mask_token.stride(), *mask.stride(),
-                WIDE=_wide(tokens), BLOCK_R=block_r, BLOCK_D=block_d,
+                *_strides(tokens), *mask_token.stride(), *mask.stride(),
+                ALIGNED=_is_aligned(tokens), WIDE=_wide(tokens), BLOCK_R=block_r, BLOCK_D=block_d,
             )  # fmt: skip
     return out
 
@@ -232,8 +247,9 @@ def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
         block_d = max(16, min(triton.next_power_of_2(width), 128))
         with torch.cuda.device_of(x):
             _sum_kernel[(chunks, triton.cdiv(width, block_d))](
-                x, mask, sums, batch * length, length, width, *x.stride(), *mask.stride(),
-                MASKED=masked, WIDE=_wide(x), SLICE_ROWS=_SLICE_ROWS, SLICES=_SLICES, BLOCK_D=block_d,
+                x, mask, sums, batch * length, length, width, *_strides(x), *mask.stride(),
+                MASKED=masked, ALIGNED=_is_aligned(x), WIDE=_wide(x), SLICE_ROWS=_SLICE_ROWS, SLICES=_SLICES,
+                BLOCK_D=block_d,
             )  # fmt: skip
         if chunks == 1:
             return sums.view(width)
@@ -249,6 +265,16 @@ def _tile(tokens: Tensor) -> tuple[int, int]:  # BLOCK_R, BLOCK_D
     return max(1, _BYTES_OF_TILE // (block_d * tokens.element_size())), block_d
 
 
+def _strides(x: Tensor) -> list[int]:
+    """The strides of [B, N, D]; 0 for an axis of one, which is never stepped along."""
+    return [0 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True)]
+
+
+def _is_aligned(x: Tensor) -> bool:
+    """Whether the rows of [B, N, D] are whole packs of 16 elements, each a multiple of 16 from the first."""
+    return all(number % 16 == 0 for number in (x.shape[2], *_strides(x)[:2]))
+
+
 def _wide(x: Tensor) -> tl.dtype:
     """What is computed in: float64 for float64, else float32. The interpreter has no bfloat16 arithmetic."""
     return tl.float64 if x.dtype == torch.float64 else tl.float32
@@ -256,8 +282,9 @@ def _wide(x: Tensor) -> tl.dtype:
 
 def ahead_of_time_cases():
     """(name, kernel, signature, constexprs, num_warps) of the variants to compile without a GPU."""
-    tile = {"WIDE": tl.float32, "BLOCK_R": 4, "BLOCK_D": 256}
-    sums = {"MASKED": True, "WIDE": tl.float32, "SLICE_ROWS": _SLICE_ROWS, "SLICES": _SLICES, "BLOCK_D": 128}
+    tile = {"ALIGNED": True, "WIDE": tl.float32, "BLOCK_R": 4, "BLOCK_D": 256}
+    sums = {"MASKED": True, "ALIGNED": True, "WIDE": tl.float32, "SLICE_ROWS": _SLICE_ROWS, "SLICES": _SLICES}
+    sums["BLOCK_D"] = 128
     cases = []
     for dtype, element in (("float32", "*fp32"), ("bfloat16", "*bf16")):
         for name, kernel, constants in (
