@@ -5,10 +5,12 @@ from typing import Any
 
 from torch import nn
 
+from maskfeat_kernels import MASKFEAT
+
 from .config import Finetune, Pretrain, Recipe
 from .model import MaskFeat
 from .mvit import MViT, mvit
-from .target import HogTarget, MixTarget, PixelTarget, Target
+from .target import HogTarget, MixTarget, PixelTarget, Target, cell_size
 from .vit import vit
 
 
@@ -55,8 +57,12 @@ def _stride(encoder: nn.Module, depth: int) -> int:
 
 def _target(recipe: Pretrain, stride: int) -> Target:
     temporal = 2 if recipe.frames else 1
-    if recipe.target == "hog":
-        return HogTarget(stride, temporal)
     if recipe.target == "pixel":
         return PixelTarget(stride, temporal)
-    return MixTarget([HogTarget(stride, temporal), PixelTarget(stride, temporal)], list(recipe.target_weights))
+    if recipe.hog_cell and stride % recipe.hog_cell:
+        raise ValueError(f"hog_cell={recipe.hog_cell} does not divide the {stride} pixels of a predicted token")
+    spec = MASKFEAT.replace(bins=recipe.hog_bins, cell=recipe.hog_cell or cell_size(stride))
+    hog = HogTarget(stride, temporal, spec, gray=recipe.hog_gray)
+    return (
+        hog if recipe.target == "hog" else MixTarget([hog, PixelTarget(stride, temporal)], list(recipe.target_weights))
+    )

@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 
 # Keys that a run may go on with under other values. Other parts of a batch draw other masks; the rest changes nothing.
 FREE = {
-    "accumulate", "compile", "device", "eval_every", "init", "keep", "knn", "knn_samples", "log_every", "name", "out",
-    "parallel", "recompute", "resume", "save_every", "tensorboard", "val_data", "workers",
+    "accumulate", "cache_mb", "compile", "device", "eval_every", "init", "keep", "knn", "knn_samples", "log_every",
+    "name", "out", "parallel", "recompute", "resume", "save_every", "tensorboard", "val_data", "workers",
 }  # fmt: skip
 FORMAT = 1
 WEIGHTS, EMA_WEIGHTS = "weights.safetensors", "weights_ema.safetensors"

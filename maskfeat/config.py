@@ -35,7 +35,9 @@ class Recipe:
     name: str = key("", "the recipe this one started from")
     # model
     encoder: Literal["vit", "mvit"] = key("vit", "ViT for images, MViTv2 for video")
-    size: Literal["tiny", "small", "base", "large"] = key("base", "size of the encoder; MViT has no base")
+    size: Literal["micro", "tiny", "small", "base", "large"] = key(
+        "base", "size of the encoder; MViT has no micro and no base"
+    )
     patch_size: int = key(16, "pixels of a patch of the ViT", least=1)
     image_size: int = key(224, "height and width of a crop, in pixels", least=1)
     frames: int = key(0, "frames of a clip; 0 for images", least=0)
@@ -78,7 +80,12 @@ class Recipe:
     seed: int = key(0, "of weights, data, masks and augmentation", least=0, below=2**64)
     device: str = key("auto", "'cpu', 'cuda', ...; 'auto' takes an accelerator if there is one")
     workers: int = key(8, "loader processes of each rank; 0 loads in the training process", least=0)
-    precision: Literal["fp32", "bf16"] = key("bf16", "arithmetic under autocast; weights are float32")
+    cache_mb: int = key(
+        0, "megabytes of decoded images that are kept where workers=0; the rest is decoded again", least=0
+    )
+    precision: Literal["auto", "fp32", "bf16"] = key(
+        "auto", "arithmetic under autocast, weights are float32; 'auto' takes bf16 where the machine has it"
+    )
     parallel: Literal["ddp", "fsdp"] = key("ddp", "how several ranks share the model")
     compile: bool = key(False, "torch.compile the model")
     recompute: bool = key(False, "activation checkpointing: recompute blocks in the backward pass")
@@ -139,6 +146,11 @@ class Pretrain(Recipe):
     mask_stride: int = key(16, "pixels of a cell of the mask", least=1)
     mask_compat: Literal["", "slowfast", "mmpretrain"] = key("", "statistics of another code base's masks")
     target: Literal["hog", "pixel", "hog+pixel"] = key("hog", "what is predicted")
+    hog_cell: int = key(
+        0, "pixels of a cell of the HOG; 0 for 8, or what is nearest to it and divides a patch", least=0
+    )
+    hog_bins: int = key(9, "orientations of the HOG", least=1)
+    hog_gray: bool = key(False, "HOG of the brightness, a third as many numbers, instead of every colour")
     target_weights: tuple[float, ...] = key((1.0, 1.0), "of the losses of hog+pixel", least=0, numbers=2)
     depths: tuple[int, ...] = key((), "blocks, from 0, that predict; by default the last", least=0)
     global_loss: bool = key(False, "weigh all masked tokens of a step alike, whatever rank they are on")
@@ -357,7 +369,9 @@ _SSV2 = dict(
     optimizer="sgd", weight_decay=1e-4, warmup_epochs=3.0, warmup_lr=1e-6, end_lr=1e-6, dropout=0.5, clip_grad=5.0,
     rand_augment="m7-n4-mstd0.5-inc1", test_clips=1, test_crops=3,
 )  # fmt: skip
-_TINY = dict(size="tiny", samples=2048, warmup_epochs=1.0, workers=0, precision="fp32", log_every=10, eval_every=5)
+_TINY = dict(
+    size="tiny", samples=2048, warmup_epochs=1.0, workers=0, cache_mb=512, precision="fp32", log_every=10, eval_every=5
+)
 _TINY_VIT = dict(_TINY, image_size=96, batch_size=16, epochs=20)
 _TINY_MVIT = dict(_TINY, frames=4, image_size=64, batch_size=16, epochs=10)
 _TINY_RATES = dict(lr=5e-4, warmup_lr=1e-6, end_lr=1e-6)

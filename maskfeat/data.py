@@ -18,7 +18,7 @@ from .augment import Frames, eval_crops, flip, rand_augment, random_resized_crop
 from .config import Finetune, Pretrain, Recipe
 from .decode import Unreadable, frame_numbers
 from .mask import Masks, make_masks
-from .source import Photographs, open_source
+from .source import DecodedOnce, Photographs, open_source
 from .synthetic import Scenes
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,11 @@ class Batches(Dataset):
         self.clips, self.crops = (recipe.test_clips, recipe.test_crops) if tuned and split == "test" else (1, 1)
         larger = round(recipe.image_size * 256 / 224)
         self.resize = (tuned and recipe.test_size) or larger
-        self.source = _source(recipe.data, recipe.val_data, split, recipe.frames > 0, larger, recipe.samples)
+        made = {"synthetic", "skimage"} & {recipe.data, recipe.val_data}  # of files all are open, however many are used
+        samples = recipe.samples if made else 0
+        self.source = _source(recipe.data, recipe.val_data, split, recipe.frames > 0, larger, samples)
+        if recipe.cache_mb and not (recipe.frames or recipe.workers):
+            self.source = _decoded_once(self.source, recipe.cache_mb)
         self.data = recipe.val_data if recipe.val_data and split != "train" else recipe.data
         self.check_labels()
         wanted = min((split == "train" and recipe.samples) or len(self.source), len(self.source))
@@ -269,6 +273,11 @@ def _source(data: str, val_data: str, split: str, video: bool, size: int, sample
             raise ValueError("data='skimage' has photographs, no clips; for clips there is data='synthetic'")
         return Photographs(split, samples)
     return open_source(place, split, video, own_split=own, train_data=data if own else place)
+
+
+@lru_cache(maxsize=4)  # of training and held-out data, for all epochs
+def _decoded_once(source, megabytes: int) -> DecodedOnce:
+    return DecodedOnce(source, megabytes)
 
 
 def to_tensor(clips: list[Frames]) -> Tensor:  # [B, 3, T, H, W] uint8

@@ -1,11 +1,13 @@
 """The ranks of a run: joining them, sharing a model between them, and sums over them."""
 
 import os
+import platform
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.distributed as dist
@@ -164,3 +166,25 @@ def device_named(name: str, precision: str = "fp32") -> torch.device:
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError(f"{torch.cuda.get_device_name(device)} has no bf16 arithmetic; use precision=fp32")
     return device
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The arithmetic of a recipe's ``precision`` on ``device``."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=arithmetic(device, precision) == "bf16")
+
+
+def arithmetic(device: torch.device, precision: str) -> str:
+    """ "fp32" or "bf16"; for "auto" bf16 where the device has instructions for it, as it is slow where it has not."""
+    return precision if precision != "auto" else "bf16" if has_bf16(device.type) else "fp32"
+
+
+@lru_cache
+def has_bf16(kind: str) -> bool:
+    """Whether devices of this kind multiply bf16 numbers in hardware, as far as torch says."""
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind != "cpu":
+        return True
+    if platform.machine().lower() in ("x86_64", "amd64"):  # where oneDNN takes any AVX-512 for enough
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()

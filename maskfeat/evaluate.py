@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .config import Finetune, Pretrain, Recipe
 from .data import HELD_OUT, Loader, make_loader, normalise
-from .distributed import World
+from .distributed import World, autocast
 from .model import MaskFeat
 from .show import panel
 from .step import part_loss, seed_part
@@ -77,7 +77,7 @@ def classifier_accuracy(
             raise ValueError(f"evaluation needs labels, and {recipe.val_data or recipe.data!r} has none")
         labels = batch["labels"].to(device, non_blocking=True)
         pixels = normalise(batch["images"].to(device, non_blocking=True), recipe.mean, recipe.std)
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        with autocast(device, recipe.precision):
             scores = model(pixels).float()
         probabilities = scores.softmax(-1).unflatten(0, (len(labels), -1)).mean(1)
         right = probabilities.topk(min(5, probabilities.shape[1])).indices == labels.unsqueeze(1)
@@ -147,7 +147,7 @@ def features(
         if not known.any():
             continue
         pixels = normalise(batch["images"][known].to(device, non_blocking=True), recipe.mean, recipe.std)
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        with autocast(device, recipe.precision):
             found.append(F.normalize(encoder(pixels).float(), dim=-1))
         labels.append(batch["labels"][known].to(device))
     encoder.train(training)
@@ -203,7 +203,7 @@ def export_features(encoder: nn.Module, loader: Loader, folder: "str | Path", de
     encoder.eval()
     for i, batch in enumerate(loader, start=loader.start):
         pixels = normalise(batch["images"].to(device, non_blocking=True), recipe.mean, recipe.std)
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        with autocast(device, recipe.precision):
             maps = feature_maps(encoder, pixels).half().cpu().contiguous()
         views = len(maps) // len(batch["indices"])
         rows = {name: batch[name].repeat_interleave(views) for name in ("labels", "indices") if name in batch}

@@ -13,7 +13,7 @@ from .config import IMAGENET
 from .data import normalise
 from .mask import Masks
 from .model import MaskFeat
-from .target import HogTarget, MixTarget, Target, frames_of
+from .target import HogTarget, MixTarget, Target, brightness, frames_of
 
 TITLES = ("masked input", "predicted HOG", "target HOG", "original")
 GREY, GAP, MARGIN = 0.5, 6, 22
@@ -74,7 +74,8 @@ def pictures(
     prediction = prediction[..., first : first + target.dim].float()
     frames = frames_of(images, target.temporal_stride)
     frames = frames if images.ndim == 5 else frames.unsqueeze(1)  # [B, T', 3, H, W]
-    wanted = fused_hog(frames.contiguous(), target.spec, backend=target.backend)  # [B, T', 3, bins, rows, columns]
+    seen = brightness(frames) if target.gray else frames.contiguous()
+    wanted = fused_hog(seen, target.spec, backend=target.backend)  # [B, T', 3, bins, rows, columns]
     grid = tuple(masked.mask.shape[1:]) if images.ndim == 5 else (1, *masked.mask.shape[1:])
     hidden = masked.mask.view(-1, *grid)
     sides = [cells // patches for cells, patches in zip(wanted.shape[-2:], grid[1:], strict=True)]

@@ -200,3 +200,33 @@ class Photographs:
 
     def name(self, index: int) -> str:
         return self.names[index % len(self.names)]
+
+
+class DecodedOnce:
+    """The images of another source, of which the first ``megabytes`` that are read stay in memory as they are decoded.
+
+    An epoch reads every image once, so an image that is kept saves as much as any other; none makes place for another.
+    """
+
+    def __init__(self, source, megabytes: int):
+        self.source, self.spare, self.kept = source, megabytes * 2**20, {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def classes(self) -> int | None:
+        return self.source.classes
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def read(self, index: int, choose: Choose) -> tuple[list[Frames], int | None]:
+        sample = self.kept.get(index) or self.source.read(index, choose)
+        if index not in self.kept:
+            size = sum(
+                4 * frame.width * frame.height for clip in sample[0] for frame in clip
+            )  # Pillow pads RGB to 4 bytes
+            if size <= self.spare:
+                self.kept[index], self.spare = sample, self.spare - size
+        return sample

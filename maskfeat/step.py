@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .config import Finetune, Recipe
 from .data import normalise, part_seeds
+from .distributed import autocast
 from .finetune import train_step_inputs
 
 
@@ -31,7 +32,7 @@ def part_loss(
 ) -> Tensor:  # scalar
     """The loss of a part; ``count`` as in :meth:`maskfeat.model.MaskFeat.forward`."""
     batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+    with autocast(device, recipe.precision):
         if isinstance(recipe, Finetune):
             pixels, labels = train_step_inputs(batch, recipe, generator)
             return F.cross_entropy(model(pixels).float(), labels)

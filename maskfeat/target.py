@@ -43,6 +43,7 @@ class HogTarget(Target):
         of a patch embedding with kernel 3, stride 2 and padding 1.
     spec, channels: bins, cell and window of the histogram; the colour channels of the image. If the cell does not
         divide the patch it is replaced by :func:`cell_size`.
+    gray: take the histogram of the brightness (:func:`brightness`), one channel, in place of that of each colour.
 
     ``dim`` is channels * bins * (patch_size / cell)^2 = 108 for patches of 16, in the order channel, bin, row, column.
     """
@@ -54,16 +55,20 @@ class HogTarget(Target):
         spec: HogSpec = MASKFEAT,
         channels: int = 3,
         backend: str = "auto",
+        gray: bool = False,
     ):
         super().__init__()
+        channels = 1 if gray else channels
         if any(patch_size % side for side in spec.cell):
             spec = spec.replace(cell=cell_size(patch_size))
         self.patch_size, self.temporal_stride, self.spec, self.backend = patch_size, temporal_stride, spec, backend
+        self.gray = gray
         self.dim = channels * spec.bins * (patch_size // spec.cell[0]) * (patch_size // spec.cell[1])
 
     def forward(self, pixels: Tensor, images: Tensor, masks: Masks) -> Tensor:
         frames = frames_of(images, self.temporal_stride)
         check_grid(frames, self.patch_size, masks)
+        frames = brightness(frames) if self.gray else frames
         return fused_hog_tokens(frames, masks.ids, self.patch_size, self.spec, backend=self.backend).float()
 
 
@@ -171,6 +176,17 @@ def cell_size(patch_size: int) -> int:
     A patch of 14 then has 2 x 2 cells as one of 16 has, and the target keeps its length of 108.
     """
     return min((side for side in range(1, patch_size + 1) if patch_size % side == 0), key=lambda side: abs(side - 8))
+
+
+def brightness(
+    images: Tensor,  # [..., 3, H, W] uint8
+) -> Tensor:  # [..., 1, H, W] uint8
+    """0.299 R + 0.587 G + 0.114 B, rounded as Pillow rounds it (``convert("L")``).
+
+    Source: ITU-R BT.601.
+    """
+    red, green, blue = images.int().unbind(-3)
+    return (19595 * red + 38470 * green + 7471 * blue + 0x8000).bitwise_right_shift(16).byte().unsqueeze(-3)
 
 
 def frames_of(x: Tensor, temporal_stride: int) -> Tensor:

@@ -5,6 +5,8 @@ paths) depends on the seed, the step and the number of the part only: a run goes
 two ranks compute what one process computes that accumulates two parts.
 """
 
+import dataclasses
+import logging
 import math
 import re
 import time
@@ -33,12 +35,14 @@ from .checkpoint import (
 )
 from .config import Finetune, Pretrain, Recipe
 from .data import TRAINING, Loader, make_loader, part_masks
-from .distributed import Terminated, World, finite, join, share, synchronise, watch_sigterm, whole
+from .distributed import Terminated, World, arithmetic, finite, join, share, synchronise, watch_sigterm, whole
 from .evaluate import evaluate_model, held_out
 from .finetune import EMA
 from .model import MaskFeat
 from .progress import Progress, Stopwatch
 from .step import part_loss, seed_part
+
+log = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe, build: Callable[[Recipe], nn.Module] = build) -> dict[str, float]:
@@ -64,6 +68,10 @@ class Trainer:
     """One run: the model, its optimizer, and the step that it has reached; ``build`` as in :func:`train`."""
 
     def __init__(self, recipe: Recipe, world: World, build: Callable[[Recipe], nn.Module] = build):
+        if recipe.precision == "auto":  # as a run goes on with the arithmetic with which it began
+            recipe = dataclasses.replace(recipe, precision=arithmetic(world.device, "auto"))
+            if world.rank == 0 and recipe.precision == "fp32":
+                log.warning("precision=auto: fp32, as this %s has no bf16 arithmetic", world.device.type.upper())
         self.recipe, self.world, self.build = recipe, world, build
         self.out = Path(recipe.out or f"runs/{recipe.name}")
         loader = self.loader(0)
@@ -87,7 +95,7 @@ class Trainer:
         if recipe.optimizer == "sgd":
             self.optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.betas[0], nesterov=True)
         else:
-            self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
+            self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
 
     def fit(self, sigterm: Sequence = ()) -> dict[str, float]:
         """Train to the end, from the newest checkpoint if there is one; the values of the last evaluation.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 SIZES = {
+    "micro": dict(embed_dim=128, depth=4, num_heads=4),  # of no paper: what a CPU trains within the hour
     "tiny": dict(embed_dim=192, depth=12, num_heads=3),
     "small": dict(embed_dim=384, depth=12, num_heads=6),
     "base": dict(embed_dim=768, depth=12, num_heads=12),
@@ -18,7 +19,7 @@ SIZES = {
 
 
 def vit(size: str = "base", **options) -> "VisionTransformer":
-    """A ViT of a named size, "tiny", "small", "base" or "large"; ``options`` go to :class:`VisionTransformer`."""
+    """A ViT of a size named in SIZES; ``options`` go to :class:`VisionTransformer`."""
     if size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
     return VisionTransformer(**{**SIZES[size], **options})

@@ -174,3 +174,24 @@ def test_published_values():
     for recipe in (small, large):
         assert (recipe.optimizer, recipe.weight_decay, recipe.dropout, recipe.layer_decay) == ("sgd", 1e-4, 0.5, 1.0)
         assert (recipe.sampling, recipe.flip, recipe.test_clips, recipe.test_crops) == ("uniform", False, 1, 3)
+
+
+@pytest.mark.parametrize(
+    "settings, cell, dim",
+    [
+        ([], (8, 8), 108),
+        (["patch_size=8", "mask_stride=8"], (8, 8), 27),
+        (["patch_size=8", "mask_stride=8", "hog_cell=4"], (4, 4), 108),
+        (["hog_bins=6", "hog_gray=yes"], (8, 8), 24),
+        (["hog_cell=4", "hog_gray=yes", "target=hog+pixel"], (4, 4), 144 + 768),
+    ],
+)
+def test_the_histogram_is_said_in_keys(settings, cell, dim):
+    model = build(override(get_recipe("vit_tiny"), ["size=micro", "image_size=32", *settings]))
+    [target] = model.targets
+    assert getattr(target, "targets", [target])[0].spec.cell == cell and target.dim == dim
+
+
+def test_a_cell_that_does_not_divide_the_patch_is_refused():
+    with pytest.raises(ValueError, match="hog_cell=5 does not divide the 16 pixels of a predicted token"):
+        build(override(get_recipe("vit_tiny"), ["hog_cell=5"]))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from maskfeat import source
 from maskfeat.config import Finetune, Pretrain
 from maskfeat.data import HELD_OUT, TRAINING, make_loader, normalise, part_masks
 
@@ -279,3 +280,29 @@ def test_errors_say_what_to_do(tmp_path):
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match="lists no files"):
         batches(images(tmp_path / "empty.txt"))
+
+
+def test_images_that_are_kept_decoded_are_the_same_and_decoded_once(tmp_path, monkeypatch):
+    media.image_folder(tmp_path, each=5)
+    recipe = images(tmp_path, workers=0)
+    expected = batches(recipe) + batches(recipe, seed=1)
+    decoded, read = [], source.Files.read
+    monkeypatch.setattr(
+        source.Files, "read", lambda self, index, choose: decoded.append(index) or read(self, index, choose)
+    )
+    kept = dataclasses.replace(recipe, cache_mb=1)
+    assert_same(batches(kept) + batches(kept, seed=1), expected)
+    assert len(decoded) == len(set(decoded))
+
+
+def test_what_no_longer_fits_is_decoded_again():
+    class Counted:
+        reads = 0
+
+        def read(self, index, choose):
+            self.reads += 1
+            return [[Image.new("RGB", (256, 512))]], index
+
+    kept = source.DecodedOnce(Counted(), megabytes=1)  # two of these
+    assert [kept.read(i, None)[1] for i in (0, 1, 2, 0, 1, 2)] == [0, 1, 2, 0, 1, 2]
+    assert kept.source.reads == 4

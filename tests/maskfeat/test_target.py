@@ -2,9 +2,11 @@
 
 import os
 
+import numpy as np
 import pytest
 import slow_maskfeat
 import torch
+from PIL import Image
 from torch import nn
 
 from benchmarks.bench_memory import peak_bytes
@@ -187,3 +189,11 @@ def test_hog_targets_need_no_memory_but_their_own(video):
     peak = min(peak_bytes(run, "cpu")[1] for _ in range(3))  # other threads may allocate as well
     size = results[0].nbytes
     assert peak <= size + 128 * 1024 < images.nbytes / 2
+
+
+def test_hog_of_the_brightness_is_that_of_pillows_gray_picture():
+    images, masks = crop(2, 3, 32, 48), random_masks(2, (2, 3))
+    gray = np.stack([Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L") for image in images])
+    target = HogTarget(16, gray=True)
+    expected = HogTarget(16, channels=1)(normalised(images), torch.from_numpy(gray).unsqueeze(1), masks)
+    assert target.dim == 36 and torch.equal(target(normalised(images), images, masks), expected)

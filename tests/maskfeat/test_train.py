@@ -306,3 +306,13 @@ def test_mistakes_are_found_before_training(tmp_path, change, message):
         pytest.skip("this machine has an accelerator")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train_small(tmp_path, change)
+
+
+@pytest.mark.parametrize("native, wanted", [(False, "fp32"), (True, "bf16")])
+def test_the_machine_chooses_the_precision_and_the_run_remembers(tmp_path, monkeypatch, caplog, native, wanted):
+    monkeypatch.setattr("maskfeat.distributed.has_bf16", lambda kind: native)
+    train_small(tmp_path / "auto", "steps=1", "precision=auto")
+    train_small(tmp_path / "said", "steps=1", f"precision={wanted}")
+    assert losses(tmp_path / "auto") == losses(tmp_path / "said")
+    assert read_weights(tmp_path / "auto")[1].precision == wanted
+    assert ("precision=auto: fp32, as this CPU has no bf16 arithmetic" in caplog.text) == (not native)
