@@ -15,6 +15,9 @@ from torch import Tensor
 
 Frames = list[Image.Image]
 
+LONGEST = 8
+"""How many times as long as wide a picture may be to be resized as a whole for evaluation, as torchvision does."""
+
 
 def random_resized_crop(
     frames: Frames,
@@ -60,19 +63,27 @@ def eval_crops(
 ) -> list[Frames]:
     """The central crop of pictures whose shorter side is resized to ``resize``, or three along the longer side.
 
-    ``resize`` is no smaller than the crop.
+    ``resize`` is no smaller than the crop. Of a picture more than ``LONGEST`` times as long as wide only the crops are
+    resized, so that memory is bounded whatever its shape. A value may differ by 2 then, in noise by more, as Pillow
+    chooses which axis comes first by the size of the result.
     """
     width, height = frames[0].size
     short = min(width, height)
     resized = resize * width // short, resize * height // short
-    frames = [frame.resize(resized, Image.Resampling[interpolation.upper()]) for frame in frames]
+    resample = Image.Resampling[interpolation.upper()]
     spare_x, spare_y = resized[0] - size[1], resized[1] - size[0]
     corners = [(round(spare_x / 2), round(spare_y / 2))]
     if crops == 3 and width >= height:
         corners = [(0, corners[0][1]), *corners, (spare_x, corners[0][1])]
     elif crops == 3:
         corners = [(corners[0][0], 0), *corners, (corners[0][0], spare_y)]
-    return [[frame.crop((x, y, x + size[1], y + size[0])) for frame in frames] for x, y in corners]
+    boxes = [(x, y, x + size[1], y + size[0]) for x, y in corners]
+    if max(width, height) <= LONGEST * short:
+        frames = [frame.resize(resized, resample) for frame in frames]
+        return [[frame.crop(box) for frame in frames] for box in boxes]
+    back = (width / resized[0], height / resized[1]) * 2
+    boxes = [tuple(side * factor for side, factor in zip(box, back, strict=True)) for box in boxes]
+    return [[frame.resize(size[::-1], resample, box=box) for frame in frames] for box in boxes]
 
 
 def flip(frames: Frames, probability: float, rng: np.random.Generator) -> Frames:

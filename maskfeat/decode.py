@@ -1,5 +1,8 @@
 """Frames from the bytes of an image or a video."""
 
+import os
+import stat
+import warnings
 from collections.abc import Callable
 from io import BytesIO
 
@@ -52,12 +55,24 @@ def frame_numbers(
 
 
 def read_image(file: "str | BytesIO", choose: Choose) -> list[Frames]:
-    with Image.open(file) as image:
+    """One clip of one frame. ValueError for more pixels than Pillow takes for harmless (``MAX_IMAGE_PIXELS``)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_size says it with the name
+        image = Image.open(file)
+    with image:
+        check_size(*image.size)
         if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255
             return [[Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")]]
         if "transparency" in image.info:
             return [[image.convert("RGBA").convert("RGB")]]
         return [[image.convert("RGB")]]
+
+
+def check_size(width: int, height: int) -> None:
+    """ValueError for a picture that would take too much memory, though its file may have some hundred bytes."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit and width * height > limit:
+        raise ValueError(f"{width} x {height} pixels are more than the {limit} of PIL.Image.MAX_IMAGE_PIXELS")
 
 
 def read_clips(
@@ -75,6 +90,7 @@ def read_clips(
         if not container.streams.video:
             raise ValueError("the file has no video stream")
         stream = container.streams.video[0]
+        check_size(stream.width, stream.height)
         stream.codec_context.thread_count = 1  # the loader already runs one process for each core
         rate, start = float(stream.average_rate), stream.start_time or 0
         seconds = stream.duration * stream.time_base if stream.duration else container.duration / av.time_base
@@ -83,6 +99,7 @@ def read_clips(
         container.seek(start + int(numbers[0] / rate / stream.time_base), stream=stream)
         pictures = []
         for frame in container.decode(stream):
+            check_size(frame.width, frame.height)  # which may change within a stream
             number = round((frame.pts - start) * stream.time_base * rate)
             while len(pictures) < len(numbers) and number >= numbers[len(pictures)]:
                 pictures.append(frame.to_image())
@@ -95,7 +112,10 @@ def read_clips(
 
 
 def decoded(decode: Decode, file: "str | BytesIO", name: str, choose: Choose) -> list[Frames]:
+    """What ``decode`` gives, or Unreadable. Only regular files are opened: a pipe would keep us waiting for ever."""
     try:
+        if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):
+            raise OSError("a folder, pipe, socket or device, no file")
         return decode(file, choose)
     except ImportError:  # of PyAV: no fault of the file
         raise

@@ -6,9 +6,9 @@ frames, and its label; a still image is one clip of one frame. What cannot be de
 that its labels need, 0 if it has no labels, None if they are only read with the samples.
 """
 
+import logging
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from PIL import Image
 from .augment import Frames
 from .decode import Choose, Decode, decoded, read_clips, read_image
 from .shards import Shards
+
+log = logging.getLogger(__name__)
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
@@ -31,6 +33,12 @@ PHOTOGRAPHS = {
     ),
     "val": ("camera", "coffee", "rocket"),
 }
+
+
+LONGEST_LINE = 4096
+"""Characters of a line of a list: the longest path of Linux. All paths take as much memory as the longest."""
+
+MOST_SHARDS = 10_000_000
 
 
 def open_source(data: str, split: str, video: bool, *, own_split: bool = False, train_data: str) -> "Files | Shards":
@@ -56,7 +64,7 @@ def open_source(data: str, split: str, video: bool, *, own_split: bool = False, 
     if place.is_file():
         return Files(*read_list(place), decode)
     suffixes = VIDEOS if video else IMAGES
-    return Files(*read_folder(place, suffixes, class_names(place, train_data, suffixes)), decode)
+    return Files(*read_folder(place, suffixes, train_data), decode)
 
 
 def find(data: str, split: str, own_split: bool = False) -> "Path | list[Path]":
@@ -89,6 +97,8 @@ def expand(pattern: str) -> list[Path]:
         path = Path(pattern)
         return sorted(path.parent.glob(path.name))
     numbers = range(int(match[1]), int(match[2]) + 1)
+    if len(match[0]) > 40 or len(numbers) > MOST_SHARDS:
+        raise ValueError(f"{pattern!r} names more shards than {MOST_SHARDS}")
     shards = [Path(pattern.replace(match[0], f"{number:0{len(match[1])}}")) for number in numbers]
     missing = [shard for shard in shards if not shard.is_file()]
     if 0 < len(missing) < len(shards):
@@ -98,37 +108,63 @@ def expand(pattern: str) -> list[Path]:
     return [] if missing else shards
 
 
-def walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
-    """Every folder below that has files with these suffixes, and their names, in order; nothing that is hidden."""
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found = sorted(name for name in names if name.lower().endswith(suffixes) and not name.startswith("."))
-        if found:
-            yield place, found
+def walk(folder: Path, suffixes: tuple[str, ...]) -> list[tuple[str, list[str]]]:
+    """Every folder below that has files with these suffixes, and their names, in order; nothing that is hidden.
+
+    Links to folders are followed, but each real folder is read once: at its own place if that is below ``folder``, else
+    through the first link. Pipes, sockets and devices are left out, with a warning that has their number.
+
+    Raises OSError for a folder that may not be read.
+    """
+    found, seen, special, links, again = [], set(), [], [str(folder)], []
+    while links:
+        places = [links.pop(0)]
+        while places:
+            place = places.pop()
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in seen:
+                again.append(place)
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(place) as entries:
+                visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
+            names = []
+            for entry in visible:
+                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                    (links if entry.is_symlink() else places).append(entry.path)
+                elif entry.name.lower().endswith(suffixes):
+                    # A broken link is a sample that cannot be read, as others are.
+                    known = entry.is_file(follow_symlinks=False)
+                    regular = known or os.path.isfile(entry.path) or not os.path.exists(entry.path)
+                    names.append(entry.name) if regular else special.append(entry.path)
+            if names:
+                found.append((place, names))
+    if again:
+        log.warning("left out %d links to folders that %s has elsewhere, such as %s", len(again), folder, again[0])
+    if special:
+        log.warning("skipped %d pipes, sockets or devices in %s, such as %s", len(special), folder, special[0])
+    return sorted(found, key=lambda item: Path(item[0]).parts)
 
 
-def class_names(folder: Path, train_data: str, suffixes: tuple[str, ...]) -> list[str]:
-    """The folders of the classes: those to train on, where there are any, as a held-out folder may lack a class.
+def read_folder(
+    folder: Path, suffixes: tuple[str, ...], train_data: str
+) -> tuple[list[str], list[int] | None]:  # paths, labels
+    """All files with these suffixes, and the class of the folder that each is in; no labels if any is in none.
 
-    A folder in which there is no sample is no class.
+    The classes are the folders with samples among those to train on, where there are any, as a held-out folder may lack
+    a class.
     """
     try:
         train = find(train_data, "train")
     except FileNotFoundError:
         train = folder
+    places = walk(folder, suffixes)
     apart = isinstance(train, Path) and train.is_dir() and not folder.is_relative_to(train)
-    entries = (train if apart else folder).iterdir()
-    folders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    return sorted(entry.name for entry in folders if any(walk(entry, suffixes)))
-
-
-def read_folder(
-    folder: Path, suffixes: tuple[str, ...], classes: list[str]
-) -> tuple[list[str], list[int] | None]:  # paths, labels
-    """All files with these suffixes, and the class of the folder that each is in; no labels if any is in none."""
-    number = {name: i for i, name in enumerate(classes)}
+    root, known = (train, walk(train, suffixes)) if apart else (folder, places)
+    inside = [Path(place).relative_to(root).parts for place, _ in known]
+    number = {name: i for i, name in enumerate(sorted({parts[0] for parts in inside if parts}))}
     paths, labels = [], []
-    for place, found in walk(folder, suffixes):
+    for place, found in places:
         inside = Path(place).relative_to(folder).parts
         if inside and inside[0] not in number:
             raise ValueError(f"{folder} has a class {inside[0]!r} that the training data have not")
@@ -139,11 +175,20 @@ def read_folder(
     return paths, None if -1 in labels else labels
 
 
+def read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no list: it has to be text in UTF-8 ({error.reason} at {error.start})") from None
+
+
 def read_list(file: Path) -> tuple[list[str], list[int] | None]:  # paths, labels
     """A path and a label on each line, or a path only."""
     paths, labels = [], []
-    for line in filter(None, map(str.strip, file.read_text(encoding="utf-8").splitlines())):
-        match = re.fullmatch(r"(.+?)[\s,]+(\d+)", line)
+    for line in filter(None, map(str.strip, read_text(file).splitlines())):
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"{file} has a line of {len(line)} characters, which is no path: {line[:40]!r}...")
+        match = re.fullmatch(r"(.+?)[\s,]+([0-9]{1,18})", line)
         paths.append(str(file.parent / (match[1] if match else line)))
         labels.append(int(match[2]) if match else -1)
     if not paths:

@@ -12,7 +12,7 @@ from test_data import assert_same, batches, clips, images
 from maskfeat.config import Pretrain
 from maskfeat.data import make_loader
 from maskfeat.decode import frame_numbers
-from maskfeat.shards import members
+from maskfeat.shards import FILE, members
 from maskfeat.source import PHOTOGRAPHS, expand
 from maskfeat.synthetic import Scenes
 
@@ -132,11 +132,12 @@ def test_members_are_those_that_tarfile_finds(tmp_path, form):
             tar.addfile(member, io.BytesIO(bytes(member.size)))
     with tarfile.open(tmp_path / "0.tar") as tar:
         expected = [(member.name, member.offset_data, member.size) for member in tar if member.isfile()]
-    assert list(members(tmp_path / "0.tar")) == expected and len(expected) == 4
+    found = [(m.path, m.offset, m.size) for m in members(tmp_path / "0.tar") if m.kind == FILE]
+    assert found == expected and len(expected) == 4
     whole = (tmp_path / "0.tar").read_bytes()
     for share in (100, 514, 3000):
         (tmp_path / "1.tar").write_bytes(whole[:share])
-        with pytest.raises(tarfile.ReadError, match=r"ends within a member|no tar header"):
+        with pytest.raises(tarfile.ReadError, match=r"ends within a member|no tar header|checksum"):
             list(members(tmp_path / "1.tar"))
 
 
