@@ -28,10 +28,10 @@ CXX_TESTS := $(wildcard tests/cuda_on_host/*.h tests/cuda_on_host/*.cpp tests/cu
 CLANG_FORMAT := $(PY) -c "import clang_format; clang_format.clang_format()"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo experiment test test-slow bench results gpu gpu-carry lint format wheel clean FORCE
+.PHONY: help setup demo experiment photographs test test-slow bench results gpu gpu-carry lint format wheel clean FORCE
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo 'Options: ENV=venv|none  PYTHON=python3  MASKFEAT_BUILD=auto|cuda|cpu|none  PYTEST="-k name"  BENCH=--quick'
 
 setup: build/done  ## install the pinned packages and build the extension
@@ -41,6 +41,12 @@ demo: setup  ## HOG of some photographs, a table and a picture; then a ViT learn
 
 experiment: setup  ## HOG, pixels or no pre-training: half an hour on one core, writes examples/results/
 	$(PY) -m examples.experiment
+
+# Freed memory stays with the process, as every step asks for the same again.
+photographs: export MALLOC_MMAP_THRESHOLD_ = 1073741824
+photographs: export MALLOC_TRIM_THRESHOLD_ = 4294967296
+photographs: setup  ## the same on photographs, eight core-hours that any call goes on with: DATA=folder OUT=folder
+	$(PY) -m examples.photographs --data "$(DATA)" --out "$(OUT)" $(PHOTOGRAPHS)
 
 test: setup  ## run the tests
 	$(PY) -m pytest $(PARALLEL) $(PYTEST)

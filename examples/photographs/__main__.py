@@ -1,0 +1,49 @@
+"""``make photographs``: the runs that are missing, at low priority; any later call goes on."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "30")  # read when tqdm is imported
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m examples.photographs", description=__doc__)
+    parser.add_argument("--data", required=True, help="photographs of ten classes: folders, lists or shards")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="checkpoints and logs, of no use when all runs are done"
+    )
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="a JSON file a run (%(default)s)")
+    parser.add_argument("--repeat", nargs=2, metavar=("ARM", "SEED"), help="make a recorded run again and compare bits")
+    options = parser.parse_args()
+    if not options.data or options.out == Path():  # as make gives them, if it is not told them
+        parser.error("say where the photographs are and where to train: make photographs DATA=folder OUT=folder")
+    os.nice(19)
+
+    import torch
+
+    from .runs import Runs
+    from .settings import Settings
+
+    torch.set_num_threads(1)  # two processes on two cores do more than one with two threads
+    runs = Runs(Settings(), options.data, options.out, options.results)
+    if options.repeat:
+        sys.exit(repeat(runs, options.repeat[0], int(options.repeat[1])))
+    runs.make_all()
+
+
+def repeat(runs, arm: str, seed: int) -> int:
+    """0 if a run that is made again has the weights and the answers of the recorded one."""
+    recorded = json.loads(runs.file(arm, seed).read_text())
+    again = runs.run(arm, seed, runs.out / f"{arm}_{seed}_again")
+    same = {name: recorded[name] for name in recorded if name in ("pretrain", "finetune", "few")}
+    differ = [name for name, part in same.items() if part["weights"] != again[name]["weights"]]
+    print(f"{arm}, seed {seed}: {', '.join(differ) or 'nothing'} differs")
+    return 1 if differ else 0
+
+
+if __name__ == "__main__":
+    main()
