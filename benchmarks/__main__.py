@@ -2,10 +2,11 @@
 
 ::
 
-    python -m benchmarks [hog|tokens|gather|mask|step|compat|loader|accuracy|memory|all ...]
+    python -m benchmarks [hog|tokens|gather|mask|loader|step|compat|accuracy|memory|all ...]
                          [--device cpu|cuda] [--threads N] [--quick] [--out FOLDER] [--base COMMIT]
                          [--only PATTERN] [--without BACKEND:OP ...]
     python -m benchmarks report FILE... [--out FOLDER]    tables and plots from JSON alone, machines side by side
+    python -m benchmarks report FILE... --join JSON       one report of runs of different cases on one machine
     python -m benchmarks readme [--check]                 the results in README.md, from benchmarks/results/*.json
 """
 

@@ -197,13 +197,34 @@ def read(path: Path) -> dict:
     return report
 
 
+def joined(reports: list[dict]) -> dict:
+    """One report of runs that measured different cases; ValueError unless machine, commit and device are the same."""
+    facts = {(name_of(r["environment"]), r["environment"]["commit"], r["device"], r["quick"]) for r in reports}
+    if len(facts) > 1:
+        told = "; ".join(sorted(", ".join(map(str, fact)) for fact in facts))
+        raise ValueError(f"runs to be joined must be of one machine, commit, device and size, got {told}")
+    cases = {(case["suite"], case["title"]): case for report in reports for case in report["cases"]}
+    return reports[0] | {
+        "cases": sorted(cases.values(), key=lambda case: case["axis"] is not None),
+        "absent": {name: why for report in reports for name, why in report["absent"].items()},
+        "finished": all(map(is_finished, reports)),
+        "only": "",
+        "seconds": sum(report.get("seconds", 0.0) for report in reports),
+    }
+
+
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks report", description="Tables and plots from JSON alone.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: beside the first file)")
+    parser.add_argument("--join", type=Path, metavar="JSON", help="write one report of runs of different cases instead")
     options = parser.parse_args(words)
     try:
         reports = [read(path) for path in options.files]
+        if options.join:
+            write(joined(reports), options.join)
+            print(f"wrote {options.join}, and the tables beside it")
+            return 0
     except (OSError, ValueError) as error:
         parser.error(str(error))
     folder = options.out or options.files[0].parent

@@ -247,6 +247,27 @@ def test_what_is_no_report_is_told(result, tmp_path, capsys):
         assert name in capsys.readouterr().err
 
 
+def test_runs_of_different_cases_are_joined(result, tmp_path, capsys):
+    """As the two parts of ``make gpu`` leave them: curves last, and finished only if both are."""
+    parts = [tmp_path / "first.json", tmp_path / "second.json"]
+    halves = [{**result, "cases": result["cases"][1:], "only": "curves"}, {**result, "cases": result["cases"][:1]}]
+    for path, half, finished in zip(parts, halves, (True, False), strict=True):
+        report.write(half | {"finished": finished}, path)
+    words = [*map(str, parts), "--join", str(tmp_path / "both.json")]
+    assert report.main(words) == 0
+    both = report.read(tmp_path / "both.json")
+    assert {case["title"] for case in both["cases"]} == {case["title"] for case in result["cases"]}
+    axes = [case["axis"] is not None for case in both["cases"]]
+    assert axes == sorted(axes)
+    assert (both["finished"], both["only"]) == (False, "")
+    other = json.loads(parts[1].read_text())
+    other["environment"]["commit"] = "another"
+    parts[1].write_text(json.dumps(other))
+    with pytest.raises(SystemExit):
+        report.main(words)
+    assert "must be of one machine, commit, device and size, got " in capsys.readouterr().err
+
+
 def test_what_cannot_be_trusted_is_marked(result):
     assert "(!)" not in report.markdown(result).partition("## hog")[2]
     rows = result["cases"][0]["rows"]
