@@ -58,7 +58,8 @@ def _cell_axis(spec: HogSpec, axis: int) -> CellAxis:
     centre = pixels / 2 if spec.arithmetic == "opencv" else (pixels - 1) / 2
 
     def weight(cell, i):
-        gaussian = math.exp(-0.5 * ((i - centre) / spec.block_sigma) ** 2) if spec.block_sigma else 1.0
+        deviations = abs(i - centre) / spec.block_sigma if spec.block_sigma else 0.0
+        gaussian = math.exp(-0.5 * min(deviations, 1e9) ** 2)  # 0 there, and a power that does not overflow
         return scale * gaussian * _share(spec.cells, side, cell, i)
 
     used = [[i for i in range(pixels) if _share(spec.cells, side, k, i) > 0] for k in range(per_block)]

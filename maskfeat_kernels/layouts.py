@@ -5,6 +5,8 @@ Pure rearrangements of NumPy arrays and torch tensors alike; numbers are equal o
 
 import math
 
+from .spec import at_least, pair
+
 LAYOUTS = {
     "planes": ("block_rows", "block_columns", "bins", "rows", "columns"),
     "rows": ("rows", "columns", "block_rows", "block_columns", "bins"),
@@ -18,8 +20,8 @@ def convert_layout(
     source: str,
     target: str,
     *,
-    grid: tuple[int, int],
-    block: tuple[int, int] = (1, 1),
+    grid: int | tuple[int, int],
+    block: int | tuple[int, int] = (1, 1),
     bins: int = 9,
 ):  # [..., rows * columns * block_rows * block_columns * bins]
     """Bring features, or the weights of a classifier for them, from one layout into another.
@@ -32,12 +34,15 @@ def convert_layout(
         block: cells of a block (down, across).
         bins: orientation bins.
 
+    Here and below, a pair is two ints in a tuple, a list or an array, or an int for both.
+
     Raises ValueError for an unknown layout, or numbers that do not fill it.
     """
     for name, layout in (("source", source), ("target", target)):
         if layout not in LAYOUTS:
             raise ValueError(f"{name} must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-    sizes = dict(zip(LAYOUTS["rows"], (*grid, *block, bins), strict=True))
+    numbers = *pair("grid", grid, "(down, across)"), *pair("block", block, "(down, across)"), at_least("bins", bins, 1)
+    sizes = dict(zip(LAYOUTS["rows"], numbers, strict=True))
     axes = tuple(sizes[name] for name in LAYOUTS[source])
     lead = tuple(x.shape)
     if lead[-1:] == (math.prod(axes),):
@@ -58,7 +63,7 @@ def planes_to_tokens(
 
     Source: the order of SlowFast's labels, as :func:`maskfeat_kernels.fused_hog_tokens`.
     """
-    down, across = cells if isinstance(cells, tuple) else (cells, cells)
+    down, across = pair("cells", cells, "(down, across)")
     *lead, channels, bins, rows, columns = planes.shape
     if rows % down or columns % across:
         raise ValueError(f"cells {cells} must divide the {rows} x {columns} cells of planes")
@@ -72,11 +77,12 @@ def tokens_to_planes(
     tokens,  # [..., patches, C * bins * cells_h * cells_w]
     cells: int | tuple[int, int],
     *,
-    grid: tuple[int, int],
+    grid: int | tuple[int, int],
     bins: int = 9,
 ):  # [..., C, bins, rows, columns]
     """The inverse of :func:`planes_to_tokens`; ``grid`` is patches (down, across)."""
-    down, across = cells if isinstance(cells, tuple) else (cells, cells)
+    (down, across), grid = pair("cells", cells, "(down, across)"), pair("grid", grid, "(down, across)")
+    bins = at_least("bins", bins, 1)
     *lead, patches, features = tokens.shape
     if patches != math.prod(grid) or features % (bins * down * across):
         raise ValueError(

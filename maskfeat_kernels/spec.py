@@ -105,16 +105,17 @@ class HogSpec:
             if getattr(self, name) not in words:
                 raise ValueError(f"{name} must be one of {', '.join(words)}, got {getattr(self, name)!r}")
         for name in ("sqrt", "signed"):
-            if not isinstance(getattr(self, name), bool):
+            if not is_bool(getattr(self, name)):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+            keep(name, bool(getattr(self, name)))
         for name in ("block_sigma", "eps", "clip"):
             keep(name, _not_negative(name, getattr(self, name)))
         keep("bins", at_least("bins", self.bins, 1))
         keep("gaussian_window", at_least("gaussian_window", self.gaussian_window, 0))
-        keep("cell", _pair("cell", self.cell, "(height, width)"))
-        keep("block", _pair("block", self.block, "(down, across)"))
+        keep("cell", pair("cell", self.cell, "(height, width)"))
+        keep("block", pair("block", self.block, "(down, across)"))
         if self.block_stride is not None:
-            stride = _pair("block_stride", self.block_stride, "(down, across)")
+            stride = pair("block_stride", self.block_stride, "(down, across)")
             keep("block_stride", None if stride == self.cell else stride)
         keep("block_size", (self.block[0] * self.cell[0], self.block[1] * self.cell[1]))
         fixed = (f for f in dataclasses.fields(self) if f.name not in ("bins", "cell", "gaussian_window", "block"))
@@ -189,7 +190,7 @@ def cotangent(k: int, bins: int) -> float:
 def at_least(name: str, value, least: int) -> int:
     """``value`` as an int, if it is one and not below ``least``."""
     try:
-        if isinstance(value, bool):
+        if is_bool(value):
             raise TypeError
         number = operator.index(value)
     except TypeError:
@@ -199,16 +200,26 @@ def at_least(name: str, value, least: int) -> int:
     return number
 
 
-def _pair(name: str, value, axes: str) -> tuple[int, int]:
-    pair = value if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2:
+def pair(name: str, value, axes: str) -> tuple[int, int]:
+    """An int, for both, or two of them in a tuple, a list or an array; each at least 1."""
+    if not isinstance(value, (tuple, list)):
+        value = value.tolist() if hasattr(value, "tolist") and not is_bool(value) else value
+        value = value if isinstance(value, list) else (value, value)
+    if len(value) != 2:
         raise ValueError(f"{name} must be an int or {axes}, got {value!r}")
-    return at_least(name, pair[0], 1), at_least(name, pair[1], 1)
+    return at_least(name, value[0], 1), at_least(name, value[1], 1)
+
+
+def is_bool(value) -> bool:
+    """Whether a value is a truth value of Python or NumPy, which this file does not import."""
+    if isinstance(value, (int, float)):
+        return isinstance(value, bool)
+    return (type(value).__module__, type(value).__name__.strip("_")) == ("numpy", "bool")
 
 
 def _not_negative(name: str, value) -> float:
     try:
-        if isinstance(value, (bool, str)):
+        if isinstance(value, str) or is_bool(value):
             raise TypeError
         number = float(value)
     except TypeError:

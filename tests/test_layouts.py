@@ -9,8 +9,10 @@ import skimage.feature
 import torch
 
 from maskfeat_kernels import (
+    MASKFEAT,
     OPENCV,
     SKIMAGE,
+    HogSpec,
     convert_layout,
     fused_hog,
     fused_hog_tokens,
@@ -80,7 +82,7 @@ def test_a_classifier_moves_with_its_features():
     assert np.dot(*moved) == pytest.approx(features @ weights)
 
 
-@pytest.mark.parametrize("cells", [2, (2, 2)])
+@pytest.mark.parametrize("cells", [2, (2, 2), [2, 2], np.int64(2), np.array([2, 2]), (np.int32(2), 2)])
 def test_tokens_are_those_of_fused_hog_tokens(cells):
     images = torch.stack([TENSOR, TENSOR.flip(-1)])
     planes = fused_hog(images)
@@ -89,6 +91,60 @@ def test_tokens_are_those_of_fused_hog_tokens(cells):
     np.testing.assert_array_equal(planes_to_tokens(planes.numpy(), cells), tokens)
     assert torch.equal(tokens_to_planes(tokens, cells, grid=(8, 4)), planes)
     np.testing.assert_array_equal(tokens_to_planes(tokens.numpy(), cells, grid=(8, 4)), planes)
+
+
+@pytest.mark.parametrize("grid, block", [(4, 2), ([4, 4], [2, 2]), (np.array([4, 4]), np.int64(2)), ((4, 4), 2)])
+def test_pairs_are_taken_in_any_form(grid, block):
+    x = np.arange(4 * 4 * 2 * 2 * 9)
+    expected = convert_layout(x, "rows", "columns", grid=(4, 4), block=(2, 2))
+    np.testing.assert_array_equal(convert_layout(x, "rows", "columns", grid=grid, block=block), expected)
+    tokens = planes_to_tokens(x.reshape(1, 9, 8, 8), (2, 2))
+    np.testing.assert_array_equal(tokens_to_planes(tokens, block, grid=grid), x.reshape(1, 9, 8, 8))
+    np.testing.assert_array_equal(planes_to_tokens(x.reshape(1, 9, 8, 8), block), tokens)
+    assert HogSpec(cell=grid, block=block, block_stride=grid).block_size == (8, 8)
+    assert MASKFEAT.replace(cell=grid).cell == (4, 4)
+
+
+@pytest.mark.parametrize(
+    "wrong", [True, np.bool_(True), 2.0, "2", "22", None, (True, 2), [2, np.bool_(True)], (2, 2.0)]
+)
+def test_what_is_no_pair_is_refused_everywhere(wrong):
+    x = np.zeros((1, 9, 4, 4))
+    tokens = planes_to_tokens(x, 2)
+    for call in (
+        lambda: planes_to_tokens(x, wrong),
+        lambda: tokens_to_planes(tokens, wrong, grid=2),
+        lambda: tokens_to_planes(tokens, 2, grid=wrong),
+        lambda: convert_layout(x, "planes", "rows", grid=wrong),
+        lambda: convert_layout(x, "planes", "rows", grid=4, block=wrong),
+        lambda: HogSpec(cell=wrong),
+        lambda: HogSpec(block=wrong),
+    ):
+        with pytest.raises(TypeError, match=r"must be an int, got"):
+            call()
+
+
+@pytest.mark.parametrize("wrong", [(2,), [2, 2, 2], np.array([2, 2, 2]), (), np.array([])])
+def test_pairs_have_two_numbers(wrong):
+    for call in (
+        lambda: planes_to_tokens(np.zeros((1, 9, 4, 4)), wrong),
+        lambda: convert_layout(np.zeros(36), "rows", "columns", grid=wrong),
+        lambda: HogSpec(cell=wrong),
+    ):
+        with pytest.raises(ValueError, match=r"must be an int or \("):
+            call()
+
+
+def test_truth_values_of_numpy():
+    spec = HogSpec(sqrt=np.bool_(True), signed=np.bool_(False))
+    assert spec.sqrt is True and spec.signed is False and spec == HogSpec(sqrt=True)
+    for wrong in (1, "yes", None, 1.0):
+        with pytest.raises(TypeError, match="sqrt must be True or False"):
+            HogSpec(sqrt=wrong)
+    for name in ("bins", "gaussian_window", "eps", "clip", "block_sigma"):
+        for wrong in (True, np.bool_(True)):
+            with pytest.raises(TypeError, match=f"{name} must be a"):
+                HogSpec(**{name: wrong})
 
 
 def test_tokens_of_oblong_patches():
