@@ -130,7 +130,7 @@ torch_ops = Extension(
 )
 numpy_ops = Extension(
     "maskfeat_kernels._numpy_ops",
-    sources=["csrc/numpy_module.cpp"],
+    sources=[f"csrc/{name}.cpp" for name in ("numpy_module", "numpy_opencv", "opencv_cpu", "opencv_groups")],
     depends=[*HEADERS, *SHARED_SOURCES],
     include_dirs=["csrc"],
     extra_compile_args=CXX_FLAGS,

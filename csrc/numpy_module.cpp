@@ -13,6 +13,8 @@
 
 #include "hog_blocks_cpu.h"
 
+void add_opencv(pybind11::module_& m);  // numpy_opencv.cpp
+
 namespace py = pybind11;
 
 namespace {
@@ -119,6 +121,7 @@ py::array hog_blocks(const py::array& x, const std::vector<int64_t>& numbers, co
 PYBIND11_MODULE(_numpy_ops, m) {
   m.doc() = "HOG of blocks of NumPy arrays on the CPU.";
   find_numpy_arc_tangent();
+  add_opencv(m);
   m.def("hog_blocks", &hog_blocks, py::arg("x"), py::arg("numbers"), py::arg("reals"), py::arg("region"),
         py::arg("shape"),
         "The blocks of x [..., C, H, W] or [H, W], uint8, float16, float32 or float64 of any strides: an array [..., "

@@ -22,7 +22,7 @@ BACKENDS = ("reference", "triton", "cpu", "cuda")
 SHARED_BY_BACKENDS = ("blocks", "ops", "spec")
 PUBLIC = {*maskfeat_kernels.__all__, "compat", "layouts", "testing", "visualize"}
 NOT_INSTALLED = {"benchmarks", "examples", "tests"}
-BINDINGS = ("_torch", "numpy_module")
+BINDINGS = ("_torch", "numpy_module", "numpy_opencv")
 SHARED_BY_BINDINGS = ("torch_device.h", "torch_image.h")  # to torch
 FRAMEWORK = re.compile(r"(torch|ATen|c10|pybind11|numpy)/|Python\.h")
 
@@ -81,7 +81,7 @@ def include_offences(file: str, source: str) -> list[str]:
         if backend_of(Path(header).stem) not in known
         or (FRAMEWORK.match(header) and not binds and file not in SHARED_BY_BINDINGS)
         or (header in SHARED_BY_BINDINGS and not stem.endswith("_torch") and file not in SHARED_BY_BINDINGS)
-        or (header.startswith("torch/") and stem == "numpy_module")
+        or (header.startswith("torch/") and stem.startswith("numpy_"))
     ]
 
 
@@ -199,6 +199,8 @@ def test_an_allowed_import_passes(module, source):
         ("hog_math.h", '#include "torch_device.h"', 1),
         ("numpy_module.cpp", '#include "torch_device.h"', 1),
         ("numpy_module.cpp", "#include <pybind11/numpy.h>\n#include <torch/csrc/stable/tensor.h>", 1),
+        ("numpy_opencv.cpp", '#include <pybind11/numpy.h>\n#include "opencv_cpu.h"', 0),
+        ("numpy_opencv.cpp", "#include <torch/csrc/stable/tensor.h>", 1),
         ("torch_image.h", '#include "torch_device.h"', 0),
     ],
 )

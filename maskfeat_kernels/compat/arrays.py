@@ -14,6 +14,16 @@ except ModuleNotFoundError:  # not built; a module that does not load raises
     _numpy_ops = None
 
 
+def compiled(what: str, instead: str = ""):
+    """The compiled module, or RuntimeError that names what needs it."""
+    if _numpy_ops is None:
+        raise RuntimeError(
+            f"{what} needs the compiled module maskfeat_kernels._numpy_ops, which is not built; run"
+            f" `pip install .` in the source tree{instead}"
+        )
+    return _numpy_ops
+
+
 def is_tensor(x) -> bool:
     """Whether ``x`` is a torch.Tensor, which nobody has before torch is imported."""
     torch = sys.modules.get("torch")
@@ -33,14 +43,24 @@ def hog_blocks(
         from .. import backend, hog
 
         return hog.hog_blocks(x, spec, region, backend.choose_backend(x.device, "auto"))
-    if _numpy_ops is None:
-        raise RuntimeError(
-            "HOG of NumPy arrays needs the compiled module maskfeat_kernels._numpy_ops, which is not built; run"
-            " `pip install .` in the source tree, or give torch tensors"
-        )
+    ops = compiled("HOG of NumPy arrays", ", or give torch tensors")
     if not (x.flags.aligned and x.dtype.isnative and not any(stride % x.itemsize for stride in x.strides)):
         x = np.array(x, x.dtype.newbyteorder("="))
-    return _numpy_ops.hog_blocks(x, *pack(spec), region, block_shape(spec, region))
+    return ops.hog_blocks(x, *pack(spec), region, block_shape(spec, region))
+
+
+def on_cpu(x):
+    """(x, threads): a tensor that the compiled kernels of the CPU would compute, as an array that shares its memory.
+
+    Threads are those of torch for such a tensor, None for an array, and 1 for tensors that stay what they are.
+    """
+    if not is_tensor(x):
+        return x, None
+    from .. import backend
+
+    if _numpy_ops is None or backend.choose_backend(x.device, "auto") != "cpu":
+        return x, 1
+    return x.detach().numpy(), sys.modules["torch"].get_num_threads()
 
 
 def like(

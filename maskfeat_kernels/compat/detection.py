@@ -1,10 +1,23 @@
 """What OpenCV's detector does beside HOG: resizing without rounding differences, and the grouping of rectangles."""
 
+import itertools
 import math
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from .arrays import like
+from . import arrays
+from .arrays import is_tensor, like
+
+
+def in_threads(function: Callable, items: Iterable, threads: int) -> list:
+    """``function`` of each item, in order. The compiled functions that it calls release the GIL."""
+    items = list(items)
+    if min(threads, len(items)) <= 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(threads, len(items))) as pool:
+        return list(pool.map(function, items))
 
 
 def resize_linear_exact(
@@ -18,6 +31,11 @@ def resize_linear_exact(
     rounding.
     """
     (x0, weight_x), (y0, weight_y) = _taps(x.shape[-1], width), _taps(x.shape[-2], height)
+    if arrays._numpy_ops is not None and not is_tensor(x) and x.ndim in (2, 3):
+        pixels = np.ascontiguousarray(np.moveaxis(x, 0, -1) if x.ndim == 3 else x[..., None])
+        taps = (np.asarray(part, np.int32) for part in (y0, weight_y, x0, weight_x))
+        resized = arrays._numpy_ops.resize_linear_exact(pixels.transpose(2, 0, 1), *taps)
+        return np.moveaxis(resized, -1, 0) if x.ndim == 3 else resized[..., 0]
     x1, y1 = np.minimum(x0 + 1, x.shape[-1] - 1), np.minimum(y0 + 1, x.shape[-2] - 1)
     weight_x, weight_y = like(x, weight_x), like(x, weight_y[:, None])
     x = x[..., like(x, x0)] * (256 - weight_x) + x[..., like(x, x1)] * weight_x
@@ -57,51 +75,48 @@ def group_rectangles(
     """The mean of each class of similar rectangles that has more than ``threshold``, with the largest weight.
 
     Rectangles are similar where no side is off by more than ``eps`` of their mean size; classes are connected by
-    similarity. Classes inside larger ones are dropped.
+    similarity. Classes inside larger ones are dropped. Memory grows with N, not with its square.
     """
     if threshold <= 0 or len(rectangles) == 0:
         return rectangles, weights
-    classes = [np.flatnonzero(members) for members in _classes(_similar(rectangles, eps))]
-    classes = [members for members in classes if len(members) > threshold]
-    means = [np.rint(rectangles[members].sum(0) * (1.0 / len(members))).astype(int) for members in classes]
+    labels = _classes(rectangles, eps)
+    count = np.bincount(labels)
+    best = np.full(len(count), -np.finfo(float).max)
+    np.maximum.at(best, labels, weights)
+    sums = np.column_stack([np.bincount(labels, side) for side in rectangles.T])
+    large = count > threshold
+    count, best = count[large], best[large]
+    means = np.rint(sums[large] * (1.0 / count)[:, None]).astype(int)
+    begin, end, margin = means[:, :2], means[:, :2] + means[:, 2:], np.rint(means[:, 2:] * eps).astype(int)
 
     def is_inside_another(i):
-        return any(
-            j != i
-            and (len(classes[j]) > max(3, len(classes[i])) or len(classes[i]) < 3)
-            and _lies_in(means[i], means[j], np.rint(means[j][2:] * eps))
-            for j in range(len(classes))
-        )
+        outer = (count > max(3, count[i])) | (count[i] < 3)
+        outer &= (begin[i] >= begin - margin).all(1) & (end[i] <= end + margin).all(1)
+        outer[i] = False
+        return outer.any()
 
-    kept = [i for i in range(len(classes)) if not is_inside_another(i)]
-    best = [weights[classes[i]].max() for i in kept]
-    return np.array([means[i] for i in kept], int).reshape(-1, 4), np.array(best, float)
+    kept = [i for i in range(len(means)) if not is_inside_another(i)]
+    return means[kept], best[kept]
 
 
-def _similar(rectangles: np.ndarray, eps: float) -> np.ndarray:  # [N, N] bool
+def _classes(rectangles: np.ndarray, eps: float) -> np.ndarray:  # [N] int64
+    """The class of each rectangle, in the order of their first members."""
+    if arrays._numpy_ops is not None:
+        return arrays._numpy_ops.similar_classes(rectangles, eps)
     begin, size = rectangles[:, :2], rectangles[:, 2:]
-    delta = eps * np.minimum(size[:, None], size).sum(-1) * 0.5
-    corners = np.hstack([begin, begin + size])
-    return (np.abs(corners[:, None] - corners) <= delta[..., None]).all(-1)
-
-
-def _classes(similar: np.ndarray) -> list[np.ndarray]:  # masks [N]
-    """The connected parts of a graph, by their first members."""
-    classes, seen = [], np.zeros(len(similar), bool)
-    for i in range(len(similar)):
-        if not seen[i]:
-            members, before = similar[i], 0
-            while members.sum() > before:
-                before = members.sum()
-                members = similar[members].any(0)
-            classes.append(members)
-            seen |= members
-    return classes
-
-
-def _lies_in(inner: np.ndarray, outer: np.ndarray, margin: np.ndarray) -> bool:
-    begin, end = inner[:2], inner[:2] + inner[2:]
-    return bool((begin >= outer[:2] - margin).all() and (end <= outer[:2] + outer[2:] + margin).all())
+    corners, labels, classes = np.hstack([begin, begin + size]), np.full(len(rectangles), -1), 0
+    for first in range(len(rectangles)):
+        if labels[first] >= 0:
+            continue
+        labels[first], grown = classes, [first]
+        while grown:
+            member = grown.pop()
+            delta = eps * np.minimum(size[member], size).sum(-1) * 0.5
+            similar = (labels < 0) & (np.abs(corners[member] - corners) <= delta[:, None]).all(-1)
+            labels[similar] = classes
+            grown.extend(np.flatnonzero(similar).tolist())
+        classes += 1
+    return labels
 
 
 def group_rectangles_meanshift(
@@ -110,47 +125,36 @@ def group_rectangles_meanshift(
     scales: np.ndarray,  # [N]
     threshold: float,
     window: tuple[int, int],  # (width, height)
+    threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The modes of the centres and scales of rectangles whose density is above ``threshold``.
 
     Kernels are Gaussians with deviations of 8 and 16 pixels, times the scale, and of log 1.3 in the logarithm of the
-    scale.
+    scale. Of weights of both signs the density may have no mode where a hit climbs to; such hits are dropped.
+
+    Raises RuntimeError where the compiled module is not built.
     """
-    points = np.column_stack([np.rint(rectangles[:, :2] + rectangles[:, 2:] * 0.5), np.log(scales)])
-
-    def spread(points):
-        s = np.exp(points[..., 2:])
-        return np.concatenate([8 * s, 16 * s, np.full_like(s, math.log(1.3))], -1)
-
-    deviation = spread(points)
-
-    def density(at):
-        distance = (((points - at) / deviation) ** 2).sum(1)
-        return weights * np.exp(-distance / 2) / np.sqrt(deviation.sum(1))
-
-    def step(at):
-        share = density(at)[:, None] / deviation
-        return (share * points).sum(0) / share.sum(0)
-
-    def climb(at):
-        at = step(at)
-        for _ in range(100):
-            before, at = at, step(at)
-            if distance(at, before) <= 1e-5:
-                break
-        return at
-
-    def distance(a, b):
-        return (((b - a) / spread(b)) ** 2).sum()
-
-    modes = []
-    for mode in map(climb, points):
-        if not any(distance(mode, other) < 1 for other in modes):
-            modes.append(mode)
-    strength = np.array([density(mode).sum() for mode in modes], float)
-    result = []
-    for x, y, log_scale in modes:
-        width, height = (int(side * math.exp(log_scale)) for side in window)
-        result.append((int(x - width // 2), int(y - height // 2), width, height))
+    ops = arrays.compiled("mean shift")
+    centres = np.rint(rectangles[:, :2] + rectangles[:, 2:] * 0.5)
+    logarithms = {scale: math.log(scale) for scale in np.unique(scales).tolist()}
+    hits = np.column_stack([centres, [logarithms[scale] for scale in scales.tolist()]])
+    hits, weights = hits.reshape(-1, 3), np.asarray(weights, float)
+    ends = np.linspace(0, len(hits), 4 * threads + 1).astype(int).tolist()
+    climbed = in_threads(lambda part: ops.climb_to_modes(hits, weights, *part), itertools.pairwise(ends), threads)
+    modes, strength = ops.distinct_modes(hits, weights, np.vstack(climbed))
     strong = strength > threshold
-    return np.array(result, int).reshape(-1, 4)[strong], strength[strong]
+    result = []
+    for x, y, log_scale in modes[strong].tolist():
+        width, height = (_cut(side * _exp(log_scale)) for side in window)
+        # The halves of OpenCV's integers are cut towards 0.
+        result.append((_cut(x - int(width / 2)), _cut(y - int(height / 2)), width, height))
+    return np.array(result, np.int64).reshape(-1, 4), strength[strong]
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 709 else math.inf
+
+
+def _cut(x: float) -> int:
+    """The whole part as an int32 of C has it: the least where it has none, which no image holds."""
+    return int(x) if abs(x) < 1 << 31 else -(1 << 31)

@@ -25,27 +25,54 @@ def as_pixels(img):  # [C, H, W] or [H, W]
 
 
 def as_pair(name: str, value, least: int | None = None) -> tuple[int, int]:
-    """A size, (0, 0) for None."""
+    """A size, (0, 0) for None: two integers in a tuple, a list or an array."""
     value = (0, 0) if value is None else value
-    if not hasattr(value, "__len__") or len(value) != 2:
-        raise error(f"{name} must be (width, height), got {value!r}")
-    pair = as_integer(name, value[0]), as_integer(name, value[1])
+    try:
+        first, second = value
+    except (TypeError, ValueError):
+        raise error(f"{name} must be (width, height), got {value!r}") from None
+    pair = as_integer(name, first), as_integer(name, second)
     if least is not None and min(pair) < least:
         raise error(f"{name} must be at least {least}, got {value!r}")
     return pair
 
 
-def as_integer(name: str, value) -> int:
-    """An int, if it is one."""
+def as_integer(name: str, value, least: int | None = None) -> int:
+    """An int that C has, and that is no truth value."""
     try:
-        return operator.index(value)
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(value)
     except TypeError:
         raise error(f"{name} must be an integer, got {value!r}") from None
+    if not -(1 << 31) <= number < 1 << 31 or (least is not None and number < least):
+        raise error(f"{name} must be at least {least or -(1 << 31)} and below 2^31, got {value!r}")
+    return number
+
+
+def as_number(name: str, value) -> float:
+    """A float; OpenCV takes no truth value for one."""
+    try:
+        if isinstance(value, (bool, np.bool_, str, bytes)) or np.ndim(value):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise error(f"{name} must be a number, got {value!r}") from None
+
+
+def as_bool(name: str, value) -> bool:
+    """A truth value, of NumPy too, or an integer."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    return as_integer(name, value) != 0
 
 
 def as_places(locations) -> np.ndarray:  # [N, 2] int64
     """A list of (x, y)."""
-    places = np.asarray(locations)
+    try:
+        places = np.asarray(locations)
+    except ValueError:  # rows of several lengths
+        places = np.empty(0)
     if places.ndim != 2 or places.shape[1] != 2 or places.dtype.kind not in "iu":
         raise error(f"locations must be integers (x, y), got {locations!r}")
     return places.astype(np.int64)
