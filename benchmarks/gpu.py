@@ -151,13 +151,13 @@ def prepare(run: Run) -> list[str]:
     if carried.exists() and not here.exists():
         shutil.copy2(carried, here)
     calls = calls_of(device) if run.dry or carried.exists() else []
-    if not calls:
+    if not has_kernels(calls, device):
         build = ["make", "setup", "ENV=none", f"PYTHON={sys.executable}"]
         kind = {"MASKFEAT_BUILD": "cpu"} if run.dry else {"MASKFEAT_BUILD": "cuda", "MASKFEAT_CUDA_ARCHS": this_gpu()}
         run.steps(Step("build", build, 150, environment=kind))
         calls = calls_of(device)
-    if not calls:
-        run.tell(f"no backend with kernels runs on {device}: nothing to call or to measure")
+    if not has_kernels(calls, device):  # Triton may be there all the same
+        run.outcomes.append(Outcome(Step("objects", [], 0), 1, 0.0, f"there are no compiled kernels for {device}"))
     asked = [Step(name, python("benchmarks.small_calls", "--device", device, name), 40) for name in calls]
     return [outcome.step.name for outcome in run.steps(*asked) if outcome.status != 0]
 
@@ -218,12 +218,15 @@ def python(module: str, *words: str) -> list[str]:
 
 
 def calls_of(device: str) -> list[str]:
-    """Those that benchmarks.small_calls has; none if the objects are not built or do not load."""
+    """Those that benchmarks.small_calls has; none if an object does not load."""
     listed = subprocess.run(
         python("benchmarks.small_calls", "--device", device, "--list"), cwd=ROOT, capture_output=True, text=True
     )
-    calls = listed.stdout.split()
-    return calls if any(name.startswith(f"{device}:") for name in calls) else []
+    return listed.stdout.split()
+
+
+def has_kernels(calls: list[str], device: str) -> bool:
+    return any(name.startswith(f"{device}:") for name in calls)
 
 
 def this_gpu() -> str:

@@ -172,20 +172,24 @@ def test_the_other_calls_are_right_here():
 
 
 @pytest.mark.parametrize("loads", [True, False])
-def test_carried_objects_are_built_only_where_they_do_not_load(loads, monkeypatch, tmp_path):
+@pytest.mark.parametrize("builds", [True, False])
+def test_carried_objects_are_built_only_where_they_do_not_load(loads, builds, monkeypatch, tmp_path):
     (tmp_path / "carried").mkdir()
     (tmp_path / "maskfeat_kernels").mkdir()
     (tmp_path / "carried" / "_torch_ops.so").write_bytes(b"ELF")
     monkeypatch.setattr(gpu, "CARRIED", tmp_path / "carried")
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
     monkeypatch.setattr(gpu, "this_gpu", lambda: "90")
-    answers = [["cuda:hog"]] if loads else [[], ["cuda:hog"]]
+    answers = [["cuda:hog"]] if loads else [["triton:hog"], ["cuda:hog"] if builds else ["triton:hog"]]
     monkeypatch.setattr(gpu, "calls_of", lambda device: answers.pop(0))
     taken = []
     monkeypatch.setattr(Run, "steps", lambda self, *steps: taken.extend(steps) or [])
-    gpu.prepare(Run(tmp_path, time.monotonic() + 60, dry=False))
+    run = Run(tmp_path, time.monotonic() + 60, dry=False)
+    gpu.prepare(run)
     assert (tmp_path / "maskfeat_kernels" / "_torch_ops.so").read_bytes() == b"ELF"
-    assert [step.name for step in taken] == ["machine", *([] if loads else ["build"]), "cuda:hog"]
+    call = "cuda:hog" if loads or builds else "triton:hog"
+    assert [step.name for step in taken] == ["machine", *([] if loads else ["build"]), call]
+    assert [str(outcome.status) for outcome in run.outcomes] == ([] if loads or builds else ["1"])
     if not loads:
         assert taken[1].environment == {"MASKFEAT_BUILD": "cuda", "MASKFEAT_CUDA_ARCHS": "90"}
 
