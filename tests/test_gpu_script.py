@@ -1,5 +1,6 @@
 """``make gpu``: steps that fail or are late leave what they have, what is wrong is left out, and all fits the time."""
 
+import dataclasses
 import re
 import sys
 import time
@@ -28,13 +29,15 @@ def test_steps_end_each_in_its_way(run):
     outcomes = run.steps(
         python("good", "import os; print('first'); print('good', os.environ['ANSWER'])", ANSWER="42"),
         python("bad", "raise SystemExit('no')", log="bad.log"),
-        Step("missing", ["no-such-program"], 60, "missing.log"),
-        python("old", "raise SystemExit('Device not supported')", log="old.log"),
+        Step("missing", ["no-such-program"], 60, "missing.log", of_a_tool=True),
+        dataclasses.replace(python("old", "raise SystemExit('Device not supported')", log="old.log"), of_a_tool=True),
+        python("tests", "raise SystemExit('Device not supported')", log="tests.log"),
     )
     found = {outcome.step.name: (outcome.status, outcome.last_line) for outcome in outcomes}
     assert found["good"] == (0, "good 42")
     assert found["bad"] == (1, "no")
     assert found["missing"][0] == found["old"][0] == "cannot", "tools that a machine does not have are no fault of ours"
+    assert found["tests"][0] == 1, "these are"
     words = {str(outcome).split()[1] for outcome in outcomes}
     assert words == {"passed", "FAILED", "cannot"}
     assert "no-such-program" in (run.folder / "missing.log").read_text()
