@@ -5,6 +5,8 @@ PYTHON ?= python3
 # What to compile; setup.py says what each word means.
 MASKFEAT_BUILD ?= auto
 export MASKFEAT_BUILD
+# Architectures of the CUDA kernels of a build in place; a wheel has them all.
+MASKFEAT_CUDA_ARCHS ?= native
 
 ifeq ($(ENV),venv)
 PY := .venv/bin/python
@@ -105,11 +107,11 @@ clean:  ## remove all that was built, but not .venv
 build/done: build/options requirements.lock setup.py $(CXX_FILES)
 	@echo "== building the extension (MASKFEAT_BUILD=$(MASKFEAT_BUILD))"
 	@rm -f maskfeat_kernels/*.so
-	$(PY) setup.py --quiet build_ext --inplace --force
+	MASKFEAT_CUDA_ARCHS="$(MASKFEAT_CUDA_ARCHS)" $(PY) setup.py --quiet build_ext --inplace
 	@touch $@
 
 # Rewritten only when the words change, so that another interpreter or another choice builds again.
 build/options: FORCE | $(INSTALLED)
 	@mkdir -p build
-	@words="$(PY) $$($(PY) --version), MASKFEAT_BUILD=$(MASKFEAT_BUILD) CXXFLAGS=$(CXXFLAGS)"; \
+	@words="$(PY) $$($(PY) --version), MASKFEAT_BUILD=$(MASKFEAT_BUILD) MASKFEAT_CUDA_ARCHS=$(MASKFEAT_CUDA_ARCHS) CXXFLAGS=$(CXXFLAGS)"; \
 	echo "$$words" | cmp -s - $@ || echo "$$words" > $@

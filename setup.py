@@ -4,48 +4,146 @@ Two objects are made: maskfeat_kernels/_torch_ops.so, for torch, and the Python 
 NumPy without torch.
 
 MASKFEAT_BUILD=cuda builds the CPU and the CUDA kernels, cpu the CPU kernels, none nothing (the package then has its
-plain torch and Triton backends); auto, the default, builds CUDA where a CUDA toolkit is found. No GPU is asked for. A
-requested build that cannot be done fails. MASKFEAT_CUDA_ARCHS="80 90" chooses the architectures.
+plain torch and Triton backends). A requested build that cannot be done fails. auto, the default, adds the CUDA kernels
+where a CUDA toolkit can compile them; where none can, the package says why when it is asked for its CUDA backend. No
+GPU is needed.
+
+MASKFEAT_CUDA_ARCHS="80 90" chooses the architectures; native are those of the GPUs of this machine, or, where it has
+none, the one that is compiled fastest. MAX_JOBS limits how many compilers run at once.
 """
 
 import importlib.util
+import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import LinkError
 
-BUILD = os.environ.get("MASKFEAT_BUILD", "auto")
-if BUILD not in ("auto", "cuda", "cpu", "none"):
-    sys.exit(f"MASKFEAT_BUILD must be auto, cuda, cpu or none, got {BUILD!r}")
-
-# Compiled once, for both objects.
-SHARED_SOURCES = [f"csrc/{name}.cpp" for name in ("instruction_set", "hog_blocks", "hog_blocks_cpu")]
-TORCH_OPS = ("hog_torch", "hog_cpu", "hog_blocks_torch", "masked_gather_torch", "masked_gather_cpu")
-TORCH_SOURCES = [f"csrc/{name}.cpp" for name in TORCH_OPS] + SHARED_SOURCES
+# The slowest first: no compiler then waits for the last one.
+SHARED_SOURCES = ["csrc/hog_blocks_cpu.cpp", "csrc/hog_blocks.cpp", "csrc/instruction_set.cpp"]  # of both objects
+TORCH_KERNELS = ["csrc/hog_cpu.cpp", "csrc/masked_gather_cpu.cpp"]
+TORCH_OPS = [f"csrc/{name}.cpp" for name in ("masked_gather_torch", "hog_blocks_torch", "hog_torch", "build_record")]
+NUMPY_SOURCES = [f"csrc/{name}.cpp" for name in ("numpy_module", "numpy_opencv", "opencv_cpu", "opencv_groups")]
 CUDA_SOURCES = ["csrc/hog_cuda.cu", "csrc/hog_blocks_cuda.cu", "csrc/masked_gather_cuda.cu"]
-HEADERS = sorted(str(path) for path in Path("csrc").glob("*.h"))
 
 # Each operation rounds once (-ffp-contract=off, -fmad=false) and nothing is reassociated: every machine returns the
 # same bits. Errno and floating-point traps are given up, or else no square root or comparison would be vectorised.
 CXX_FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fvisibility=hidden"]
 CXX_FLAGS += ["-g0", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unused-parameter"]
-NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "--compress-mode=size", "-Xcompiler=-fPIC"]
-CUDA_ARCHS = os.environ.get("MASKFEAT_CUDA_ARCHS", "80 90 100").split()
+NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+CUDA_LIBRARIES = ["cudart_static", "dl", "rt", "pthread"]
+CUDA_ARCHS = ("75", "80", "90", "100", "120")  # T4; A100, RTX 30 and 40; H100; B200; RTX 50
+FASTEST_ARCH = "80"
+OLDEST_CUDA = (12, 1)  # kernels take more than 4,096 bytes of parameters
+COMPRESSING_CUDA = (12, 8)  # has --compress-mode, which makes the object four times smaller
 # The oldest torch whose stable ABI is used: the object then runs on it and on every later one.
 STABLE_ABI = ("TORCH_TARGET_VERSION", "((2ULL<<56)|(10ULL<<48))")
 
+TRIAL = """#include <cuda_runtime.h>
+__global__ void kernel(int* out) { *out = 1; }
+int run(int* out) { kernel<<<1, 1>>>(out); return cudaGetLastError(); }
+"""
 
-def cuda_home() -> Path | None:
-    """The CUDA toolkit: CUDA_HOME, its usual place, or where nvcc is."""
-    nvcc = shutil.which("nvcc")
-    homes = [Path(os.environ["CUDA_HOME"])] if "CUDA_HOME" in os.environ else [Path("/usr/local/cuda")]
-    homes += [Path(nvcc).resolve().parents[1]] if nvcc else []
-    return next((home for home in homes if (home / "bin" / "nvcc").exists()), None)
+
+class Unusable(Exception):
+    """Why no CUDA kernels can be built, in words."""
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """A CUDA toolkit, and what it is to compile for."""
+
+    home: Path
+    version: tuple[int, int]
+    archs: list[str]
+
+    def flags(self) -> list[str]:
+        codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in self.archs]
+        codes.append(f"-gencode=arch=compute_{self.archs[-1]},code=compute_{self.archs[-1]}")  # for later GPUs
+        compress = ["--compress-mode=size"] if self.version >= COMPRESSING_CUDA else []
+        threads = max(1, jobs() // len(CUDA_SOURCES))  # an architecture each
+        return [*NVCC_FLAGS, *compress, f"--threads={threads}", *codes]
+
+    def library_dirs(self) -> list[str]:
+        places = ("lib64", "lib", f"targets/{platform.machine()}-linux/lib")
+        return [str(self.home / place) for place in places if (self.home / place).exists()]
+
+    def compile(self, source: Path, target: Path) -> str:
+        """Plain nvcc, as the kernels include no header of torch: it works beside a CPU-only torch and without a GPU."""
+        told(self.home / "bin" / "nvcc", *self.flags(), "-c", source, "-o", target)
+        return str(target)
+
+
+def find_toolkit() -> Toolkit:
+    """The CUDA toolkit of this machine; raises Unusable where there is none, or an old one."""
+    homes = [Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda")]
+    if on_path := shutil.which("nvcc"):
+        homes.append(Path(on_path).resolve().parents[1])
+    home = next((home for home in homes if (home / "bin" / "nvcc").exists()), None)
+    if home is None:
+        raise Unusable("no CUDA toolkit was found: put nvcc on the PATH or set CUDA_HOME")
+    nvcc = home / "bin" / "nvcc"
+    release = re.search(r"release (\d+)\.(\d+)", told(nvcc, "--version"))
+    if release is None:
+        raise Unusable(f"{nvcc} --version names no release")
+    version = int(release[1]), int(release[2])
+    if version < OLDEST_CUDA:
+        oldest = ".".join(map(str, OLDEST_CUDA))
+        raise Unusable(f"{nvcc} is of CUDA {release[1]}.{release[2]}: {oldest} or newer is needed")
+    known = re.findall(r"^compute_(\d+)", told(nvcc, "--list-gpu-arch"), re.MULTILINE)
+    return Toolkit(home, version, choose_archs(known, nvcc))
+
+
+def choose_archs(known: list[str], nvcc: Path) -> list[str]:
+    """What MASKFEAT_CUDA_ARCHS asks for, else those of CUDA_ARCHS that ``nvcc`` knows; raises Unusable for others."""
+    wanted = os.environ.get("MASKFEAT_CUDA_ARCHS", "").split()
+    if wanted == ["native"]:
+        wanted = [arch for arch in gpus() if arch in known] or [FASTEST_ARCH]
+    wanted = wanted or [arch for arch in CUDA_ARCHS if arch in known] or list(CUDA_ARCHS)
+    for arch in wanted:
+        if re.sub("[af]$", "", arch) not in known:  # 90a is 90 with what only that GPU has
+            raise Unusable(f"{nvcc} compiles for {', '.join(known) or 'nothing'}, not for {arch}")
+    return sorted(set(wanted), key=lambda arch: int(re.sub("[af]$", "", arch)))
+
+
+def gpus() -> list[str]:
+    """The architectures of the GPUs of this machine, as ["90"]; none where no driver tells."""
+    try:
+        capabilities = told("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+    except Unusable:
+        return []
+    return [capability.replace(".", "") for capability in re.findall(r"^\d+\.\d+", capabilities, re.MULTILINE)]
+
+
+def told(*command) -> str:
+    """What a command prints; raises Unusable where it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise Unusable(f"{command[0]} does not run: {error.strerror}") from error
+    if done.returncode == 0:
+        return done.stdout
+    text = (done.stderr + done.stdout).strip()
+    print(text, file=sys.stderr, flush=True)
+    lines = text.splitlines() or [f"exit status {done.returncode}"]
+    raise Unusable(f"{command[0]} failed: {next((line for line in lines if 'error' in line.lower()), lines[-1])}")
+
+
+def jobs() -> int:
+    """How many compilers run at once: one a core, or as MAX_JOBS says."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("MAX_JOBS", "")
+    return min(cores, max(1, int(limit))) if limit.isdecimal() else cores
 
 
 def pybind11_headers() -> list[str]:
@@ -60,80 +158,110 @@ def pybind11_headers() -> list[str]:
 
 
 class BuildOps(build_ext):
-    """Builds _torch_ops, which torch.ops.load_library loads and which is tied to no Python, and then _numpy_ops."""
+    """Compiles all sources side by side; then links _torch_ops, which is tied to no Python, and _numpy_ops."""
 
-    nvcc: list[subprocess.Popen] = []  # noqa: RUF012
-
-    def build_extension(self, ext):
-        if ext is torch_ops:
-            self.prepare_torch_ops(ext)
-        else:
-            import numpy
-
-            ext.include_dirs += [numpy.get_include(), *pybind11_headers()]
-            ext.extra_objects += self.compiler.object_filenames(SHARED_SOURCES, output_dir=self.build_temp)
-        print(f"building {ext.name} for {platform.machine()}: {', '.join(ext.sources)}", flush=True)
-        super().build_extension(ext)
-
-    def prepare_torch_ops(self, ext):
+    def build_extensions(self):
+        import numpy
         from torch.utils import cpp_extension
 
-        ext.include_dirs += cpp_extension.include_paths()
-        ext.library_dirs += cpp_extension.library_paths()
-        home = None if BUILD == "cpu" else cuda_home()
-        if BUILD == "cuda" and home is None:
-            sys.exit("MASKFEAT_BUILD=cuda needs a CUDA toolkit: put nvcc on the PATH or set CUDA_HOME")
-        if home is not None:
-            ext.define_macros.append(("MASKFEAT_CUDA", "1"))
-            self.nvcc = [self.compile_cuda(home / "bin" / "nvcc", source, ext) for source in CUDA_SOURCES]
-            ext.library_dirs += [str(home / name) for name in ("lib64", "lib") if (home / name).exists()]
-            ext.libraries += ["cudart_static", "dl", "rt", "pthread"]
-            # torch's stream is a weak symbol of one of its libraries: a linker that drops what nothing strong needs
-            # would make it a null pointer.
-            ext.extra_link_args.append("-Wl,--no-as-needed")
+        Path(self.build_temp, "csrc").mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(jobs()) as self.pool:
+            try:
+                cuda = self.start_cuda()
+                kernels = self.start(TORCH_KERNELS)
+                shared = self.start(SHARED_SOURCES)
+                module = self.start(NUMPY_SOURCES, [numpy.get_include(), *pybind11_headers()])
+                objects, directories, record = self.finish_cuda(cuda)
+                ops = self.start(TORCH_OPS, cpp_extension.include_paths(), [STABLE_ABI, *record])
+                kernels, shared, module, ops = map(finished, (kernels, shared, module, ops))
+            except BaseException:
+                self.pool.shutdown(cancel_futures=True)
+                raise
+        libraries = ["torch", "torch_cpu", *(CUDA_LIBRARIES if objects else [])]
+        # torch's stream is a weak symbol of a library that libtorch.so needs. A linker that drops what nothing strong
+        # needs makes it a null pointer, and this flag holds for the libraries that come after it.
+        keep = ["-Wl,--no-as-needed"] if sys.platform == "linux" else []
+        directories = [*cpp_extension.library_paths(), *directories]
+        self.link(torch_ops, [*keep, *ops, *kernels, *shared, *objects], libraries, directories)
+        self.link(numpy_ops, [*module, *shared], self.get_libraries(numpy_ops), [])
 
-    def compile_cuda(self, nvcc: Path, source: str, ext: Extension) -> subprocess.Popen:
-        """Plain nvcc, as the kernels include no header of torch: it works beside a CPU-only torch and without a GPU."""
-        target = Path(self.build_temp, source).with_suffix(".cuda.o")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        ext.extra_objects.append(str(target))
-        codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHS]
-        codes.append(f"-gencode=arch=compute_{CUDA_ARCHS[-1]},code=compute_{CUDA_ARCHS[-1]}")  # for later GPUs
-        print(f"building {source} for sm_{', sm_'.join(CUDA_ARCHS)}", flush=True)
-        return subprocess.Popen([nvcc, *NVCC_FLAGS, *codes, "-c", source, "-o", target])
+    def start(self, sources: list[str], include_dirs=(), macros=()) -> list[Future]:
+        options = {"output_dir": self.build_temp, "include_dirs": ["csrc", *include_dirs], "macros": list(macros)}
+        return [self.pool.submit(self.compiler.compile, [s], extra_postargs=CXX_FLAGS, **options) for s in sources]
 
-    def get_libraries(self, ext):
-        """Asked for just before the link: until here, nvcc has run beside the C++ compiler."""
-        for process in self.nvcc:
-            if process.wait():
-                sys.exit(f"{' '.join(map(str, process.args))} failed")
-        return super().get_libraries(ext)
+    def start_cuda(self) -> tuple[Toolkit, list[Future]] | str:
+        """The toolkit and its objects to come, or why there are none."""
+        if BUILD == "cpu":
+            return "MASKFEAT_BUILD was cpu"
+        try:
+            toolkit = find_toolkit()
+            self.try_out(toolkit)
+        except Unusable as reason:
+            return self.without_cuda(reason)
+        print(f"building CUDA kernels for sm_{', sm_'.join(toolkit.archs)}", flush=True)
+        objects = [Path(self.build_temp, source).with_suffix(".cuda.o") for source in CUDA_SOURCES]
+        return toolkit, [self.pool.submit(toolkit.compile, *job) for job in zip(CUDA_SOURCES, objects, strict=True)]
+
+    def try_out(self, toolkit: Toolkit) -> None:
+        """Compiles and links a kernel: an nvcc, a host compiler and libraries that do not go together show here."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "trial.cu")
+            source.write_text(TRIAL)
+            trial = toolkit.compile(source, source.with_suffix(".o"))
+            try:
+                options = {"libraries": CUDA_LIBRARIES, "library_dirs": toolkit.library_dirs(), "target_lang": "c++"}
+                self.compiler.link_shared_object([trial], str(Path(folder, "trial.so")), **options)
+            except LinkError as error:
+                raise Unusable(f"no program links with the libraries of {toolkit.home}: {error}") from error
+
+    def finish_cuda(self, cuda) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+        """CUDA objects, folders of their libraries, and macros that tell the other sources of them."""
+        if not isinstance(cuda, str):
+            toolkit, running = cuda
+            try:
+                objects = [future.result() for future in running]
+                record = [("MASKFEAT_CUDA", "1"), ("MASKFEAT_CUDA_ARCHS", quoted(" ".join(toolkit.archs)))]
+                return objects, toolkit.library_dirs(), record
+            except Unusable as reason:
+                cuda = self.without_cuda(reason)
+        return [], [], [("MASKFEAT_NO_CUDA", quoted(cuda))]
+
+    def without_cuda(self, reason: Unusable) -> str:
+        """Ends the build if CUDA kernels were asked for by name."""
+        if BUILD == "cuda":
+            sys.exit(f"MASKFEAT_BUILD=cuda cannot be done: {reason}")
+        print(f"building no CUDA kernels: {reason}", flush=True)
+        return str(reason)
+
+    def link(self, ext: Extension, objects: list[str], libraries: list[str], library_dirs: list[str]) -> None:
+        path = self.get_ext_fullpath(ext.name)
+        self.compiler.link_shared_object(
+            objects, path, libraries=libraries, library_dirs=library_dirs, target_lang="c++"
+        )
 
     def get_ext_filename(self, fullname):
         if fullname.endswith("_torch_ops"):
             return os.path.join(*fullname.split(".")) + ".so"
         return super().get_ext_filename(fullname)
 
-    def get_export_symbols(self, ext):
-        return []
+
+def finished(objects: list[Future]) -> list[str]:
+    return [path for future in objects for path in future.result()]
 
 
-torch_ops = Extension(
-    "maskfeat_kernels._torch_ops",
-    sources=TORCH_SOURCES,
-    depends=[*HEADERS, *CUDA_SOURCES],
-    include_dirs=["csrc"],
-    define_macros=[STABLE_ABI],
-    extra_compile_args=CXX_FLAGS,
-    libraries=["torch", "torch_cpu"],
-    language="c++",
-)
-numpy_ops = Extension(
-    "maskfeat_kernels._numpy_ops",
-    sources=[f"csrc/{name}.cpp" for name in ("numpy_module", "numpy_opencv", "opencv_cpu", "opencv_groups")],
-    depends=[*HEADERS, *SHARED_SOURCES],
-    include_dirs=["csrc"],
-    extra_compile_args=CXX_FLAGS,
-    language="c++",
-)
-setup(ext_modules=[] if BUILD == "none" else [torch_ops, numpy_ops], cmdclass={"build_ext": BuildOps})
+def quoted(text: str) -> str:
+    """A C string."""
+    return json.dumps(text.encode("ascii", "replace").decode())
+
+
+BUILD = os.environ.get("MASKFEAT_BUILD", "auto")
+torch_ops = Extension("maskfeat_kernels._torch_ops", sources=[])
+numpy_ops = Extension("maskfeat_kernels._numpy_ops", sources=[])
+
+if __name__ == "__main__":
+    if BUILD not in ("auto", "cuda", "cpu", "none"):
+        sys.exit(f"MASKFEAT_BUILD must be auto, cuda, cpu or none, got {BUILD!r}")
+    if sys.platform == "win32" and BUILD in ("cuda", "cpu"):
+        sys.exit(f"MASKFEAT_BUILD={BUILD} cannot be done: the kernels are compiled on Linux and macOS, or in WSL")
+    builds = BUILD != "none" and sys.platform != "win32"
+    setup(ext_modules=[torch_ops, numpy_ops] if builds else [], cmdclass={"build_ext": BuildOps})

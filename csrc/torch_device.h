@@ -6,6 +6,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#ifdef MASKFEAT_CUDA
+#include <dlfcn.h>
+#endif
+
 #include <initializer_list>
 #include <sstream>
 #include <stdexcept>
@@ -13,8 +17,12 @@
 #include "image_view.h"
 #include "instruction_set.h"
 
-// Null in a torch without CUDA, whose dispatcher never asks for it.
+#ifdef MASKFEAT_CUDA
+// Null in a torch without CUDA: only libtorch_cuda.so has it, which libtorch.so then needs.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+// Of the CUDA runtime, none of whose headers are needed here.
+extern "C" const char* cudaGetErrorString(int error);
+#endif
 
 namespace maskfeat {
 
@@ -42,6 +50,24 @@ struct CpuDevice {
   explicit CpuDevice(std::initializer_list<const torch::stable::Tensor*>) { instruction_set(); }
 };
 
+#ifdef MASKFEAT_CUDA
+// The stream that PyTorch uses on a device. Where the linker of this object has lost the function, it is looked for in a
+// libtorch_cuda.so that is already loaded; another one is never loaded.
+inline void* current_stream(int32_t device) {
+  static const auto function = []() -> decltype(&aoti_torch_get_current_cuda_stream) {
+    if (aoti_torch_get_current_cuda_stream) return aoti_torch_get_current_cuda_stream;
+    void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    void* const found = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+    return reinterpret_cast<decltype(&aoti_torch_get_current_cuda_stream)>(found);
+  }();
+  STD_TORCH_CHECK(function,
+                  "this torch has no CUDA streams: install a torch that is built for CUDA, 2.10 or newer, or take "
+                  "backend='reference'");
+  void* stream = nullptr;
+  STD_TORCH_CHECK(function(device, &stream) == 0, "no current CUDA stream");
+  return stream;
+}
+
 // Makes the device of the tensors current, while it lives, and holds the stream that PyTorch uses on it.
 struct CudaDevice {
   explicit CudaDevice(std::initializer_list<const torch::stable::Tensor*> tensors)
@@ -49,13 +75,20 @@ struct CudaDevice {
     const int32_t device = (*tensors.begin())->get_device_index();
     for (const torch::stable::Tensor* tensor : tensors)
       STD_TORCH_CHECK(tensor->is_cuda() && tensor->get_device_index() == device, "all tensors must be on one device");
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == 0, "no current CUDA stream");
+    stream = current_stream(device);
   }
 
-  static void check(int error) { STD_TORCH_CHECK(error == 0, "CUDA error ", error, " at the launch of a kernel"); }
+  static void check(int error) {
+    constexpr int kNoKernelImage = 209;  // cudaErrorNoKernelImageForDevice
+    STD_TORCH_CHECK(error != kNoKernelImage,
+                    "this GPU has no kernel in this build, which is for the architectures " MASKFEAT_CUDA_ARCHS
+                    ": build with MASKFEAT_CUDA_ARCHS=native, or take another backend");
+    STD_TORCH_CHECK(error == 0, "CUDA error ", error, " at the launch of a kernel: ", cudaGetErrorString(error));
+  }
 
   torch::stable::accelerator::DeviceGuard guard;
   void* stream = nullptr;
 };
+#endif
 
 }  // namespace maskfeat

@@ -43,9 +43,10 @@ def why_unavailable(backend: str, device: str) -> str | None:
         return None
     if backend == "triton":
         return why_no_triton(device)
-    if device != backend:
-        return f"it runs on {backend} tensors"
-    return ops.why_not_compiled(backend)
+    if device == backend:
+        return ops.why_not_compiled(backend)
+    reason = ops.why_not_compiled(backend)
+    return f"it runs on {backend} tensors" + (f", and {reason}" if reason else "")
 
 
 def why_no_triton(device: str) -> str | None:

@@ -134,9 +134,15 @@ def skimage_bin(
     bins: int,
 ) -> Tensor:  # [...], int64
     """The bin by a rounded angle, as scikit-image decides it; ``bins`` for one that rounding takes to 180 degrees."""
-    degrees = torch.rad2deg(torch.atan2(sine.detach().double(), cosine.detach().double())).nan_to_num(0) % 180
+    y, x = (t.detach().to(float64_device(t.device)).double() for t in (sine, cosine))
+    degrees = torch.rad2deg(torch.atan2(y, x)).nan_to_num(0) % 180
     ends = degrees.new_tensor([180 / bins * (k + 1) for k in range(bins)])
-    return torch.searchsorted(ends, degrees, right=True)
+    return torch.searchsorted(ends, degrees, right=True).to(sine.device)
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Where float64 is computed for ``device``: on the CPU for a GPU of Apple, which has none."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def angle(

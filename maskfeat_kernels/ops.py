@@ -3,8 +3,10 @@
 The kernels themselves are registered per device by ``csrc/*_torch.cpp``, in a shared object that is loaded here.
 """
 
+import ctypes
 import dataclasses
 import operator
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -34,14 +36,32 @@ for _schema in (
 
 # A missing file means "not built"; a file that does not load is a broken build and raises here.
 _shared_object = Path(__file__).with_name("_torch_ops.so")
+_record = None
 if _shared_object.exists():
     torch.ops.load_library(_shared_object)
+    _record = ctypes.CDLL(str(_shared_object))
 
-compiled_devices = [
-    device
-    for device in ("cpu", "cuda")
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"{_NAMESPACE}::hog", device.upper())
-]
+
+def _built_with(name: str) -> str:
+    """What ``csrc/build_record.cpp`` says; nothing where there is no shared object, or one of older sources."""
+    function = getattr(_record, f"maskfeat_{name}", None)
+    if function is None:
+        return ""
+    function.restype = ctypes.c_char_p
+    return function().decode()
+
+
+def find_compiled_devices() -> list[str]:
+    """Those that the shared object has kernels for; not GPUs of AMD, which torch also names "cuda"."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    devices = ["cpu"] if torch.version.hip else ["cpu", "cuda"]
+    return [device for device in devices if has(f"{_NAMESPACE}::hog", device.upper())]
+
+
+compiled_devices = find_compiled_devices()
+cuda_archs = _built_with("cuda_archs").split()
+"""Architectures that the CUDA kernels are compiled for: ["80", "90"]."""
+_why_no_cuda = _built_with("no_cuda")
 hog = torch.ops.maskfeat_kernels.hog.default
 hog_tokens = torch.ops.maskfeat_kernels.hog_tokens.default
 masked_gather = torch.ops.maskfeat_kernels.masked_gather.default
@@ -103,9 +123,13 @@ def why_not_compiled(device: str) -> str | None:
     """None if the shared object holds kernels for ``device`` ("cpu" or "cuda"), else what to do about it."""
     if device in compiled_devices:
         return None
+    if device == "cuda" and torch.version.hip:
+        return "this torch is built for ROCm"
     if not compiled_devices:
+        if sys.platform == "win32":
+            return "there are no compiled kernels for Windows"
         return "the compiled extension is not built; run `pip install .` in the source tree"
-    return f"the extension was built without it; rebuild with MASKFEAT_BUILD={device}"
+    return f"the extension was built without it ({_why_no_cuda}); rebuild with MASKFEAT_BUILD={device}"
 
 
 def hog_dtype(x: torch.Tensor) -> torch.dtype:

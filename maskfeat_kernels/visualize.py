@@ -111,13 +111,13 @@ def glyph_stamps(
     vertical. Signed bins turn twice as far, and two share a stroke.
     """
     turn = 2 * math.pi if spec.signed else math.pi
-    phi = (torch.arange(spec.bins, dtype=torch.float64, device=device) + 0.5) * (turn / spec.bins)
+    phi = (torch.arange(spec.bins, dtype=torch.float64) + 0.5) * (turn / spec.bins)
     if spec.angle_from == "horizontal":
         phi = math.pi / 2 - phi
     edge_x, edge_y = phi.cos()[:, None, None], -phi.sin()[:, None, None]
 
     # Distance of each pixel's centre from the segment: across it, and along it beyond its end.
-    offset = torch.arange(glyph, dtype=torch.float64, device=device) + 0.5 - glyph / 2
+    offset = torch.arange(glyph, dtype=torch.float64) + 0.5 - glyph / 2
     x, y = offset[None, :], offset[:, None]
     width = max(1.0, glyph / 8)
     half_length = (glyph - width - 1) / 2  # the round end just fits into the glyph
@@ -126,7 +126,7 @@ def glyph_stamps(
 
     # A pixel is as bright as the share of it that the stroke covers, one pixel of ramp at the outline.
     coverage = width / 2 + 0.5 - torch.hypot(across, beyond)
-    return coverage.clamp(0, 1).float()
+    return coverage.clamp(0, 1).float().to(device)  # some devices have no float64
 
 
 def _channel(channel, channels: int) -> int:

@@ -1,14 +1,29 @@
 """Which backend runs: "auto" chooses, an explicit name is obeyed or refused with the reason."""
 
 import re
+import sys
 
 import pytest
 import torch
 from conftest import REQUIRED, device_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from maskfeat_kernels import available_backends, fused_hog, hog_reference, ops
+from maskfeat_kernels import (
+    DALAL_TRIGGS,
+    MASKFEAT,
+    OPENCV,
+    SKIMAGE,
+    available_backends,
+    fused_hog,
+    fused_hog_tokens,
+    fused_mask_tokens,
+    fused_masked_gather,
+    hog_reference,
+    ops,
+)
 from maskfeat_kernels import backend as backend_module
 from maskfeat_kernels.backend import BACKENDS, choose_backend, why_unavailable
+from maskfeat_kernels.hog_blocks_reference import float64_device
 from maskfeat_kernels.testing import byte_images, check_hog
 
 CPU = torch.device("cpu")
@@ -55,6 +70,8 @@ def test_an_unknown_backend_is_named_with_those_that_exist(name):
 
 def test_a_backend_of_another_device_is_refused():
     reason = "backend 'cuda' is not available on device 'cpu': it runs on cuda tensors"
+    if not_compiled := ops.why_not_compiled("cuda"):
+        reason += f", and {not_compiled}"
     with pytest.raises(ValueError, match=exactly(reason)):
         fused_hog(X, backend="cuda")
 
@@ -81,7 +98,64 @@ def test_a_backend_that_is_not_built_is_refused_with_what_to_do(monkeypatch):
     check_hog(fused_hog(X), X)
 
 
-def test_an_extension_without_cuda_says_how_to_build_it(monkeypatch):
+def test_an_extension_without_cuda_says_why_and_how_to_build_it(monkeypatch):
     monkeypatch.setattr(ops, "compiled_devices", ["cpu"])
+    monkeypatch.setattr(ops, "_why_no_cuda", "no CUDA toolkit was found")
+    reason = "the extension was built without it (no CUDA toolkit was found); rebuild with MASKFEAT_BUILD=cuda"
     assert why_unavailable("cpu", "cpu") is None
-    assert why_unavailable("cuda", "cuda") == "the extension was built without it; rebuild with MASKFEAT_BUILD=cuda"
+    assert why_unavailable("cuda", "cuda") == reason
+    refusal = f"backend 'cuda' is not available on device 'cpu': it runs on cuda tensors, and {reason}"
+    with pytest.raises(ValueError, match=exactly(refusal)):
+        fused_hog(X, backend="cuda")
+
+
+def test_on_rocm_triton_serves_tensors_and_cuda_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(backend_module, "_TRITON_IS_INSTALLED", True)
+    monkeypatch.setattr(ops, "compiled_devices", ops.find_compiled_devices())
+    assert "cuda" not in ops.compiled_devices
+    assert why_unavailable("cuda", "cuda") == "this torch is built for ROCm"
+    assert choose_backend(torch.device("cuda")) == "triton"
+
+
+def test_on_windows_the_reference_serves_and_says_why(monkeypatch):
+    monkeypatch.setattr(ops, "compiled_devices", [])
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert choose_backend(CPU) == "reference"
+    with pytest.raises(ValueError, match=r"on device 'cpu': there are no compiled kernels for Windows$"):
+        choose_backend(CPU, "cpu")
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu"])
+def test_other_devices_have_the_reference(device, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert choose_backend(torch.device(device)) == "reference"
+    with pytest.raises(ValueError, match=rf"on device '{device}': it runs on cuda tensors"):
+        choose_backend(torch.device(device), "cuda")
+
+
+class NoFloat64(TorchDispatchMode):
+    """As on the GPUs of Apple: no op may return float64."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        assert not (isinstance(out, torch.Tensor) and out.dtype == torch.float64), f"{function} returns float64"
+        return out
+
+
+@pytest.mark.parametrize("spec", [MASKFEAT, MASKFEAT.replace(gaussian_window=8), SKIMAGE, OPENCV, DALAL_TRIGGS])
+def test_the_reference_computes_in_float32_where_a_device_has_no_float64(spec):
+    x = byte_images(3, 32, 32)
+    want = fused_hog(x, spec, backend="reference")
+    ids = torch.tensor([[0, 1], [3, 2], [0, 0]])
+    with NoFloat64():
+        assert fused_hog(x, spec, backend="reference").equal(want)
+        if spec.is_maskfeat:
+            fused_hog_tokens(x.unsqueeze(1), ids, 8, spec, backend="reference")
+        tokens = torch.ones(3, 4, 5, requires_grad=True)
+        mask = torch.zeros(3, 4, dtype=torch.bool)
+        moved = fused_mask_tokens(fused_masked_gather(tokens, ids, backend="reference").repeat(1, 2, 1),
+                                  torch.ones(5, requires_grad=True), mask, backend="reference")  # fmt: skip
+        moved.sum().backward()
+    assert float64_device(torch.device("mps:0")) == CPU and float64_device(CPU) == CPU
