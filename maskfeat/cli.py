@@ -38,6 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"maskfeat: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        from .data import loader_failure
+
+        failure = loader_failure(error)
+        if failure is None or options.traceback:
+            raise
+        print(f"maskfeat: {failure}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("maskfeat: interrupted; give the same command again to go on from the last checkpoint", file=sys.stderr)
         return 130

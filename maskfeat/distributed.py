@@ -2,8 +2,6 @@
 
 import os
 import platform
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -61,23 +59,6 @@ class World:
 
 class Terminated(Exception):
     """The run was asked to end (SIGTERM), and did so after saving a checkpoint."""
-
-
-@contextmanager
-def watch_sigterm() -> Iterator[list[int]]:
-    """A list that is empty until this process is asked to end, as a cluster does before it takes the machine away.
-
-    Only the main thread gets signals; in another one the list stays empty.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -35,11 +35,12 @@ from .checkpoint import (
 )
 from .config import Finetune, Pretrain, Recipe
 from .data import TRAINING, Loader, make_loader, part_masks
-from .distributed import Terminated, World, arithmetic, finite, join, share, synchronise, watch_sigterm, whole
+from .distributed import Terminated, World, arithmetic, finite, join, share, synchronise, whole
 from .evaluate import evaluate_model, held_out
 from .finetune import EMA
 from .model import MaskFeat
 from .progress import Progress, Stopwatch
+from .sigterm import watch_sigterm
 from .step import part_loss, seed_part
 
 log = logging.getLogger(__name__)

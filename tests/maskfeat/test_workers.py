@@ -1,12 +1,19 @@
 """Loader processes never keep a run from its end, and what goes wrong in them is said as in the run itself."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import media
 import pytest
+import torch
 from test_train import SMALL
+
+from maskfeat import data, sigterm
+from maskfeat.config import get_recipe, override
+from maskfeat.data import make_loader
 
 PLAIN = [text for text in SMALL if not text.startswith(("samples", "eval_every"))]
 COMMAND = ["finetune", "vit_tiny_ft", *PLAIN, "samples=0", "eval_every=0", "patch_size=8", "workers=1"]
@@ -43,3 +50,138 @@ def test_an_error_in_a_worker_is_one_line(tmp_path):
 )
 def test_a_process_ends_though_workers_are_left(ending, status):
     assert run("-c", LOADER + ending).returncode == status
+
+
+LONG = [text for text in PLAIN if not text.startswith("steps")] + ["samples=64", "steps=100000", "eval_every=0"]
+
+
+@pytest.fixture
+def running(tmp_path):
+    """Starts a command with two workers, or python code; what is still there at the end is killed with its children."""
+    started = []
+
+    def start(*arguments, steps=True):
+        out = tmp_path / "out"
+        process = subprocess.Popen(
+            [sys.executable, *arguments, *([f"out={out}"] if steps else [])],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        started.append(process)
+        while steps and not ((out / "log.jsonl").exists() and (out / "log.jsonl").read_text()):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.stderr.close()
+        process.wait()
+
+
+def children(process) -> list[int]:
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+        return [int(pid) for pid in file.read().split()]
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_one_line(running):
+    """Wherever the training is at that moment."""
+    process = running("-m", "maskfeat", "pretrain", "vit_tiny", *LONG, "workers=2")
+    os.kill(children(process)[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in errors
+    last = errors.splitlines()[-1]
+    assert last.startswith("maskfeat: a loader process died (DataLoader worker (pid ") and "Killed" in last
+    assert "use fewer workers, a smaller batch_size, or workers=0" in last
+
+
+def test_full_shared_memory_is_one_line():
+    """A batch of 8 MB through 1 MB: the error came up in a thread of the worker, the batch was lost, all waited."""
+    code = """
+import sys, torch
+from maskfeat.config import get_recipe, override
+from maskfeat.data import make_loader
+recipe = override(get_recipe("vit_tiny"), ["image_size=224", "batch_size=56", "samples=56", "mask_stride=16"])
+try:
+    list(make_loader(recipe, "train", seed=0, workers=1))
+except OSError as error:
+    sys.exit(f"ended: {error}")
+"""
+    mount = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$0" -c "$1"'
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    if subprocess.run([*command, "mount -t tmpfs -o size=1m tmpfs /dev/shm"], capture_output=True).returncode:
+        pytest.skip("mounts a small /dev/shm, which this machine does not let it")
+    done = subprocess.run([*command, mount, sys.executable, code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ended: the shared memory") and "workers=0" in last and "--shm-size" in last
+
+
+def test_full_shared_memory_is_told_from_within_the_worker(monkeypatch):
+    def full(self):
+        raise RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)")
+
+    recipe = override(get_recipe("vit_tiny"), ["image_size=32", "batch_size=8", "samples=8"])
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(OSError, match=r"fewer workers or workers=0, .* enlarge /dev/shm .*No space left"):
+        list(make_loader(recipe, "train", seed=0, workers=1))
+
+
+def test_a_loader_that_is_stuck_is_an_error(monkeypatch):
+    monkeypatch.setattr(data, "LONGEST_WAIT", 1)
+    monkeypatch.setattr(data.Batches, "__getitem__", lambda self, number: time.sleep(4))
+    recipe = override(get_recipe("vit_tiny"), ["image_size=32", "batch_size=8", "samples=8"])
+    with pytest.raises(OSError, match=r"no batch came within 1 s: .* stuck\. .* \(workers=0\)"):
+        list(make_loader(recipe, "train", seed=0, workers=1))
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", "a loader process died"),
+        ("DataLoader worker (pid 7) is killed by signal: Bus error. It is", "the shared memory"),
+        ("DataLoader worker (pid(s) 7) exited unexpectedly", "a loader process died"),
+        ("DataLoader timed out after 600 seconds", "no batch came within 600 s"),
+        ("Too many open files. Communication with", "ulimit -n"),
+        ("mat1 and mat2 shapes cannot be multiplied", None),
+    ],
+)
+def test_what_is_said_of_failures(text, told):
+    failure = data.loader_failure(RuntimeError(text))
+    assert failure is None if told is None else told in str(failure) and "\n" not in str(failure)
+
+
+STUCK = """
+import ctypes, sys
+from maskfeat import sigterm
+sigterm.ONE = 0.2
+with sigterm.watch_sigterm():
+    print("here", file=sys.stderr, flush=True)
+    while True:
+        ctypes.CDLL(None).sleep(1000)
+"""
+
+
+def test_a_second_sigterm_ends_a_process_that_is_stuck(running):
+    """In C code that never returns to Python, where no handler of Python's is called."""
+    process = running("-c", STUCK, steps=False)
+    assert process.stderr.readline() == "here\n"
+    process.terminate()
+    time.sleep(0.4)
+    assert process.poll() is None
+    process.terminate()
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM and "ended at once by a second SIGTERM" in errors
+
+
+def test_signals_at_once_are_one_and_leave_no_trace(monkeypatch):
+    """torchrun passes on a signal that the whole group has got. Handlers are as before, and the pipe is closed."""
+    before, ended = signal.getsignal(signal.SIGTERM), []
+    monkeypatch.setattr(sigterm.os, "_exit", ended.append)
+    with sigterm.watch_sigterm() as received:
+        assert not received
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert len(received) == 3
+        time.sleep(0.2)
+    assert not ended and signal.getsignal(signal.SIGTERM) is before and signal.set_wakeup_fd(-1) == -1
