@@ -30,6 +30,7 @@ from maskfeat_kernels.testing import FLOATS, images
 SPECS = {
     "maskfeat": MASKFEAT,  # cells of 8 x 8, the kernel of a thread a cell; bytes in pairs of halves
     "one bin": MASKFEAT.replace(bins=1),
+    "eight bins": MASKFEAT.replace(bins=8),  # slopes of bytes lie on the edges at 45 degrees
     "ten bins": MASKFEAT.replace(bins=10),  # the kernel of any cells
     "tall cells": MASKFEAT.replace(cell=(20, 3), bins=6),
     "window": MASKFEAT.replace(gaussian_window=16),
@@ -45,10 +46,10 @@ SPECS = {
 """Dialects and variations, which together take every branch that a GPU has to itself:
 
 ``smooth`` (a fused multiply-add, in hog_math.h): every Sobel gradient, in float32 and float64.
-``from_half`` (a conversion, in hog_cuda_cells.h): float16, and bytes, in "maskfeat" and "one bin".
-``multiply_add`` (pairs of halves, in hog_cuda_cells.h): bytes in the same two.
-``approximate_reciprocal`` (in hog_cuda_cells.h): the same.
-``root`` (an approximate reciprocal root and a Newton step, in hog_cuda_work.h): the five of the MASKFEAT family.
+``from_half`` (a conversion, in hog_cuda_cells.h): float16, and bytes, in "maskfeat", "eight bins" and "one bin".
+``multiply_add`` (pairs of halves, in hog_cuda_cells.h): bytes in the same three.
+``approximate_reciprocal`` (in hog_cuda_cells.h): the same; "eight bins" sees an error of 2^-20.
+``root`` (an approximate reciprocal root and a Newton step, in hog_cuda_work.h): all of the MASKFEAT family.
 What else a device does otherwise has no branch: division and square root of the compiler in all others, ``__ldg``,
 shuffles of a warp and shared memory in the blocks, constant memory for the parameters.
 """

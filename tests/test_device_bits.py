@@ -139,11 +139,11 @@ ERRORS = {
 def test_an_error_in_a_branch_of_the_device_is_seen(branch):
     """On the host, by an error of the size that is feared in what stands there for the branch."""
     right, wrong, dtype = ERRORS[branch]
-    call = hog_calls(SPECS["maskfeat"], dtype)["aligned"]
-    results = []
+    spec = SPECS["eight bins"]
+    call, results = hog_calls(spec, dtype)["aligned"], []
     for change in (None, (right, wrong)):
-        out = Out((3, 3, 9, 6, 8))
-        results += checked("hog", usable("address"), WHOLE, *hog_words(call.x, SPECS["maskfeat"]), out, change=change)
+        out = Out((3, 3, 8, 6, 8))
+        results += checked("hog", usable("address"), WHOLE, *hog_words(call.x, spec), out, change=change)
     same_bits(results[0], call.expected())
     with pytest.raises(AssertionError, match="differ"):
         same_bits(results[1], call.expected())
