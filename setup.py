@@ -164,6 +164,7 @@ class BuildOps(build_ext):
         import numpy
         from torch.utils import cpp_extension
 
+        self.compiler.force = True  # what lies there may be of another MASKFEAT_BUILD
         Path(self.build_temp, "csrc").mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(jobs()) as self.pool:
             try:
@@ -182,8 +183,8 @@ class BuildOps(build_ext):
         # needs makes it a null pointer, and this flag holds for the libraries that come after it.
         keep = ["-Wl,--no-as-needed"] if sys.platform == "linux" else []
         directories = [*cpp_extension.library_paths(), *directories]
-        self.link(torch_ops, [*keep, *ops, *kernels, *shared, *objects], libraries, directories)
-        self.link(numpy_ops, [*module, *shared], self.get_libraries(numpy_ops), [])
+        self.link(torch_ops, [*ops, *kernels, *shared, *objects], libraries, directories, keep)
+        self.link(numpy_ops, [*module, *shared], self.get_libraries(numpy_ops), [], [])
 
     def start(self, sources: list[str], include_dirs=(), macros=()) -> list[Future]:
         options = {"output_dir": self.build_temp, "include_dirs": ["csrc", *include_dirs], "macros": list(macros)}
@@ -233,11 +234,9 @@ class BuildOps(build_ext):
         print(f"building no CUDA kernels: {reason}", flush=True)
         return str(reason)
 
-    def link(self, ext: Extension, objects: list[str], libraries: list[str], library_dirs: list[str]) -> None:
-        path = self.get_ext_fullpath(ext.name)
-        self.compiler.link_shared_object(
-            objects, path, libraries=libraries, library_dirs=library_dirs, target_lang="c++"
-        )
+    def link(self, ext: Extension, objects: list[str], libraries: list[str], library_dirs: list[str], first: list[str]):
+        options = {"libraries": libraries, "library_dirs": library_dirs, "extra_preargs": first, "target_lang": "c++"}
+        self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), **options)
 
     def get_ext_filename(self, fullname):
         if fullname.endswith("_torch_ops"):

@@ -228,6 +228,36 @@ def test_a_build_that_is_asked_for_by_name_fails_in_one_line(nvcc, tmp_path):
     assert done.returncode == 1 and done.stderr == "MASKFEAT_BUILD must be auto, cuda, cpu or none, got 'gpu'\n"
 
 
+COMPILERS = """
+import os, pathlib, subprocess, sys
+calls, out = pathlib.Path(__file__).with_name("calls"), sys.argv[sys.argv.index("-o") + 1]
+with calls.open("a") as file:
+    print(*sys.argv[1:], file=file)
+if "-c" in sys.argv:  # every source is an empty one
+    sys.exit(subprocess.call(["gcc", "-fPIC", "-c", "-x", "c", os.devnull, "-o", out]))
+pathlib.Path(out).touch()
+"""
+
+
+def test_a_build_goes_over_what_another_one_has_left(nvcc, tmp_path):
+    (tmp_path / "compiler.py").write_text(COMPILERS)
+    compiler = script(tmp_path / "compiler", f'exec "{sys.executable}" "{tmp_path / "compiler.py"}" "$@"')
+    nvcc("13.0", compiles=f'exec {compiler} "$@"')
+    tools = {"CC": str(compiler), "CXX": str(compiler), "CUDA_HOME": str(tmp_path / "cuda")}
+    recorded = {}
+    for words in ("cuda", "cpu", "auto"):
+        (tmp_path / "calls").write_text("")
+        done = run_setup(tmp_path, words, **tools)
+        assert done.returncode == 0, done.stderr
+        calls = (tmp_path / "calls").read_text().splitlines()
+        (record,) = [call for call in calls if "-c csrc/build_record.cpp" in call]
+        (link,) = [call for call in calls if "_torch_ops.so" in call]
+        # The flag holds for the libraries after it.
+        assert sys.platform != "linux" or link.index("-Wl,--no-as-needed") < link.index("-ltorch ")
+        recorded[words] = ("-DMASKFEAT_CUDA=1" in record, "-DMASKFEAT_NO_CUDA=" in record, link.count(".cuda.o"))
+    assert recorded == {"cuda": (True, False, 3), "auto": (True, False, 3), "cpu": (False, True, 0)}
+
+
 SAY_WHY = """
 import torch
 from maskfeat_kernels import fused_hog, ops
