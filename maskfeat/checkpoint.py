@@ -1,8 +1,9 @@
 """Checkpoints of a run, from which it goes on bit for bit, and light weights.
 
 A checkpoint is a folder ``OUT/checkpoints/step_00001234``, written by torch.distributed.checkpoint; beside the tensors
-lies ``run.json`` with the recipe, the step and the size of every file. It is written under another name and renamed
-when it is complete and on disk, so a folder of that name is whole, whenever the process dies.
+lies ``run.json`` with the recipe, the step, a fingerprint of the data, and the size and SHA-256 of every file. It is
+written under another name and renamed when it is complete and on disk, so a folder of that name is whole, whenever the
+process dies. What is damaged later is refused.
 
 The schedule, the position in the data, the masks and every random number of a step are functions of the recipe and the
 step (:func:`maskfeat.step.seed_part`), so the step stands for all of them.
@@ -19,15 +20,26 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from . import config
 from .config import Recipe
 from .distributed import World
 from .model import MaskFeat
 from .mvit import resize_relative_positions
+from .storage import (
+    Planner,
+    Reader,
+    Writer,
+    file_checksum,
+    json_checksum,
+    one_line,
+    read_tensors,
+    save_tensors,
+    sync_folder,
+    write_atomically,
+)
 from .vit import resize_positions
 
 log = logging.getLogger(__name__)
@@ -37,18 +49,22 @@ FREE = {
     "accumulate", "cache_mb", "compile", "device", "eval_every", "init", "keep", "knn", "knn_samples", "log_every",
     "name", "out", "parallel", "recompute", "resume", "save_every", "tensorboard", "val_data", "workers",
 }  # fmt: skip
-FORMAT = 1
+FORMAT = 2
+"""Format 1 had neither checksums nor a fingerprint of the data; it is read as well."""
+AN_OLDER = "remove it to use an older one"
 WEIGHTS, EMA_WEIGHTS = "weights.safetensors", "weights_ema.safetensors"
 
 
 class Checkpoints:
     """The checkpoints of the run in the folder ``out``, written while training goes on; the newest ``keep`` stay.
 
-    samples: how many the data to train on have; a run goes on from data that moved if they have as many.
+    samples: how many the data to train on have.
+    data: their fingerprint. A run goes on from data that moved, not from others.
     """
 
-    def __init__(self, out: Path, recipe: Recipe, world: World, samples: int = 0):
-        self.folder, self.recipe, self.world, self.samples = Path(out) / "checkpoints", recipe, world, samples
+    def __init__(self, out: Path, recipe: Recipe, world: World, samples: int = 0, data: str = ""):
+        self.folder, self.recipe, self.world = Path(out) / "checkpoints", recipe, world
+        self.samples, self.data = samples, data
         self._writer = ThreadPoolExecutor(1)
         self._pending: Future | None = None
 
@@ -60,7 +76,7 @@ class Checkpoints:
             for stale in self.folder.glob("partial_*"):  # of a process that was killed
                 shutil.rmtree(stale, ignore_errors=True)
             partial.mkdir(parents=True, exist_ok=True)
-        written = dcp.async_save(state, checkpoint_id=partial, process_group=self.world.group)
+        written = dcp.async_save(state, storage_writer=Writer(partial), process_group=self.world.group)
         self._pending = self._writer.submit(self._finish, written, partial, step)
 
     def wait(self) -> None:
@@ -72,37 +88,85 @@ class Checkpoints:
     def load(self, path: Path, state: dict[str, Any]) -> int:
         """Fill the tensors of ``state`` from the checkpoint at ``path``; the step at which it was taken.
 
-        Raises ValueError if it is incomplete or belongs to another recipe.
+        Raises ValueError if it is incomplete, damaged or belongs to another recipe or other data.
         """
         run = read_run(path)
-        saved = config.from_dict(run["recipe"])
-        moved = saved.data != self.recipe.data and run.get("samples") == self.samples
-        if moved and self.world.rank == 0:
-            log.warning(
-                "%s was trained on %s; it goes on with %s, which has as many samples (%d)",
-                *(path, saved.data, self.recipe.data, self.samples),
-            )
-        check_recipe(path, dataclasses.replace(saved, data=self.recipe.data) if moved else saved, self.recipe)
-        if run.get("samples", self.samples) != self.samples:
-            raise ValueError(
-                f"{path} was trained on {run['samples']} samples, and {self.recipe.data!r} now has {self.samples}; "
-                "choose another out, or the same data"
-            )
-        dcp.load(state, checkpoint_id=path, process_group=self.world.group)
+        saved = _recipe(run["recipe"], path)
+        self._check_data(path, run, saved)
+        check_recipe(path, dataclasses.replace(saved, data=self.recipe.data), self.recipe)
+        checksums = sorted(run.get("checksums", {}).items())
+        mine = checksums[self.world.rank :: self.world.size]
+        problem = next(filter(None, self.world.every(_damage(path, mine))), None)
+        if problem:
+            raise ValueError(problem)
+        if not checksums and self.world.rank == 0:
+            log.warning("%s was written without checksums: damage to it would not be noticed", path)
+        reader = Reader(path, run["files"])
+        try:
+            dcp.load(state, storage_reader=reader, planner=Planner(), process_group=self.world.group)
+        except (CheckpointException, Exception) as error:  # damage shows in any way where there is no checksum
+            raise ValueError(f"the checkpoint {path} cannot be read: {one_line(error)}") from error
         return run["step"]
 
-    def _finish(self, written: Future, partial: Path, step: int) -> None:
-        written.result()  # on rank 0 this waits for all ranks
-        if self.world.rank:
+    def _check_data(self, path: Path, run: dict, saved: Recipe) -> None:
+        """ValueError unless the samples are those of the checkpoint, wherever they are now."""
+        data = self.recipe.data
+        if run.get("samples", self.samples) != self.samples:
+            raise ValueError(
+                f"{path} was trained on {run['samples']} samples, and {data!r} now has {self.samples}; "
+                "choose another out, or the same data"
+            )
+        known = run.get("data")
+        if known is not None and known != self.data:
+            raise ValueError(
+                f"{path} was trained on other data than {data!r} now has, with as many samples: names, sizes or "
+                "classes differ; choose another out, or the same data"
+            )
+        if saved.data == data or self.world.rank:
             return
-        files = {file.name: file.stat().st_size for file in partial.iterdir()}
+        same = "as many samples" if known is None else "the same samples"
+        log.warning(
+            "%s was trained on %s; it goes on with %s, which has %s (%d)", path, saved.data, data, same, self.samples
+        )
+
+    def _finish(self, written: Future, partial: Path, step: int) -> None:
+        try:
+            files = self._written(written, partial)
+            if self.world.rank == 0:
+                self._complete(files, partial, step)
+        except OSError:
+            if self.world.rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)  # it would take the room that is missing
+            raise
+
+    def _written(self, written: Future, partial: Path) -> list[tuple[str, int, str]]:
+        """Name, size and checksum of every file; raises, on all ranks, what kept one of them from writing its own."""
+        own: Any
+        try:
+            written.result()  # on rank 0 this waits for all ranks
+            files = sorted(file for file in partial.iterdir() if _writer(file.name) == self.world.rank)
+            # Each rank reads what it has just written, which its machine still has in memory.
+            own = [(file.name, file.stat().st_size, file_checksum(file)) for file in files]
+        except CheckpointException as failed:
+            own = next(iter(failed.failures.values()))[0]
+        except OSError as failed:
+            own = failed
+        parts = self.world.every(own)
+        for failure in parts:
+            if isinstance(failure, BaseException):
+                raise failure
+        return [file for part in parts for file in part]
+
+    def _complete(self, files: list[tuple[str, int, str]], partial: Path, step: int) -> None:
         run = {"format": FORMAT, "step": step, "recipe": config.to_dict(self.recipe), "samples": self.samples}
-        run["files"] = files
+        run |= {"data": self.data, "files": {name: size for name, size, _ in files}}
+        run["checksums"] = {name: checksum for name, _, checksum in files}
+        run["checksum"] = json_checksum(run)
         write_atomically(partial / "run.json", json.dumps(run, indent=1).encode())
         whole = self.folder / f"step_{step:08d}"
         shutil.rmtree(whole, ignore_errors=True)
         os.replace(partial, whole)
-        _sync(self.folder)
+        sync_folder(self.folder)
         for old in whole_checkpoints(self.folder)[: -self.recipe.keep]:
             shutil.rmtree(old)
 
@@ -133,20 +197,54 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def read_run(path: Path) -> dict:
-    """``run.json`` of the checkpoint at ``path``; ValueError if a file is missing or cut short."""
+    """``run.json`` of the checkpoint at ``path``; ValueError if it is damaged, or a file is missing or cut short."""
     try:
         run = json.loads((path / "run.json").read_text())
-        files, version = run["files"], run["format"]
-    except (OSError, ValueError, KeyError) as error:
+        version, step, recipe = run["format"], run["step"], run["recipe"]
+        files = {str(name): int(size) for name, size in run["files"].items()}
+        checksums = dict(run.get("checksums", {}))
+        if not (isinstance(recipe, dict) and isinstance(step, int)):
+            raise TypeError("run.json has no recipe or no step")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"the checkpoint {path} is half-written: its run.json is missing or damaged") from error
-    if version != FORMAT:
+    if version not in (1, FORMAT):
         raise ValueError(f"the checkpoint {path} has format {version}, this version reads {FORMAT}")
+    written = run.pop("checksum", None)
+    if (version == FORMAT or written is not None) and (
+        written != json_checksum(run) or checksums.keys() != files.keys()
+    ):
+        raise ValueError(f"the checkpoint {path} is damaged: run.json does not have its checksum; {AN_OLDER}")
     for name, size in files.items():
-        found = (path / name).stat().st_size if (path / name).exists() else None
+        found = (path / name).stat().st_size if (path / name).is_file() else None
         if found != size:
             state = "is missing" if found is None else f"has {found} bytes instead of {size}"
-            raise ValueError(f"the checkpoint {path} is half-written: {name} {state}; remove it to use an older one")
+            raise ValueError(f"the checkpoint {path} is half-written: {name} {state}; {AN_OLDER}")
     return run
+
+
+def _damage(path: Path, checksums: list[tuple[str, str]]) -> str | None:
+    """What is wrong with the first of these files of the checkpoint that is not as it was written."""
+    for name, checksum in checksums:
+        try:
+            damaged = file_checksum(path / name) != checksum
+        except OSError as error:
+            return f"the checkpoint {path} cannot be read: {error}; {AN_OLDER}"
+        if damaged:
+            return f"the checkpoint {path} is damaged: {name} does not have its checksum; {AN_OLDER}"
+    return None
+
+
+def _writer(name: str) -> int:
+    """The rank that writes the file of this name."""
+    numbered = re.match(r"__(\d+)_", name)
+    return int(numbered[1]) if numbered else 0
+
+
+def _recipe(values: Any, source: Path) -> Recipe:
+    try:
+        return config.from_dict(values)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"the recipe in {source} is damaged ({type(error).__name__}: {error})") from error
 
 
 def check_recipe(path: Path, saved: Recipe, wanted: Recipe) -> None:
@@ -160,29 +258,29 @@ def check_recipe(path: Path, saved: Recipe, wanted: Recipe) -> None:
 
 def save_weights(path: Path, weights: dict[str, Tensor], recipe: Recipe, step: int) -> None:
     """Weights alone, as safetensors with the recipe in the header."""
-    metadata = {"format": "pt", "recipe": json.dumps(config.to_dict(recipe)), "step": str(step)}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    write_atomically(Path(path), save(tensors, metadata))
+    save_tensors(path, weights, {"format": "pt", "recipe": json.dumps(config.to_dict(recipe)), "step": str(step)})
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Recipe]:
     """The weights in a file of :func:`save_weights` or in a run folder, and their recipe.
 
-    Raises FileNotFoundError or ValueError if there are none.
+    Raises FileNotFoundError or ValueError if there are none, or if they are damaged.
     """
     path = Path(path)
     file = path / WEIGHTS if path.is_dir() else path
     if not file.exists():
         raise FileNotFoundError(f"there are no weights {file}")
     try:
-        with safe_open(file, framework="pt") as weights:
-            recipe = (weights.metadata() or {}).get("recipe")
-            tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118, no mapping
-    except SafetensorError as error:
-        raise ValueError(f"{file} is no safetensors file ({error}); `maskfeat convert` reads other formats") from error
-    if recipe is None:
+        tensors, metadata = read_tensors(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; `maskfeat convert` reads other formats") from error
+    if "recipe" not in metadata:
         raise ValueError(f"{file} names no recipe; `maskfeat convert` reads files of other projects")
-    return tensors, config.from_dict(json.loads(recipe))
+    try:
+        values = json.loads(metadata["recipe"])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the recipe in {file} is damaged ({one_line(error)})") from error
+    return tensors, _recipe(values, file)
 
 
 def initialise(model: nn.Module, path: Path) -> None:
@@ -238,26 +336,6 @@ def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: Any, fre
         parts = [f"{kind}: {_some(names)}" for kind, names in problems.items() if names]
         raise ValueError(f"the weights of {source} do not fit the model; {'; '.join(parts)}")
     model.load_state_dict(weights, strict=False)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """A file that is either not there or whole, and on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _some(names: list[str], most: int = 4) -> str:

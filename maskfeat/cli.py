@@ -1,6 +1,7 @@
 """The ``maskfeat`` command."""
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -36,7 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         if options.traceback:
             raise
-        print(f"maskfeat: {error}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "; make room and give the same command again, what was saved before is whole" if full else ""
+        print(f"maskfeat: {error}{advice}", file=sys.stderr)
         return 1
     except RuntimeError as error:
         from .data import loader_failure

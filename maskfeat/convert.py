@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from .build import build
-from .checkpoint import load_strictly, read_weights, resize_weights, save_weights, write_atomically
+from .checkpoint import load_strictly, read_weights, resize_weights, save_weights
 from .config import IMAGENET, KINETICS, Finetune, Pretrain, Recipe
 from .layout import LAYOUTS, MVIT_LAYOUTS, Layout, depth_of, mvit_features, rename, rename_mvit, vit_features
 from .model import MaskFeat
 from .mvit import SIZES as MVIT_SIZES
+from .storage import one_line, read_tensors, save_tensors, write_atomically
 from .vit import SIZES as VIT_SIZES
 from .vit import VisionTransformer
 
@@ -63,9 +62,7 @@ def convert(source: Path, output: Path, to: str = "maskfeat") -> str:
         tensors = {name: t for name, t in tensors.items() if not name.startswith((f"{layout.head}.", layout.mask))}
     if to == "huggingface":
         write_atomically(output / "config.json", json.dumps(huggingface_config(model.encoder), indent=2).encode())
-        write_atomically(output / "model.safetensors", save(tensors, {"format": "pt"}))
-    else:
-        write_atomically(output, save(tensors, {"format": "pt"}))
+    save_tensors(output / "model.safetensors" if to == "huggingface" else output, tensors, {"format": "pt"})
     difference = check(model, tensors, layout)
     return f"{report}\n{output}: ViT of {to}; outputs agree, largest difference {difference:.1e}"
 
@@ -91,8 +88,8 @@ def read(source: Path) -> tuple[nn.Module, Recipe, str]:
     file = _read_file(source)
     if "model_state" in file:
         return _read_slowfast(file, source)
-    tensors = {name.removeprefix("vit."): t for name, t in file.get("state_dict", file.get("model", file)).items()}
-    tensors = fold_batch_norm(tensors)
+    tensors = _tensors(file.get("state_dict", file.get("model", file)), source)
+    tensors = fold_batch_norm({name.removeprefix("vit."): tensor for name, tensor in tensors.items()})
     if "backbone.blocks.0.attn.pool_q.weight" in tensors:
         return _read_mmpretrain_mvit(tensors, source)
     for project in ("mmpretrain", "huggingface", "timm"):
@@ -180,7 +177,8 @@ def fold_batch_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _read_slowfast(file: dict[str, Any], source: Path) -> tuple[nn.Module, Recipe, str]:
     if not {"model_state", "cfg"} <= file.keys():
         raise ValueError(f"{source} is no SlowFast checkpoint: it needs model_state and cfg, and has {', '.join(file)}")
-    state = {name: tensor.float() for name, tensor in file["model_state"].items() if not name.startswith("hogs.")}
+    state = _tensors(file["model_state"], source)
+    state = {name: tensor.float() for name, tensor in state.items() if not name.startswith("hogs.")}
     recipe = slowfast_recipe(file["cfg"], source.stem)
     model = build(recipe).eval()
     if isinstance(recipe, Pretrain):
@@ -202,7 +200,14 @@ def slowfast_recipe(cfg: str, name: str) -> Recipe:
     """The recipe of the model that SlowFast's configuration, a YAML text, describes; ValueError for other models."""
     import yaml  # needed for this only
 
-    cfg = yaml.safe_load(cfg)
+    try:
+        return _slowfast_recipe(yaml.safe_load(cfg), name)
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ValueError(f"the cfg of {name} is none that SlowFast writes ({reason})") from error
+
+
+def _slowfast_recipe(cfg: dict[str, Any], name: str) -> Recipe:
     model, data = cfg["MVIT"], cfg["DATA"]
     shape = dict(name=name, image_size=data["TRAIN_CROP_SIZE"], drop_path=float(model.get("DROPPATH_RATE", 0)))
     parts = dict(embed_dim=model["EMBED_DIM"], depth=model["DEPTH"], num_heads=model["NUM_HEADS"])
@@ -296,21 +301,14 @@ def _same(first: Tensor | None, second: Tensor | None) -> bool:
 
 
 def _has_recipe(path: Path) -> bool:
-    if path.suffix != ".safetensors" or not path.exists():
-        return False
-    try:
-        with safe_open(path, framework="pt") as file:
-            return "recipe" in (file.metadata() or {})
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file ({error})") from error
+    return path.suffix == ".safetensors" and path.is_file() and "recipe" in read_tensors(path)[1]
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+        return read_tensors(path)[0]
     with open(path, "rb") as file:
         first = file.read(8)
     if not first.startswith((b"PK", b"\x80")):  # a zip file, or in old versions a pickle
@@ -318,9 +316,22 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         file = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # loading may fail in any way on a damaged or unsafe file
-        found = re.search(r"WeightsUnpickler error:\s*(.*?)(?:\. Please use|\n|$)", str(error))  # within much advice
-        reason = found[1] if found else f"{type(error).__name__} {error}".strip()
+        # It stands within much advice, to read the file without precaution among others.
+        found = re.search(r"(?:WeightsUnpickler error:\s*|Trying to load )(.*?)(?:\. Please use|\.?\n|$)", str(error))
+        reason = found[1] if found else f"{type(error).__name__} {one_line(error)}"
         raise ValueError(f"{path} cannot be read as tensors alone: {reason}") from error
     if not isinstance(file, dict):
         raise ValueError(f"{path} holds a {type(file).__name__}, not a dictionary of tensors")
     return file
+
+
+def _tensors(values: Any, source: Path) -> dict[str, Tensor]:
+    """``values``; ValueError unless they are tensors by name."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{source} holds a {type(values).__name__} in the place of tensors")
+    others = [name for name, tensor in values.items() if not (isinstance(name, str) and isinstance(tensor, Tensor))]
+    if others:
+        raise ValueError(
+            f"{source} holds a {type(values[others[0]]).__name__} in the place of the tensor {others[0]!r}"
+        )
+    return dict(values)

@@ -15,6 +15,9 @@ Choose = Callable[[int, float], np.ndarray]
 """Of a video's number of frames and frames per second, the frames to read: ``[clips, T]``."""
 Decode = Callable[["str | BytesIO", Choose], list[Frames]]
 
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What a file may hold, however it is named. Pillow knows others, and for PostScript starts a program on the file."""
+
 PLAYED_AT = 30
 """Frames per second at which the ``step`` of a clip counts, whatever the rate of the file."""
 
@@ -58,7 +61,7 @@ def read_image(file: "str | BytesIO", choose: Choose) -> list[Frames]:
     """One clip of one frame. ValueError for more pixels than Pillow takes for harmless (``MAX_IMAGE_PIXELS``)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_size says it with the name
-        image = Image.open(file)
+        image = Image.open(file, formats=FORMATS)
     with image:
         check_size(*image.size)
         if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -51,6 +52,20 @@ class World:
         flag = torch.tensor(value, dtype=torch.int32)  # on the CPU; not over `group`, which a checkpoint may be using
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
+
+    def first(self, value: Any) -> Any:
+        """What the first rank has; not while a checkpoint is being written."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, 0, self.group)
+        return values[0]
+
+    def every(self, value: Any) -> list:
+        """What each rank has, in the order of the ranks; over the group of checkpoints."""
+        values: list = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value, self.group)
+        return values
 
     def wait(self) -> None:
         """For all ranks; not while a checkpoint is being written."""

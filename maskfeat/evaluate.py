@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import Finetune, Pretrain, Recipe
@@ -16,6 +15,7 @@ from .distributed import World, autocast
 from .model import MaskFeat
 from .show import panel
 from .step import part_loss, seed_part
+from .storage import save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ def export_features(encoder: nn.Module, loader: Loader, folder: "str | Path", de
         views = len(maps) // len(batch["indices"])
         rows = {name: batch[name].repeat_interleave(views) for name in ("labels", "indices") if name in batch}
         metadata = {"names": json.dumps(loader.names(rows["indices"]))}
-        save_file({"features": maps, **rows}, Path(folder) / f"batch_{i:06}.safetensors", metadata)
+        save_tensors(Path(folder) / f"batch_{i:06}.safetensors", {"features": maps, **rows}, metadata)
     encoder.train(training)
 
 

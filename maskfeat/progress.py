@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .checkpoint import write_atomically
 from .config import Recipe
+from .storage import write_atomically, writing
 
 
 class Progress:
@@ -48,12 +48,13 @@ class Progress:
         """Append the values to the log and show them."""
         if self.silent or not values:
             return
-        with open(self.file, "a") as file:
+        with writing(self.file), open(self.file, "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         if self.writer is not None:
-            for name, value in values.items():
-                if value is not None:
-                    self.writer.add_scalar(name, value, step)
+            with writing(self.file.parent):
+                for name, value in values.items():
+                    if value is not None:
+                        self.writer.add_scalar(name, value, step)
         shown = {name: value for name, value in values.items() if value is not None and name != "eta_s"}
         self.line.set_postfix_str("  ".join(_show(name, value) for name, value in shown.items()))
 
@@ -61,7 +62,8 @@ class Progress:
         if not self.silent:
             self.line.close()
             if self.writer is not None:
-                self.writer.close()
+                with writing(self.file.parent):
+                    self.writer.close()
 
 
 class Stopwatch:

@@ -1,5 +1,6 @@
 """Pictures of what a model predicts: masked input, predicted HOG, target HOG and original."""
 
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from .config import IMAGENET
 from .data import normalise
 from .mask import Masks
 from .model import MaskFeat
+from .storage import write_atomically
 from .target import HogTarget, MixTarget, Target, brightness, frames_of
 
 TITLES = ("masked input", "predicted HOG", "target HOG", "original")
@@ -50,8 +52,9 @@ def panel(
     else:
         for i, title in enumerate(TITLES):
             draw.text((GAP + i * rows.shape[-1], 3), title, "black", font)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    file = BytesIO()
+    picture.save(file, "png")
+    write_atomically(Path(path), file.getvalue())
 
 
 @torch.no_grad()

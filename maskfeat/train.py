@@ -38,6 +38,8 @@ from .data import TRAINING, Loader, make_loader, part_masks
 from .distributed import Terminated, World, arithmetic, finite, join, share, synchronise, whole
 from .evaluate import evaluate_model, held_out
 from .finetune import EMA
+from .fingerprint import fingerprint
+from .lock import RunLock
 from .model import MaskFeat
 from .progress import Progress, Stopwatch
 from .sigterm import watch_sigterm
@@ -61,8 +63,16 @@ def train(recipe: Recipe, build: Callable[[Recipe], nn.Module] = build) -> dict[
 
     Raises Terminated after SIGTERM, when the step is done and its checkpoint is on disk.
     """
-    with join(recipe.device, recipe.precision) as world, watch_sigterm() as sigterm:
-        return Trainer(recipe, world, build).fit(sigterm)
+    with (
+        join(recipe.device, recipe.precision) as world,
+        RunLock(run_folder(recipe), world) as lock,
+        watch_sigterm() as sigterm,
+    ):
+        return Trainer(recipe, world, build).fit(sigterm, lock.check)
+
+
+def run_folder(recipe: Recipe) -> Path:
+    return Path(recipe.out or f"runs/{recipe.name}")
 
 
 class Trainer:
@@ -74,7 +84,7 @@ class Trainer:
             if world.rank == 0 and recipe.precision == "fp32":
                 log.warning("precision=auto: fp32, as this %s has no bf16 arithmetic", world.device.type.upper())
         self.recipe, self.world, self.build = recipe, world, build
-        self.out = Path(recipe.out or f"runs/{recipe.name}")
+        self.out = run_folder(recipe)
         loader = self.loader(0)
         self.epoch_steps = len(loader) // recipe.accumulate
         if self.epoch_steps == 0:
@@ -86,7 +96,9 @@ class Trainer:
 
         torch.manual_seed(recipe.seed)
         self.module = build(recipe)
-        self.checkpoints = Checkpoints(self.out, recipe, world, len(loader.batches.source))
+        source = loader.batches.source
+        data = world.first(fingerprint(source) if world.rank == 0 else "")
+        self.checkpoints = Checkpoints(self.out, recipe, world, len(source), data)
         self.resumed = self.checkpoint_to_resume()
         if recipe.init and not self.resumed:  # which may be gone by the time that a run goes on
             initialise(self.module, Path(recipe.init))
@@ -98,10 +110,11 @@ class Trainer:
         else:
             self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
 
-    def fit(self, sigterm: Sequence = ()) -> dict[str, float]:
+    def fit(self, sigterm: Sequence = (), check: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Train to the end, from the newest checkpoint if there is one; the values of the last evaluation.
 
         sigterm: not empty as soon as a rank has to end early.
+        check: raises if the folder of the run is no longer ours.
         """
         recipe, results = self.recipe, {}
         if self.resumed:
@@ -125,6 +138,7 @@ class Trainer:
                 evaluates = self.is_due(recipe.eval_every * self.epoch_steps)
                 saves = ends or evaluates or self.is_due(self.save_every)
                 if evaluates or saves or self.is_due(recipe.log_every):
+                    check()
                     mean = self.mean_loss(losses)
                     seconds = time.perf_counter() - begun
                     progress.log(

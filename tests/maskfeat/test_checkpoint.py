@@ -22,11 +22,11 @@ from maskfeat.checkpoint import (
     read_run,
     read_weights,
     save_weights,
-    write_atomically,
 )
 from maskfeat.config import describe, from_dict, get_recipe, override
 from maskfeat.data import _source
 from maskfeat.distributed import Terminated, join
+from maskfeat.storage import write_atomically
 from maskfeat.train import Trainer, train
 
 CLOCKS = ("images_per_s", "data_share", "hog_share", "eta_s")
@@ -215,12 +215,12 @@ def test_a_run_goes_on_when_its_data_and_its_first_weights_have_moved(tmp_path, 
     moved = data.rename(tmp_path / "moved")
     train_small(tmp_path / "ended", *settings, f"data={moved}", "save_every=2")
     assert_same_run(tmp_path / "whole", tmp_path / "ended")
-    assert f"was trained on {data}; it goes on with {moved}, which has as many samples (16)" in caplog.text
+    assert f"was trained on {data}; it goes on with {moved}, which has the same samples (16)" in caplog.text
     (moved / "train" / "cat" / "0.jpg").unlink()
-    for place, message in [(moved, f"data={data} there and {moved} here"), (data, "on 16 samples, and .* now has 15")]:
+    for place in (moved, data):
         moved.rename(place)
         _source.cache_clear()  # as in another process
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"on 16 samples, and '{place}' now has 15"):
             train_small(tmp_path / "whole", *settings, f"data={place}")
 
 
@@ -268,8 +268,8 @@ def test_manifest_lists_every_file(run):
 
 def test_checkpoints_of_another_version(run, tmp_path):
     manifest = json.loads((find_checkpoint(run) / "run.json").read_text())
-    (tmp_path / "run.json").write_text(json.dumps({**manifest, "format": 2}))
-    with pytest.raises(ValueError, match="has format 2, this version reads 1"):
+    (tmp_path / "run.json").write_text(json.dumps({**manifest, "format": 3}))
+    with pytest.raises(ValueError, match="has format 3, this version reads 2"):
         read_run(tmp_path)
     with pytest.raises(ValueError, match="keys that this version does not know: momentum"):
         from_dict({**manifest["recipe"], "momentum": 0.9})

@@ -1,0 +1,74 @@
+"""Whether data are those that a run began with, from names, sizes and classes: no sample is read."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from .shards import Shards
+from .source import DecodedOnce, Files
+
+PART = 1000
+"""Files whose sizes a thread asks for, one after the other: a file server takes its time for each."""
+
+LABELS_READ = 256
+"""Labels of shards that are read, evenly spaced: they are files in the shards."""
+
+
+def fingerprint(source: Any) -> str:
+    """SHA-256 of what tells the samples of a source from others, in their order.
+
+    Files: their names below the folder that all have in common, their sizes and their classes. Shards: their names and
+    sizes, the keys and places of the samples, and some labels. Others are what they are called.
+    """
+    if isinstance(source, DecodedOnce):
+        source = source.source
+    digest = hashlib.sha256(type(source).__name__.encode())
+    if isinstance(source, Files):
+        _add_files(digest, source.paths.tolist())
+        digest.update(b"" if source.labels is None else source.labels.astype("<i8").tobytes())
+    elif isinstance(source, Shards):
+        _add_files(digest, [os.fsencode(shard) for shard in source.shards])
+        digest.update(b"\0".join(source.keys.tolist()))
+        for places in (source.spans, source.labels):
+            digest.update(places.astype("<i8").tobytes())
+        chosen = np.linspace(0, len(source) - 1, min(len(source), LABELS_READ)).round().astype(int)
+        digest.update(json.dumps([_label(source, index) for index in chosen.tolist()]).encode())
+    return digest.hexdigest()
+
+
+def _add_files(digest: Any, paths: list[bytes]) -> None:
+    common = os.path.commonprefix([min(paths), max(paths)])  # noqa: RUF071, paths may be absolute and relative
+    folder = common.rpartition(b"/")[0]
+    parts = [paths[i : i + PART] for i in range(0, len(paths), PART)]
+    with ThreadPoolExecutor(16) as pool:
+        sizes = [size for part in pool.map(_sizes, parts) for size in part]
+    digest.update(b"\0".join(path[len(folder) :] for path in paths))
+    digest.update(np.array(sizes, "<i8").tobytes())
+
+
+def _sizes(paths: Iterable[bytes]) -> list[int]:
+    """Bytes of files, -1 of one that is not there."""
+    sizes = []
+    for path in paths:
+        try:
+            sizes.append(os.stat(path).st_size)
+        except OSError:
+            sizes.append(-1)
+    return sizes
+
+
+def _label(source: Shards, index: int) -> str:
+    offset, size = source.labels[index].tolist()
+    if not size:
+        return ""
+    try:
+        with open(source.shards[source.spans[index][0]], "rb") as file:
+            file.seek(offset)
+            return file.read(min(size, 64)).hex()
+    except OSError:
+        return "?"
