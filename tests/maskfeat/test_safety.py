@@ -266,6 +266,17 @@ def test_damage_anywhere_in_a_checkpoint_is_refused_or_changes_nothing(checkpoin
     assert refusals + changed_nothing == 200 and changed_nothing < 20  # the layout of run.json
 
 
+@pytest.mark.parametrize(
+    "old, new", [('"step": 7', '"step": 8'), ('"samples": 3', '"samples": 4'), ('"keep": 2', '"keep": 3')]
+)
+def test_another_number_in_run_json_is_refused(checkpoint, old, new):
+    path, checkpoints = checkpoint
+    text = (path / "run.json").read_text()
+    assert text.count(old) == 1
+    (path / "run.json").write_text(text.replace(old, new))
+    refused(lambda: loaded(checkpoints, path), "is damaged: run.json does not have its checksum")
+
+
 def test_damage_anywhere_in_weights_is_refused_or_changes_nothing(tmp_path):
     file = tmp_path / "w.safetensors"
     weights = {"a": torch.randn(5, 7), "b": torch.arange(3), "c": torch.tensor(2.5, dtype=torch.bfloat16)}
