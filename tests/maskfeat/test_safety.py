@@ -36,7 +36,7 @@ from maskfeat.data import _source
 from maskfeat.distributed import World, join
 from maskfeat.fingerprint import fingerprint
 from maskfeat.lock import RunLock
-from maskfeat.source import open_source
+from maskfeat.source import DecodedOnce, open_source
 from maskfeat.storage import json_checksum, save_tensors, write_atomically
 
 RECIPE = override(get_recipe("vit_tiny"), ["image_size=32"])
@@ -604,6 +604,8 @@ def test_fingerprints(tmp_path):
     folder = media.image_folder(tmp_path / "a", each=3)
     shutil.copytree(folder, tmp_path / "b" / "c")
     assert of(folder) == of(tmp_path / "b" / "c")
+    kept = DecodedOnce(open_source(str(folder), "train", False, train_data=str(folder)), 1)
+    assert fingerprint(kept) == of(folder)
     files = sorted((folder / "train").rglob("*.jpg"))
     lists = {}
     for name, lines in {
