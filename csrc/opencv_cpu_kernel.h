@@ -26,20 +26,25 @@ void resize_linear_exact(const ByteImage& image, const Taps& y, const Taps& x, u
   }
 }
 
-// The products of weights [length] with COUNT runs of blocks, `apart` floats from each other, added to sums [COUNT].
+// The products of weights [length] with COUNT runs of blocks, `apart` floats from each other, added to sums [COUNT]: in 8
+// parts, which are then added one after the other, at every vector width.
 template <int COUNT>
 inline void add_products(const float* weights, const float* blocks, int64_t apart, int64_t length, double* sums) {
-  using V = Vector<float, kVectorBytes / sizeof(float)>;
-  constexpr int64_t kLanes = kVectorBytes / sizeof(float);
-  V parts[COUNT]{};
+  constexpr int64_t kSums = 8, kLanes = std::min<int64_t>(kSums, kVectorBytes / sizeof(float));
+  constexpr int64_t kVectors = kSums / kLanes;
+  using V = Vector<float, kLanes>;
+  V parts[COUNT][kVectors]{};
   int64_t k = 0;
-  for (; k + kLanes <= length; k += kLanes) {
-    const V weight = load_vector<V>(weights + k);
-    for (int i = 0; i < COUNT; ++i) parts[i] += weight * load_vector<V>(blocks + i * apart + k);
-  }
+  for (; k + kSums <= length; k += kSums)
+#pragma GCC unroll 2
+    for (int64_t part = 0; part < kVectors; ++part) {
+      const V weight = load_vector<V>(weights + k + part * kLanes);
+#pragma GCC unroll 6
+      for (int i = 0; i < COUNT; ++i) parts[i][part] += weight * load_vector<V>(blocks + i * apart + k + part * kLanes);
+    }
   for (int i = 0; i < COUNT; ++i) {
     float sum = 0;
-    for (int64_t lane = 0; lane < kLanes; ++lane) sum += parts[i][lane];
+    for (int64_t lane = 0; lane < kSums; ++lane) sum += parts[i][lane / kLanes][lane % kLanes];
     for (int64_t rest = k; rest < length; ++rest) sum += weights[rest] * blocks[i * apart + rest];
     sums[i] += sum;
   }

@@ -1,5 +1,8 @@
 """The detector of compat.opencv against OpenCV's: resizing, scores, groups, mean shift, gradients, files, arguments."""
 
+import os
+import subprocess
+import sys
 import tracemalloc
 
 import cv2
@@ -405,3 +408,27 @@ def test_mean_shift_without_the_module(monkeypatch):
     monkeypatch.setattr(arrays, "_numpy_ops", None)
     with pytest.raises(RuntimeError, match="mean shift needs the compiled module"):
         detection.group_rectangles_meanshift(np.zeros((1, 4), int), np.ones(1), np.ones(1), 0.0, (64, 128))
+
+
+NARROW = """
+import hashlib, sys
+import numpy as np
+from maskfeat_kernels.compat.opencv import HOGDescriptor
+
+image, weights = np.load(sys.argv[1]).values()
+hog = HOGDescriptor()
+hog.setSVMDetector(weights)
+numbers = *hog.detectMultiScale(image, -0.5, groupThreshold=0), *hog.computeGradient(image)
+print(hashlib.sha256(b"".join(x.tobytes() for x in numbers)).hexdigest())
+"""
+
+
+@needs_module
+def test_the_narrowest_vectors_return_the_same_bits(tmp_path):
+    np.savez(tmp_path / "x.npz", ROCKET[:300, :400], HOGDescriptor.getDefaultPeopleDetector())
+    printed = set()
+    for instruction_set in ("baseline", ""):
+        environment = {**os.environ, "MASKFEAT_CPU": instruction_set}
+        command = [sys.executable, "-c", NARROW, str(tmp_path / "x.npz")]
+        printed.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert len(printed) == 1
