@@ -9,6 +9,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from test_binary import check_kernels, check_torch_ops
 
 ROOT = Path(__file__).parent.parent
 USE = """
@@ -54,6 +55,8 @@ def test_a_wheel_with_cuda_kernels_is_built_and_imported_without_a_gpu(tmp_path)
     assert f"-cp{sys.version_info.major}{sys.version_info.minor}-" in wheel.name
     subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, packages], check=True)
     assert {"__init__.pyi", "py.typed"} <= {path.name for path in (packages / "maskfeat_kernels").iterdir()}
+    check_torch_ops(packages / "maskfeat_kernels" / "_torch_ops.so")
+    check_kernels(packages / "maskfeat_kernels" / "_torch_ops.so", ["90"])
     run = [clean / "bin" / "python", "-c", USE.format(environment=str(clean))]
     used = subprocess.run(run, check=True, cwd=tmp_path, capture_output=True, text=True)
     assert used.stdout.split() == ["cpu", "cuda"]
