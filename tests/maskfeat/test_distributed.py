@@ -100,6 +100,69 @@ def test_finetuning_with_averaged_weights(tmp_path):
     assert_same(tmp_path / "one", tmp_path / "two", "weights_ema.safetensors")
 
 
+FAULTS = """
+import resource, sys
+from pathlib import Path
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from maskfeat.checkpoint import Checkpoints, find_checkpoint
+from maskfeat.config import get_recipe
+from maskfeat.distributed import join
+from maskfeat.lock import RunLock
+
+def said(call):
+    try:
+        return call()
+    except (OSError, ValueError) as error:
+        return str(error)
+
+def save(step, rows):
+    checkpoints.save(step, {"w": distribute_tensor(torch.full((rows, 4), 3.0), mesh, [Shard(0)])})
+    checkpoints.wait()
+
+out = Path(sys.argv[1])
+with join("cpu") as world, RunLock(out, world):
+    mesh, checkpoints = init_device_mesh("cpu", (2,)), Checkpoints(out, get_recipe("vit_tiny"), world)
+    answers = [said(RunLock(out, world).__enter__)]
+    save(1, 8)
+    world.wait()
+    path, state = find_checkpoint(out), {"w": distribute_tensor(torch.zeros(8, 4), mesh, [Shard(0)])}
+    answers += [checkpoints.load(path, state), state["w"].full_tensor().sum().item()]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if world.rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    answers.append(said(lambda: save(2, 20_000)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    world.wait()
+    if world.rank == 0:
+        data = bytearray((path / "__1_0.distcp").read_bytes())
+        data[900] ^= 1
+        (path / "__1_0.distcp").write_bytes(data)
+    world.wait()
+    answers.append(said(lambda: checkpoints.load(path, state)))
+    world.wait()
+    (out / f"rank_{world.rank}").write_text("\\n".join(map(str, answers)))
+"""
+
+
+def test_what_befalls_one_rank_is_said_by_all(tmp_path):
+    """A second job, a disk that is full on one rank only, and damage to the file of one rank."""
+    (tmp_path / "faults.py").write_text(FAULTS)
+    run = [*TORCHRUN[:-1], tmp_path / "faults.py", tmp_path]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = ((tmp_path / f"rank_{rank}").read_text().splitlines() for rank in range(2))
+    assert first == second and first[1:3] == ["1", "96.0"]
+    assert re.fullmatch(rf"{tmp_path} is in use by process \d+ on host .*choose another out", first[0])
+    file = tmp_path / "checkpoints" / "partial_00000002" / "__1_0.distcp"
+    assert first[3] == f"[Errno 27] File too large: '{file}'"
+    assert "is damaged: __1_0.distcp does not have its checksum" in first[4]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
+    assert not (tmp_path / "run.lock").exists()
+
+
 def test_a_batch_that_does_not_divide_is_an_error(tmp_path):
     with pytest.raises(AssertionError, match="batch_size 9 does not divide into 2 ranks"):
         two_processes(tmp_path, "batch_size=9")
