@@ -2,7 +2,7 @@
 
 ::
 
-    python -m benchmarks [hog|tokens|gather|mask|loader|step|compat|accuracy|memory|all ...]
+    python -m benchmarks [hog|tokens|blocks|gradients|gather|mask|loader|step|compat|accuracy|memory|all ...]
                          [--device cpu|cuda] [--threads N] [--quick] [--out FOLDER] [--base COMMIT]
                          [--only PATTERN] [--without BACKEND:OP ...]
     python -m benchmarks report FILE... [--out FOLDER]    tables and plots from JSON alone, machines side by side

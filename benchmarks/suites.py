@@ -9,6 +9,8 @@ from maskfeat_kernels import available_backends
 SUITES = {
     "hog": "bench_hog",
     "tokens": "bench_tokens",
+    "blocks": "bench_blocks",
+    "gradients": "bench_blocks",
     "gather": "bench_masked_gather",
     "mask": "bench_masked_gather",
     "accuracy": "bench_accuracy",
@@ -23,7 +25,12 @@ OPS = ("hog", "tokens", "blocks", "gradients", "moves", "places")
 """As ``benchmarks.small_calls`` has them: "moves" gather and mask tokens, "places" are streams, graphs and threads."""
 
 NEEDED = {"tokens": ("hog", "tokens"), "gather": ("moves",), "mask": ("moves",), "compat": ("blocks",)}
-NEEDED |= {"step": ("hog", "tokens", "moves"), "loader": ("hog", "tokens")}
+NEEDED |= {
+    "step": ("hog", "tokens", "moves"),
+    "loader": ("hog", "tokens"),
+    "blocks": ("blocks",),
+    "gradients": ("gradients",),
+}
 """The ops that the cases of a suite call; "hog" where nothing is said."""
 
 
