@@ -20,18 +20,23 @@ where they are equal but for that, so that the truth has to round them alike."""
 
 
 def blocks(settings: Settings) -> list[Case]:
-    """SKIMAGE and OPENCV; MASKFEAT is the suite hog."""
+    """SKIMAGE and OPENCV; MASKFEAT is the suite hog. On a CPU, whose rivals are in the suite compat, quick runs only."""
+    if settings.device == "cpu" and not settings.quick:
+        return []
     more = f"RGB 224x224, batch {batch_of(settings)}, from memory"
     return [Case(f"{name}, {more}", partial(forward, settings, name)) for name in ("SKIMAGE", "OPENCV")]
 
 
 def gradients(settings: Settings) -> list[Case]:
+    """Of all three; on a CPU quick runs only."""
+    if settings.device == "cpu" and not settings.quick:
+        return []
     more = f"RGB 224x224, batch {batch_of(settings)}, float32"
     return [Case(f"{name} and its gradient, {more}", partial(backward, settings, name)) for name in DIALECTS]
 
 
 def batch_of(settings: Settings) -> int:
-    return 2 if settings.quick else 16 if settings.device == "cpu" else 256
+    return 2 if settings.quick else 256
 
 
 def forward(settings: Settings, name: str) -> list[Rival]:
