@@ -20,7 +20,7 @@ where they are equal but for that, so that the truth has to round them alike."""
 
 
 def blocks(settings: Settings) -> list[Case]:
-    """SKIMAGE and OPENCV; MASKFEAT is the suite hog. On a CPU, whose rivals are in the suite compat, quick runs only."""
+    """SKIMAGE and OPENCV; MASKFEAT is the suite hog. On a CPU, with its rivals in compat, quick runs only."""
     if settings.device == "cpu" and not settings.quick:
         return []
     more = f"RGB 224x224, batch {batch_of(settings)}, from memory"
