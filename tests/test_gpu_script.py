@@ -91,6 +91,10 @@ def steps_of(part: str, dry: bool, monkeypatch, tmp_path, wrong: tuple[str, ...]
     monkeypatch.setattr(Run, "steps", steps)
     names = [f"{backend}:{op}" for backend in (("cpu",) if dry else ("cuda", "triton")) for op in OPS]
     monkeypatch.setattr(gpu, "calls_of", lambda device: names)
+    monkeypatch.setattr(gpu, "CARRIED", tmp_path / "carried")
+    for program in ("now", "other"):
+        (gpu.CARRIED / "variants").mkdir(parents=True, exist_ok=True)
+        (gpu.CARRIED / "variants" / program).touch()
     gpu.do(part, tmp_path / part, dry)
     return taken
 
@@ -102,8 +106,10 @@ def test_a_part_leaves_eight_files_at_most(part, dry, monkeypatch, tmp_path):
     assert len({step.log for step in steps} | {"gpu.log", "report.json", "report.md"}) <= 8
     assert [step for step in steps if step.name == "benchmarks"]
     assert {"first": 240, "second": 400}[part] > PARTS[part] + gpu.PATIENCE
-    long = [step for step in steps if step.log != "gpu.log"]
+    long = [step for step in steps if step.log not in ("gpu.log", "variants.log")]
     assert len({step.log for step in long}) == len(long), "side by side, they would write over each other"
+    variants = [step.name for step in steps if step.log == "variants.log"]
+    assert variants == ([] if dry or part == "second" else ["now", "other"])
 
 
 @pytest.mark.parametrize("dry", [True, False])
