@@ -40,9 +40,11 @@ inline void normalise_backward(const HogBlocks& hog, const std::vector<double>& 
   double sum = 0, square = 0, along = 0;
   for (const double entry : v) sum += entry, square += entry * entry;
   switch (hog.norm) {
-    case Norm::none: return;
+    case Norm::none:
+      for (double& entry : g) entry += v[0] * 0;  // all of a block are NaN, or none
+      return;
     case Norm::unit:
-      if (std::sqrt(square) >= hog.eps) return length_backward(v, g, 0, false);
+      if (!(std::sqrt(square) < hog.eps)) return length_backward(v, g, 0, false);
       for (double& entry : g) entry /= hog.eps;
       return;
     case Norm::l1_sqrt:

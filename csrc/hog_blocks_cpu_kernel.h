@@ -148,15 +148,22 @@ inline T sum_of(T* v, int64_t padded, const F& f) {
   return sum_of_lanes<kL / 2>(sums[0], std::make_integer_sequence<int, kL>())[0];
 }
 
-// normalise: makes v, followed by zeros, the block before its last product, and returns the factor of that.
+// NaN where an entry is not finite, else 0. Apart, so that the dialects that have a norm do not wait for it.
+template <typename T>
+[[gnu::noinline]] T zero_or_nan(T* v, int64_t padded) {
+  return sum_of(v, padded, [](auto& entries) { return entries * 0; });
+}
+
+// normalise: makes v, followed by zeros, the block before its last product, and returns the factor of that: NaN where the norm
+// of the block is not finite.
 template <typename T>
 inline T normalise(const HogBlocks& hog, T* v, int64_t padded) {
   const T eps = static_cast<T>(hog.eps), eps_again = static_cast<T>(hog.eps_again), clip = static_cast<T>(hog.clip);
   const auto squared = [](auto& entries) { return entries * entries; };
-  if (hog.norm == Norm::none) return T(1);
+  if (hog.norm == Norm::none) return T(1) + zero_or_nan(v, padded);
   if (hog.norm == Norm::l1 || hog.norm == Norm::l1_sqrt)
-    return T(1) / (sum_of(v, padded, [](auto& entries) { return entries; }) + eps);
-  const T square = sum_of(v, padded, squared);
+    return T(1) / finite_or_nan(sum_of(v, padded, [](auto& entries) { return entries; }) + eps);
+  const T square = finite_or_nan(sum_of(v, padded, squared));
   if (hog.norm == Norm::unit) return T(1) / (std::sqrt(square) < eps ? eps : std::sqrt(square));
   const bool is_opencv = hog.arithmetic == Arithmetic::opencv;
   const T factor = T(1) / (is_opencv ? std::sqrt(square) + eps : std::sqrt(square + eps * eps));

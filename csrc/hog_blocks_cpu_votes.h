@@ -306,7 +306,7 @@ inline void hard_votes(const Tile<T>& tile, int64_t slot) {
   if (SKIMAGE)
     each_negative(bin, 0, tile.at.width, [&](int64_t x) {
       bin[x] = static_cast<IntOf<T>>(skimage_bin(sines[x], cosines[x], hog));
-      if (bin[x] == hog.bins) bin[x] = 0, vote[x] = 0;
+      if (bin[x] == hog.bins) bin[x] = 0, vote[x] *= 0;  // NaN where it is infinite
     });
 }
 

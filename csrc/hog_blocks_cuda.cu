@@ -116,7 +116,8 @@ struct Block {
   }
 };
 
-// normalise: a value v becomes finish(v), which is min(v / first, clip) / second where the block is limited.
+// normalise: a value v becomes finish(v), which is min(v / first, clip) / second where the block is limited. `first` is NaN
+// where the norm of the block is not finite.
 template <typename T>
 struct Divisors {
   T first, second;
@@ -126,7 +127,6 @@ struct Divisors {
     return w > work.clip ? work.clip : w;
   }
   __device__ T finish(const Work<T>& work, T v) const {
-    if (work.norm == Norm::none) return v;
     if (work.norm == Norm::l2_hys) return limited(work, v) / second;
     return work.norm == Norm::l1_sqrt ? std::sqrt(v / first) : v / first;
   }
@@ -141,10 +141,11 @@ __device__ T length_with(const Work<T>& work, T squares, T eps) {
 template <typename T>
 __device__ Divisors<T> divisors_of(const Work<T>& work, const Block<T>& block) {
   T sum = 0, limited = 0;
-  block.for_each(work, [&](T v, int64_t) { sum += work.norm == Norm::l1 || work.norm == Norm::l1_sqrt ? v : v * v; });
-  sum = sum_of_warp(sum);
-  Divisors<T> by{1, 1};
-  if (work.norm == Norm::l1 || work.norm == Norm::l1_sqrt) by.first = sum + work.eps;
+  const bool l1 = work.norm == Norm::l1 || work.norm == Norm::l1_sqrt;
+  block.for_each(work, [&](T v, int64_t) { sum += work.norm == Norm::none ? v * T(0) : l1 ? v : v * v; });
+  sum = finite_or_nan(sum_of_warp(sum));
+  Divisors<T> by{T(1) + sum, 1};
+  if (l1) by.first = sum + work.eps;
   if (work.norm == Norm::l2 || work.norm == Norm::l2_hys) by.first = length_with(work, sum, work.eps);
   if (work.norm == Norm::unit) by.first = std::sqrt(sum) < work.eps ? work.eps : std::sqrt(sum);
   if (work.norm != Norm::l2_hys) return by;

@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(kThreads, 2)
               to_bin += weight * gradient(vote.bin);
               if (work.linear) to_next += weight * gradient(next);
             }
-          if (vote.magnitude > T(0)) {
+          if (vote.magnitude != T(0)) {
             T by_sine = 0, by_cosine = 0, to_magnitude = to_bin, to_angle = 0;
             if (work.linear) {
               to_magnitude = (T(1) - vote.above) * to_bin + vote.above * to_next;

@@ -96,11 +96,17 @@ HOG_INLINE int64_t first_half(int64_t width) {
   return half;
 }
 
-// 1 / max(||h||, 1e-12) from the sum of squares. A NaN passes through, and marks all bins of its cell.
+// x, but NaN where it is infinite.
+template <typename T>
+HOG_INLINE T finite_or_nan(T x) {
+  return x + (x - x);
+}
+
+// 1 / max(||h||, 1e-12) from the sum of squares. A norm that is not finite is NaN, and so are then all bins of the cell.
 template <typename T>
 HOG_INLINE T inverse_norm(T sum_of_squares) {
   const T norm = std::sqrt(sum_of_squares);
-  return T(1) / (norm < T(1e-12) ? T(1e-12) : norm);
+  return T(1) / finite_or_nan(norm < T(1e-12) ? T(1e-12) : norm);
 }
 
 // Mirror index -1 to 1 and n to n - 2 (the end sample is not repeated); a single sample is its own neighbour.

@@ -111,8 +111,11 @@ def _block(
 
 @triton.jit
 def _norm(v, EPS: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, ENTRIES: tl.constexpr):
-    """The norm of each row, and its gradient."""
-    if D.norm == "l1" or D.norm == "l1-sqrt":
+    """The norm of each row, NaN where it is not finite, and its gradient."""
+    if D.norm == "none":
+        norm = tree_sum(v * 0, GROUP, ENTRIES)[:, None] + 1
+        slope = tl.zeros_like(v)
+    elif D.norm == "l1" or D.norm == "l1-sqrt":
         norm = tree_sum(v, GROUP, ENTRIES)[:, None] + EPS
         slope = tl.zeros_like(v) + 1
     else:
@@ -129,7 +132,7 @@ def _norm(v, EPS: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, ENTRIES: t
         else:
             norm = root(square + EPS * EPS)
             slope = v / norm
-    return norm, slope
+    return tl.where(norm < float("inf"), norm, float("nan")), slope
 
 
 @triton.jit(do_not_specialize=("items",))
@@ -146,16 +149,15 @@ def normalise_kernel(
     ENTRIES: tl.constexpr,
 ):
     v, place, _, here = _block(cells, y, x, items, strides, D, INDEX, GROUP, ENTRIES)
-    if D.norm != "none":
-        norm, _ = _norm(v, D.eps, D, GROUP, ENTRIES)
+    norm, _ = _norm(v, D.eps, D, GROUP, ENTRIES)
+    v = v / norm
+    if D.norm == "l1-sqrt":
+        v = root(v)
+    if D.norm == "l2-hys":
+        clip = constant(D.clip, v)
+        v = tl.where(v > clip, clip, v)
+        norm, _ = _norm(v, D.eps_again, D, GROUP, ENTRIES)
         v = v / norm
-        if D.norm == "l1-sqrt":
-            v = root(v)
-        if D.norm == "l2-hys":
-            clip = constant(D.clip, v)
-            v = tl.where(v > clip, clip, v)
-            norm, _ = _norm(v, D.eps_again, D, GROUP, ENTRIES)
-            v = v / norm
     tl.store(out + place, v, mask=here)
 
 
@@ -175,18 +177,19 @@ def spread_kernel(
 ):
     v, place, scratch, here = _block(cells, y, x, items, strides, D, INDEX, GROUP, ENTRIES)
     g = tl.load(grad + place, mask=here, other=0)
+    norm, slope = _norm(v, D.eps, D, GROUP, ENTRIES)
+    v = v / norm
+    if D.norm == "l1-sqrt":
+        g = tl.where(v == 0, 0.0, g / (2 * root(tl.where(v == 0, 1.0, v))))
+    if D.norm == "l2-hys":
+        clip = constant(D.clip, v)
+        clipped = tl.where(v > clip, clip, v)
+        norm_again, slope_again = _norm(clipped, D.eps_again, D, GROUP, ENTRIES)
+        g = (g - slope_again * tree_sum(g * (clipped / norm_again), GROUP, ENTRIES)[:, None]) / norm_again
+        g = tl.where(v > clip, 0.0, g)
     if D.norm != "none":
-        norm, slope = _norm(v, D.eps, D, GROUP, ENTRIES)
-        v = v / norm
-        if D.norm == "l1-sqrt":
-            g = tl.where(v == 0, 0.0, g / (2 * root(tl.where(v == 0, 1.0, v))))
-        if D.norm == "l2-hys":
-            clip = constant(D.clip, v)
-            clipped = tl.where(v > clip, clip, v)
-            norm_again, slope_again = _norm(clipped, D.eps_again, D, GROUP, ENTRIES)
-            g = (g - slope_again * tree_sum(g * (clipped / norm_again), GROUP, ENTRIES)[:, None]) / norm_again
-            g = tl.where(v > clip, 0.0, g)
-        g = (g - slope * tree_sum(g * v, GROUP, ENTRIES)[:, None]) / norm
+        g -= slope * tree_sum(g * v, GROUP, ENTRIES)[:, None]
+    g = g / norm
     tl.store(grad_blocks + scratch, g, mask=here)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .blocks import OPENCV_ARC_TANGENT, CellAxis, Region, cell_axes, epsilons
-from .hog_reference import orientation_bin
+from .hog_reference import finite_or_nan, orientation_bin
 from .spec import HogSpec, cotangent
 
 
@@ -91,7 +91,7 @@ def dense_votes(
     if spec.votes == "hard":
         if spec.arithmetic == "skimage":
             orientation = skimage_bin(sine, cosine, spec.bins)
-            magnitude = magnitude.where(orientation < spec.bins, 0)
+            magnitude = magnitude * (orientation < spec.bins)
             orientation = orientation.clamp_max(spec.bins - 1)
         else:
             orientation = (signed_bin if spec.signed else orientation_bin)(sine, cosine, spec.bins)
@@ -192,22 +192,22 @@ def normalise(
     blocks: Tensor,  # [..., block_h, block_w, bins]
     spec: HogSpec,
 ) -> Tensor:  # [..., block_h, block_w, bins]
-    """Each block divided by its norm, as ``spec.norm`` says."""
+    """Each block divided by its norm, as ``spec.norm`` says; NaN where that, or with "none" an entry, is not finite."""
     v = blocks.flatten(-3)
     first, second = epsilons(spec)
     if spec.norm == "none":
-        return blocks
-    if spec.norm == "unit":
-        v = v / _length(v).clamp_min(first)
+        v = v / (1 + (v * 0).sum(-1, keepdim=True))
+    elif spec.norm == "unit":
+        v = v / finite_or_nan(_length(v)).clamp_min(first)
     elif spec.norm in ("l1", "l1-sqrt"):
-        v = v / (v.sum(-1, keepdim=True) + first)
+        v = v / finite_or_nan(v.sum(-1, keepdim=True) + first)
         v = v if spec.norm == "l1" else _sqrt(v)
     elif spec.arithmetic == "opencv":
-        v = v / (_length(v) + first)
+        v = v / finite_or_nan(_length(v) + first)
         v = v.clamp_max(spec.clip)
         v = v / (_length(v) + second)
     else:
-        v = v / ((v * v).sum(-1, keepdim=True) + first**2).sqrt()
+        v = v / finite_or_nan(((v * v).sum(-1, keepdim=True) + first**2).sqrt())
         if spec.norm == "l2-hys":
             v = v.clamp_max(spec.clip)
             v = v / ((v * v).sum(-1, keepdim=True) + second**2).sqrt()

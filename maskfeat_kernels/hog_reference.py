@@ -95,8 +95,13 @@ def cell_sums(
 def normalise(
     histogram: Tensor,  # [..., bins, rows, columns]
 ) -> Tensor:  # [..., bins, rows, columns]
-    """h / max(||h||, 1e-12) over the bins of each cell."""
-    return histogram / (histogram * histogram).sum(-3, keepdim=True).sqrt().clamp_min(1e-12)
+    """h / max(||h||, 1e-12) over the bins of each cell, NaN where that is not finite."""
+    return histogram / finite_or_nan((histogram * histogram).sum(-3, keepdim=True).sqrt().clamp_min(1e-12))
+
+
+def finite_or_nan(x: Tensor) -> Tensor:
+    """``x``, but NaN where it is infinite."""
+    return x + (x - x)
 
 
 def tiled_window(

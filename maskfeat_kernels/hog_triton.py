@@ -178,7 +178,7 @@ def _hog_kernel(
     norm = tl.sqrt(squares)
     least = constant(1e-12, norm)
     scale = 1 / tl.where(norm < least, least, norm)
-    scale = tl.where(tl.reshape(valid, (GROUP, 1)), scale, float("nan"))
+    scale = tl.where(tl.reshape(valid, (GROUP, 1)) & (norm < float("inf")), scale, float("nan"))
     region, row = tl.reshape(region, (GROUP, 1)), tl.reshape(row, (GROUP, 1))
     cell, exists = tl.reshape(cell, (1, CELLS)), tl.reshape(exists, (GROUP, CELLS))
     for k in tl.static_range(BINS):

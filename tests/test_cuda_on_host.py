@@ -92,6 +92,22 @@ def test_hog_has_the_bits_of_the_cpu(dtype, bins):
         assert torch.equal(whole_hog(checker, image, spec), fused_hog(image, spec, backend="cpu"))
 
 
+@pytest.mark.parametrize("dtype, value", [*((dtype, torch.inf) for dtype in FLOATS), (torch.float32, 1e20)])
+@pytest.mark.parametrize("spec", [HogSpec(), HogSpec(bins=18), HogSpec(cell=(12, 4)), HogSpec(gaussian_window=16)])
+def test_a_gradient_that_is_not_finite_marks_all_bins_of_its_cell(dtype, value, spec):
+    x = images(2, 48, 48, dtype=dtype)
+    clean = whole_hog(usable("address"), x, spec)
+    x[1, 13, 14] = value
+    result = whole_hog(usable("address"), x, spec)
+    row, column = 13 // spec.cell[0], 14 // spec.cell[1]
+    assert result[1, :, row, column].isnan().all()
+    wrong = result.isnan().any(1)
+    expected = torch.zeros_like(wrong)
+    expected[1, 12 // spec.cell[0] : 14 // spec.cell[0] + 1, 13 // spec.cell[1] : 15 // spec.cell[1] + 1] = True
+    assert torch.equal(wrong, expected)
+    assert torch.equal(result[(~wrong)[:, None].expand_as(result)], clean[(~wrong)[:, None].expand_as(result)])
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("width", [48, 50])
 @pytest.mark.parametrize("side, spec", [(16, HogSpec()), (8, HogSpec(cell=4))])

@@ -276,16 +276,53 @@ def test_nan_stays_in_the_cells_whose_stencil_touches_it(hog, y, x, dtype):
     assert torch.equal(got[~cells], want[~cells])
 
 
-@pytest.mark.sampled(lambda value: value == torch.inf)
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # by NumPy in Triton's interpreter
-@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.finfo(torch.float32).max])
-def test_infinite_pixels_stay_in_the_cells_whose_stencil_touches_them(hog, value):
-    x = images(3, 24, 32, dtype=torch.float32, seed=7)
+@pytest.mark.sampled(lambda dtype, value: (dtype, value) in [(torch.float16, torch.inf), (torch.float32, 1e20)])
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")  # by NumPy, of Triton's
+@pytest.mark.parametrize("dtype, value", [
+    *((dtype, torch.inf) for dtype in FLOATS),
+    (torch.float32, -torch.inf),
+    (torch.float32, torch.finfo(torch.float32).max),  # a sum of the gradient is infinite
+    (torch.float32, 1e20),  # its square is
+    (torch.bfloat16, 1e20),
+    (torch.float64, 1e155),
+])  # fmt: skip
+def test_a_gradient_that_is_not_finite_marks_all_bins_of_its_cell(hog, dtype, value):
+    x = images(3, 24, 32, dtype=dtype, seed=7)
     stained = x.clone()
     stained[1, 12, 12] = value
     got, want = hog(stained), hog(x)
+    assert got[1, :, 1, 1].isnan().all()
     got[1, :, 1, 1] = want[1, :, 1, 1] = 0
     assert torch.equal(got, want)
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
+def test_also_in_the_first_bin_alone_and_if_only_the_norm_is_not_finite(hog):
+    for value in (torch.inf, 1e20, 2.6e18):  # the last: the squares of two pixels are finite, but not that of their sum
+        x = torch.zeros(3, 24, 1)
+        x[1, 11] = value
+        assert torch.equal(
+            hog(x, cell=(8, 1)).isnan().all(-3), torch.tensor([[[0], [0], [0]], [[0], [1], [0]], [[0]] * 3]) == 1
+        )
+        assert not hog(x, cell=(8, 1))[:, :, ::2].isnan().any()
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
+@pytest.mark.parametrize("window, cell", [(4, 8), (0, 12), (0, (9, 3))])
+def test_in_any_cells_and_windows(hog, window, cell):
+    x = images(24, 36, dtype=torch.float32, seed=8)[None]
+    if window:
+        x = x[..., :32]
+    stained = x.clone()
+    stained[0, 13, 13] = torch.inf
+    options = dict(cell=cell, gaussian_window=window)
+    got, want = hog(stained, **options), hog(x, **options)
+    touched = torch.zeros(*x.shape[-2:])
+    touched[12:15, 12:15] = 1
+    cells = F.max_pool2d(touched[None], cell)[0].bool()
+    assert got.isnan().any(-3).logical_not().logical_or(cells).all()
+    assert got[0, :, cells].isnan().all()
+    assert torch.equal(got[0, :, ~cells], want[0, :, ~cells])
 
 
 def hog_layer(

@@ -154,6 +154,25 @@ def test_large_tiles(name):
     check(usable("address"), pixels(spec, 1, 1, 70, 83, dtype=torch.float64), spec, change=LARGE_TILES)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e20])
+@pytest.mark.parametrize("name", ["skimage", "dalal_triggs", "signed hard", "window", "gaps", "one bin"])
+def test_what_is_not_finite_marks_all_of_the_blocks_that_see_it(name, value):
+    """And the gradient of all pixels that vote in them."""
+    checker = usable("address")
+    spec = SPECS[name].replace(gradient="central", sqrt=False, gaussian_window=0)
+    x = pixels(spec, 1, 1, 37, 43, dtype=torch.float32)
+    x[0, 0, 13, 17] = value  # in a block of every spec
+    exact = x.clone().requires_grad_()
+    want = hog_blocks(exact, spec, whole(spec, 37, 43))
+    result = blocks_of(checker, x, spec)
+    assert want.isnan().any() and not want.isnan().all()
+    assert torch.equal(result.isnan(), want.isnan())
+    assert torch.equal(result.nan_to_num(0) == 0, want.nan_to_num(0) == 0)
+    grad = torch.ones_like(result)
+    want.backward(grad)
+    assert torch.equal(gradient_of(checker, grad, x, spec).isnan(), exact.grad.isnan())
+
+
 def test_flat_and_black_pixels_have_no_gradient():
     checker, spec = usable("address"), SPECS["dalal_triggs"]
     x = torch.zeros(1, 24, 24)

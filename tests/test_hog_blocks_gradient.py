@@ -124,6 +124,24 @@ def test_flat_and_black_images_have_gradient_zero(backend, name):
     assert gradient_of(x, grad, spec, backend).eq(0).all()
 
 
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")  # by NumPy, of Triton's
+@pytest.mark.sampled(lambda norm, votes, value: (norm, votes) in [("none", "hard"), ("l1-sqrt", "linear")])
+@pytest.mark.parametrize("votes", CHOICES["votes"])
+@pytest.mark.parametrize("norm", CHOICES["norm"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_pixels_that_vote_in_a_block_of_nan_have_gradient_nan(backend, norm, votes, value):
+    spec = HogSpec(gradient="central", cell=4, block=2, norm=norm, votes=votes, eps=1e-3)
+    x = bumpy(1, 8, 24, seed=9).float()
+    x[0, 4, 4] = value
+    grad = weights_for(x, spec)
+    want, got = reference_gradient(x, grad, spec), gradient_of(x, grad, spec, backend)
+    assert want[..., :11].isnan().all() and want[..., 14:].isfinite().all()
+    assert torch.equal(got.isnan(), want.isnan())
+    torch.testing.assert_close(
+        got.double(), want, rtol=0, atol=3e-5 * float(want[..., 14:].abs().max()), equal_nan=True
+    )
+
+
 def test_a_gradient_is_the_same_at_any_number_of_threads(two_threads, compiled_backend):
     x = bumpy(4, 3, 40, 44, seed=8).float()
     for spec in PRESETS.values():
