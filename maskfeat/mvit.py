@@ -116,7 +116,7 @@ class MViT(nn.Module):
         depths: tuple[int, ...],
     ) -> list[tuple[Tensor, Grid]]:  # [B, 1 + N', D'] and its grid for each depth
         """Outputs of the blocks ``depths``, in that order; deeper blocks are not run."""
-        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         outputs = {}
         for depth, block in enumerate(self.blocks[: max(depths) + 1]):
             if self.grad_checkpointing and self.training:

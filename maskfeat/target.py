@@ -136,7 +136,7 @@ class FrozenTarget(Target):
     @torch.no_grad()
     def outputs(self, pixels: Tensor, masks: Masks) -> Tensor:  # [B, N, ...]
         outputs, tokens = self._network[0](pixels), masks.mask[0].numel()
-        if outputs.shape[:2] != (len(pixels), tokens):
+        if outputs.shape[:2] != (pixels.shape[0], tokens):
             raise ValueError(
                 f"the frozen network must return one output for each of the {tokens} tokens of the grid "
                 f"{tuple(masks.mask.shape[1:])}, [B, {tokens}, ...] and no class token, got {tuple(outputs.shape)}"

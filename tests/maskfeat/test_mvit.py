@@ -158,3 +158,19 @@ def test_gradients_of_pooling_are_written_whole(dtype):
     finally:
         torch.use_deterministic_algorithms(False)
     assert pool.weight.grad.isfinite().all()
+
+
+def batches(*sizes):
+    return [torch.randn(size, *(3, 4, 32, 32), generator=torch.Generator().manual_seed(size)) for size in sizes]
+
+
+def test_exported_with_a_dynamic_batch():
+    model, (few, many) = random_weights(MViT(num_classes=5, **TINY)).eval(), batches(2, 5)
+    program = torch.export.export(model, (few,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    assert torch.equal(program(many), model(many))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_traced_for_any_batch():
+    model, (few, many) = random_weights(MViT(num_classes=5, **TINY)).eval(), batches(2, 5)
+    torch.testing.assert_close(torch.jit.trace(model, few, check_trace=False)(many), model(many))

@@ -130,11 +130,22 @@ def test_drop_path_skips_samples_and_keeps_the_mean():
     assert rates == pytest.approx([0, 0.1, 0.2])
 
 
-def test_the_last_block_may_compute_some_tokens_only():
-    model = random_weights(VisionTransformer(**SMALL))
-    tokens, grid = model.embed(torch.randn(2, 3, 32, 32))
-    ids = torch.tensor([[1, 5, 16], [0, 7, 8]])
-    (first, _), (last, _) = model.encode(tokens, grid, (0, 2))
-    (first_again, _), (some, _) = model.encode(tokens, grid, (0, 2), ids)
-    assert torch.equal(first_again, first) and some.shape == (2, 3, 24)
-    torch.testing.assert_close(some, last[torch.arange(2)[:, None], ids], rtol=1e-5, atol=1e-5)
+def batches(*sizes):
+    return [torch.randn(size, *(3, 32, 32), generator=torch.Generator().manual_seed(size)) for size in sizes]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_exported_with_a_dynamic_batch(training):
+    model = random_weights(VisionTransformer(num_classes=5, **SMALL, drop_path_rate=0.5)).train(training)
+    few, many = batches(2, 5)
+    program = torch.export.export(model, (few,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    torch.manual_seed(0)
+    want = model(many)
+    torch.manual_seed(0)
+    assert torch.equal(program(many), want)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_traced_for_any_batch():
+    model, (few, many) = random_weights(VisionTransformer(num_classes=5, **SMALL)).eval(), batches(2, 5)
+    torch.testing.assert_close(torch.jit.trace(model, few, check_trace=False)(many), model(many))
