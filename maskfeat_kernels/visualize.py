@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .layouts import LAYOUTS
+from .masked_gather import check_dense
 from .spec import MASKFEAT, HogSpec
 
 POWER = 8
@@ -26,7 +27,8 @@ def hog_image(
     stroke of bin k: a smooth maximum, so that a stroke keeps its brightness where others cross it. Strokes run along
     the edge, across the gradient, so that the picture looks like the image: a vertical edge is a vertical stroke. A bin
     is drawn at its centre, at most 90 / bins degrees from the edges in it. A cell in several blocks is drawn as the
-    mean of what it is in each.
+    mean of what it is in each. With ``norm`` "none" a histogram has no upper end: it is drawn over the largest finite
+    bin of its image, whose stroke is then white.
 
     Args:
         hog: what :func:`maskfeat_kernels.fused_hog` returns, of any floating dtype and on any device. Without a channel
@@ -46,6 +48,7 @@ def hog_image(
     """
     if not isinstance(hog, Tensor):
         raise TypeError(f"hog must be a torch.Tensor [..., C, bins, rows, columns], got {type(hog).__name__}")
+    check_dense("hog", hog)
     if not hog.is_floating_point():
         raise TypeError(f"hog must be of a floating dtype, got {hog.dtype}")
     hog = _planes(hog, spec)
@@ -56,9 +59,21 @@ def hog_image(
     # Widened before the mean: float16 and bfloat16 are storage here, not arithmetic.
     hog = hog.detach().float()
     histogram = hog.mean(-4) if channel is None else hog.select(-4, _channel(channel, hog.shape[-4]))
+    if spec.norm == "none":
+        histogram = histogram / _largest(histogram)
     stamps = glyph_stamps(spec.replace(bins=histogram.shape[-3]), glyph, device=hog.device)
     image = torch.einsum("...krc,kyx->...rycx", histogram.clamp(0, 1) ** POWER, stamps**POWER) ** (1 / POWER)
     return image.flatten(-2).flatten(-3, -2).clamp(0, 1)
+
+
+def _largest(
+    histogram: Tensor,  # [..., bins, rows, columns]
+) -> Tensor:  # [..., 1, 1, 1]
+    """The largest finite number of each image, 1 where that is 0."""
+    if histogram.numel() == 0:
+        return histogram.new_ones(())
+    largest = histogram.nan_to_num(0, 0, 0).amax((-3, -2, -1), keepdim=True)
+    return largest.where(largest > 0, 1)
 
 
 def _planes(hog: Tensor, spec: HogSpec) -> Tensor:  # [..., C, bins, rows, columns]

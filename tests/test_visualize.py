@@ -84,6 +84,24 @@ def test_brightness_is_clipped(value, brightness):
     assert hog_image(torch.full((1, 9, 1, 1), value)).max() == brightness
 
 
+def test_histograms_without_a_norm_are_drawn_over_the_largest_bin_of_their_image():
+    """None is cut off: pictures are as those of the histograms divided by that bin, and so at most 1."""
+    spec = SKIMAGE.replace(norm="none", block=1)
+    x = torch.randint(0, 256, (1, 1, 32, 40), generator=torch.Generator().manual_seed(1)).float()
+    hog = fused_hog(torch.cat([x, x / 64]), spec)  # [2, rows, columns, 1, 1, bins]
+    assert hog[0].mean() > 1 > hog[1].max()
+    picture = hog_image(hog, spec, glyph=8)
+    for image, result in zip(hog, picture, strict=True):
+        torch.testing.assert_close(hog_image(image / image.max(), spec.replace(norm="l2"), glyph=8), result)
+        assert 0.9 < float(result.max()) <= 1 and (result > 0.9).float().mean() < 0.01
+    torch.testing.assert_close(picture[0], picture[1], rtol=0, atol=1e-5)  # scaled, they are the same image's
+    assert hog_image(torch.zeros(1, 1, 1, 1, 1, 9), spec).eq(0).all()
+    hog[0, 0, 0, 0, 0, 3] = torch.nan
+    stained = hog_image(hog, spec, glyph=8)
+    assert stained[0, :8, :8].isnan().all() and stained.isnan().sum() == 64
+    assert hog_image(hog[:0], spec).shape == (0, 64, 80)
+
+
 def test_channels():
     hog = fused_hog(torch.stack([edge_image(is_bright) for _, is_bright in EDGES.values()]))
     alone = [hog_image(hog[c]) for c in range(4)]
