@@ -24,9 +24,8 @@ struct Cpu : maskfeat::CpuDevice {
   void forward(const ImageView& image, const Channels& channels, const HogBlocks& hog, int64_t planes,
                void* out) const {
     const int64_t pixels = hog.y.stride * hog.region.width * channels.count;  // of a block row
-    torch::stable::parallel_for(0, planes * hog.block_rows(), grain(pixels), [&](int64_t begin, int64_t end) {
-      maskfeat::hog_blocks_cpu(image, channels, hog, out, begin, end);
-    });
+    share(planes * hog.block_rows(), grain(pixels),
+          [&](int64_t begin, int64_t end) { maskfeat::hog_blocks_cpu(image, channels, hog, out, begin, end); });
   }
 
   void backward(const ImageView& image, const Channels& channels, const HogBlocks& hog, int64_t planes,
@@ -34,7 +33,7 @@ struct Cpu : maskfeat::CpuDevice {
     const int64_t pixels = image.height * image.width * channels.count;
     const void* from = grad.data_ptr();
     void* to = grad_x.data_ptr();
-    torch::stable::parallel_for(0, planes, grain(pixels), [&](int64_t begin, int64_t end) {
+    share(planes, grain(pixels), [&](int64_t begin, int64_t end) {
       maskfeat::hog_blocks_backward_cpu(image, channels, hog, from, to, begin, end);
     });
   }
@@ -60,7 +59,7 @@ struct Cuda : maskfeat::CudaDevice {
   void backward(const ImageView& image, const Channels& channels, const HogBlocks& hog, int64_t, const Tensor& grad,
                 Tensor& grad_x) const {
     check_limits(hog);
-    Tensor grad_blocks = torch::stable::empty_like(grad);
+    Tensor grad_blocks = maskfeat::new_empty(grad, {grad.sizes().begin(), grad.sizes().end()});
     check(maskfeat::hog_blocks_backward_cuda(image, channels, hog, grad.data_ptr(), grad_blocks.data_ptr(),
                                              grad_x.data_ptr(), stream));
   }

@@ -34,8 +34,7 @@ struct Cpu : maskfeat::CpuDevice {
 
   void hog(const ImageView& image, const HogParameters& hog, int64_t cell_rows, void* out) const {
     const int64_t grain = std::max<int64_t>(1, maskfeat::kPixelsPerThread / (hog.cell_h * image.width));
-    torch::stable::parallel_for(0, cell_rows, grain,
-                                [&](int64_t begin, int64_t end) { maskfeat::hog_cpu(image, hog, out, begin, end); });
+    share(cell_rows, grain, [&](int64_t begin, int64_t end) { maskfeat::hog_cpu(image, hog, out, begin, end); });
   }
 
   void hog_tokens(const ImageView& image, const PatchView& patches, const HogParameters& hog, void* out) const {
@@ -45,9 +44,8 @@ struct Cpu : maskfeat::CpuDevice {
         if (!patches.holds(patches.id(b, k)))
           maskfeat::refuse_id(b, k, patches.id(b, k), patches.frames * patches.grid_h * patches.grid_w);
     const int64_t grain = std::max<int64_t>(1, maskfeat::kPixelsPerThread / (channels * patches.side * patches.side));
-    torch::stable::parallel_for(0, batch * patches.count, grain, [&](int64_t begin, int64_t end) {
-      maskfeat::hog_tokens_cpu(image, patches, hog, out, begin, end);
-    });
+    share(batch * patches.count, grain,
+          [&](int64_t begin, int64_t end) { maskfeat::hog_tokens_cpu(image, patches, hog, out, begin, end); });
   }
 };
 

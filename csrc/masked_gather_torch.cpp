@@ -53,7 +53,7 @@ struct Cpu : maskfeat::CpuDevice {
   void masked_gather(const TokenView& tokens, const IdView& ids, void* out) const {
     const int64_t rows = tokens.batch * ids.columns;
     std::atomic<int64_t> wrong{rows};  // the first item with an id out of range: the same one for any number of threads
-    torch::stable::parallel_for(0, rows, rows_per_thread(tokens), [&](int64_t begin, int64_t end) {
+    share(rows, rows_per_thread(tokens), [&](int64_t begin, int64_t end) {
       const int64_t item = maskfeat::masked_gather_cpu(tokens, ids, out, begin, end);
       if (item == end) return;
       int64_t first = wrong.load();
@@ -66,24 +66,21 @@ struct Cpu : maskfeat::CpuDevice {
   }
 
   void masked_scatter_add(const TokenView& values, const IdView& ids, int64_t length, void* out) const {
-    torch::stable::parallel_for(0, values.batch * length, rows_per_thread(values), [&](int64_t begin, int64_t end) {
-      maskfeat::masked_scatter_add_cpu(values, ids, length, out, begin, end);
-    });
+    share(values.batch * length, rows_per_thread(values),
+          [&](int64_t begin, int64_t end) { maskfeat::masked_scatter_add_cpu(values, ids, length, out, begin, end); });
   }
 
   void mask_tokens(const TokenView& tokens, const Tensor& mask_token, const MaskView& mask, void* out) const {
     const void* token = mask_token.data_ptr();
     const int64_t stride = mask_token.stride(0);
-    torch::stable::parallel_for(
-        0, tokens.batch * tokens.length, rows_per_thread(tokens),
-        [&](int64_t begin, int64_t end) { maskfeat::mask_tokens_cpu(tokens, token, stride, mask, out, begin, end); });
+    share(tokens.batch * tokens.length, rows_per_thread(tokens),
+          [&](int64_t begin, int64_t end) { maskfeat::mask_tokens_cpu(tokens, token, stride, mask, out, begin, end); });
   }
 
   void masked_sum(const TokenView& x, const MaskView& mask, Dtype result, int64_t chunks, void* sums) const {
     const int64_t chunks_per_thread = std::max<int64_t>(1, rows_per_thread(x) / kChunkRows);
-    torch::stable::parallel_for(0, chunks, chunks_per_thread, [&](int64_t begin, int64_t end) {
-      maskfeat::masked_sum_cpu(x, mask, result, sums, begin, end);
-    });
+    share(chunks, chunks_per_thread,
+          [&](int64_t begin, int64_t end) { maskfeat::masked_sum_cpu(x, mask, result, sums, begin, end); });
   }
 };
 
@@ -111,7 +108,7 @@ Tensor masked_gather(const Tensor& tokens, const Tensor& token_ids) {
   const Device device{&tokens, &token_ids};
   const TokenView view = view_tokens(tokens);
   const IdView ids = view_ids(token_ids, view);
-  Tensor out = torch::stable::new_empty(tokens, {view.batch, ids.columns, view.width});
+  Tensor out = maskfeat::new_empty(tokens, {view.batch, ids.columns, view.width});
   if (view.batch * ids.columns > 0) device.masked_gather(view, ids, out.data_ptr());
   return out;
 }
@@ -123,7 +120,7 @@ Tensor masked_scatter_add(const Tensor& values, const Tensor& token_ids, int64_t
   const IdView ids = view_ids(token_ids, view);
   STD_TORCH_CHECK(ids.columns == view.length, "token_ids must be [B, K]");
   STD_TORCH_CHECK(length >= 0, "length must not be negative");
-  Tensor out = torch::stable::new_empty(values, {view.batch, length, view.width});
+  Tensor out = maskfeat::new_empty(values, {view.batch, length, view.width});
   if (out.numel() > 0) device.masked_scatter_add(view, ids, length, out.data_ptr());
   return out;
 }
@@ -135,7 +132,7 @@ Tensor mask_tokens(const Tensor& tokens, const Tensor& mask_token, const Tensor&
   const MaskView mask_view = view_mask(mask, view);
   STD_TORCH_CHECK(mask_token.dim() == 1 && mask_token.size(0) == view.width, "mask_token must be [D]");
   STD_TORCH_CHECK(mask_token.scalar_type() == tokens.scalar_type(), "mask_token must be of the dtype of tokens");
-  Tensor out = torch::stable::new_empty(tokens, {view.batch, view.length, view.width});
+  Tensor out = maskfeat::new_empty(tokens, {view.batch, view.length, view.width});
   if (out.numel() > 0) device.mask_tokens(view, mask_token, mask_view, out.data_ptr());
   return out;
 }
@@ -152,8 +149,7 @@ Tensor masked_sum(const Tensor& x, const Tensor& mask) {
     const int64_t chunks = std::max<int64_t>(1, (rows + kChunkRows - 1) / kChunkRows);
     const bool last = chunks == 1;
     const ScalarType wide = is_double ? ScalarType::Double : ScalarType::Float;
-    Tensor out =
-        last ? torch::stable::new_empty(x, {view.width}) : torch::stable::new_empty(x, {chunks, view.width}, wide);
+    Tensor out = last ? maskfeat::new_empty(x, {view.width}) : maskfeat::new_empty(x, {chunks, view.width}, wide);
     if (view.width > 0) device.masked_sum(view, mask_view, result, chunks, out.data_ptr());
     if (last) return out;
     view = {out.data_ptr(), is_double ? Dtype::float64 : Dtype::float32, 1, chunks, view.width, 0, view.width, 1};

@@ -1,4 +1,4 @@
-// What all registrations with PyTorch share: dtypes, devices, the current CUDA stream, and the refusal of an id.
+// What all registrations with PyTorch share: dtypes, memory, devices, the current CUDA stream, and the refusal of an id.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -10,9 +10,14 @@
 #include <dlfcn.h>
 #endif
 
+#include <atomic>
 #include <initializer_list>
+#include <new>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "image_view.h"
 #include "instruction_set.h"
@@ -23,6 +28,9 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 // Of the CUDA runtime, none of whose headers are needed here.
 extern "C" const char* cudaGetErrorString(int error);
 #endif
+
+// torch's words for the last error that its C interface has caught. Null before torch 2.13.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
 namespace maskfeat {
 
@@ -45,9 +53,40 @@ inline Dtype dtype_of(const torch::stable::Tensor& x) {
   throw std::out_of_range(message.str());
 }
 
+// A RuntimeError, in place of which ops.py raises what torch.empty raises; it looks for these words.
+[[noreturn]] inline void refuse_memory(const std::string& why) {
+  throw std::runtime_error("maskfeat_kernels: out of memory: " + why);
+}
+
+// torch's new_empty().
+inline torch::stable::Tensor new_empty(const torch::stable::Tensor& x, const std::vector<int64_t>& size,
+                                       std::optional<torch::headeronly::ScalarType> dtype = std::nullopt) {
+  try {
+    return torch::stable::new_empty(x, size, dtype);
+  } catch (const std::runtime_error& error) {
+    const bool has_words = torch_exception_get_what_without_backtrace != nullptr;
+    refuse_memory(has_words ? torch_exception_get_what_without_backtrace() : error.what());
+  }
+}
+
 struct CpuDevice {
   // Chooses the instructions here, where it may throw, and not among threads.
   explicit CpuDevice(std::initializer_list<const torch::stable::Tensor*>) { instruction_set(); }
+
+  // Calls run(begin, end) for shares of 0 .. count - 1. No exception but for want of memory may leave `run`: torch makes
+  // all of them the same error.
+  template <typename Run>
+  static void share(int64_t count, int64_t grain, const Run& run) {
+    std::atomic<bool> fits{true};
+    torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+      try {
+        run(begin, end);
+      } catch (const std::bad_alloc&) {
+        fits = false;
+      }
+    });
+    if (!fits) refuse_memory("DefaultCPUAllocator: can't allocate memory: scratch of a kernel");
+  }
 };
 
 #ifdef MASKFEAT_CUDA

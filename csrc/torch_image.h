@@ -35,7 +35,7 @@ inline ImageView view_images(const torch::stable::Tensor& x, int64_t leading, bo
 inline torch::stable::Tensor new_histograms(const torch::stable::Tensor& x, const std::vector<int64_t>& size) {
   using torch::headeronly::ScalarType;
   const bool wide = x.scalar_type() == ScalarType::Double;
-  return torch::stable::new_empty(x, size, wide ? ScalarType::Double : ScalarType::Float);
+  return new_empty(x, size, wide ? ScalarType::Double : ScalarType::Float);
 }
 
 }  // namespace maskfeat

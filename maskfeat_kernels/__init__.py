@@ -1,9 +1,11 @@
 """Histograms of oriented gradients: exact, fused, and the same on every device.
 
 Names are loaded on first use, so that ``import maskfeat_kernels`` costs nothing: neither torch nor triton is
-imported until an op is asked for.
+imported until an op is asked for. Where torch is imported already, its ops are registered at once, as a program needs
+that ``torch.export`` has saved; ``import maskfeat_kernels.ops`` registers them in any case.
 """
 
+import sys
 from importlib import import_module
 
 __version__ = "0.1.0"
@@ -35,3 +37,7 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return __all__
+
+
+if hasattr(sys.modules.get("torch"), "export"):  # imported to its end
+    import_module(f"{__name__}.ops")

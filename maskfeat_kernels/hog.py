@@ -1,13 +1,14 @@
 """fused_hog and fused_hog_tokens: histograms of oriented gradients of a batch, or of chosen patches, in one pass."""
 
 import dataclasses
+import warnings
 
 import torch
 
 from . import hog_blocks_reference, hog_reference, ops
 from .backend import choose_backend
 from .blocks import Region, whole
-from .masked_gather import check_companion, check_token_ids, needs_autograd
+from .masked_gather import STRIDED, check_companion, check_dense, check_token_ids, needs_autograd
 from .spec import MASKFEAT, HogSpec, at_least
 
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -43,7 +44,8 @@ def fused_hog(
         ``(H - block_h) // stride_h + 1`` by ``(W - block_w) // stride_w + 1`` blocks, sizes in pixels: for blocks of
         one cell and "planes" ``[bins, H // cell_h, W // cell_w]``. float64 for float64 images and float32 for all
         others; on the device of ``x``, contiguous. Rows and columns that do not fill a cell are dropped, a flat block
-        is exactly zero, and a NaN pixel stays in the blocks whose gradients it touches.
+        is exactly zero. A gradient whose square is not finite, of a pixel beside NaN or infinity or, in float32, above
+        1e19, makes all of its blocks NaN, and nothing else.
 
         Differentiable once, in every dialect: hard votes through the magnitudes and the normalisation, with the bins as
         they are, linear votes also through the orientation; zero, never NaN, at flat pixels and where ``clip`` cuts.
@@ -61,6 +63,8 @@ def fused_hog(
     spec = _spec(spec, changes)
     _check(x, spec)
     backend = choose_backend(x.device, backend)
+    if spec.arithmetic == "opencv":
+        _warn_of_unit_range(x)
     if spec.is_maskfeat and not needs_autograd(x):
         if backend == "reference":
             return hog_reference.hog(x, spec)
@@ -126,6 +130,25 @@ def fused_hog_tokens(
     return _kernels(backend).hog_tokens(x, token_ids, patch_size, spec.bins, *spec.cell, spec.gaussian_window)
 
 
+def _warn_of_unit_range(x: torch.Tensor) -> None:
+    """Say that pixels in [0, 1] are too small for OpenCV's epsilon.
+
+    Only where a look costs next to nothing: on the CPU, as a GPU would have to be waited for, and at all pixels only
+    if a few of them leave room for doubt.
+    """
+    if not (x.is_cpu and x.is_floating_point() and type(x) in (torch.Tensor, torch.nn.Parameter)):
+        return
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or x.numel() == 0:
+        return
+    few = x.detach()[..., :: x.shape[-2] // 8 + 1, :: x.shape[-1] // 8 + 1]
+    if few.amax() <= 1 and 0 < x.detach().amax() <= 1:
+        warnings.warn(
+            "the pixels are in [0, 1], where OpenCV's epsilon, which is for bytes, dims the features: give x * 255 for"
+            " those of OpenCV",
+            stacklevel=3,
+        )
+
+
 def _spec(spec: HogSpec, changes: dict) -> HogSpec:
     if not isinstance(spec, HogSpec):
         raise TypeError(f"spec must be a HogSpec, got {spec!r}")
@@ -151,12 +174,17 @@ def hog_blocks(
 ) -> torch.Tensor:  # [..., (C unless channels are "strongest"), *block_shape(spec, region)]
     """HOG in any dialect, of any region that holds a block, on a chosen backend; checks nothing else.
 
-    Raises ValueError where the backend cannot round as the spec says.
+    Raises ValueError where the backend cannot round as the spec says, and RuntimeError under torch.jit.trace.
     """
     if spec.arithmetic == "skimage" and backend not in ("reference", "cpu"):
         raise ValueError(f"arithmetic 'skimage' needs backend 'cpu' or 'reference', got {backend!r}; or take 'exact'")
     if backend == "reference":
         return hog_blocks_reference.hog_blocks(x, spec, region)
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace cannot record HOG of this dialect or with a gradient, as it knows no lists of sizes: use"
+            " torch.export, or backend 'reference'"
+        )
     if needs_autograd(x):
         return _Hog.apply(x, spec, region, backend)
     return _block_kernels(backend).hog_blocks(x, spec, region)
@@ -219,6 +247,8 @@ def _block_kernels(backend: str):
 def _check(x: torch.Tensor, spec: HogSpec) -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"x must be a torch.Tensor [..., C, H, W], got {type(x).__name__}")
+    if x.layout is not STRIDED or x.is_nested or type(x) is not torch.Tensor:
+        check_dense("x", x)
     if x.dtype not in DTYPES:
         raise TypeError(f"x must be uint8, float16, bfloat16, float32 or float64, got {x.dtype}")
     if x.ndim < 2:

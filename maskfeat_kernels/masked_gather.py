@@ -7,6 +7,7 @@ from . import masked_gather_reference, ops
 from .backend import choose_backend
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+STRIDED = torch.strided
 
 
 def fused_masked_gather(
@@ -88,16 +89,33 @@ def fused_mask_tokens(
 def _check_tokens(tokens: Tensor) -> None:
     if not isinstance(tokens, Tensor):
         raise TypeError(f"tokens must be a torch.Tensor [B, N, D], got {type(tokens).__name__}")
+    if tokens.layout is not STRIDED or tokens.is_nested or type(tokens) is not Tensor:
+        check_dense("tokens", tokens)
     if tokens.dtype not in DTYPES:
         raise TypeError(f"tokens must be float16, bfloat16, float32 or float64, got {tokens.dtype}")
     if tokens.ndim != 3:
         raise ValueError(f"tokens must have the axes [B, N, D], got shape {tuple(tokens.shape)}")
 
 
+def check_dense(name: str, x: Tensor) -> None:
+    """Refuse a tensor that is not numbers at even steps in memory: sparse, of MKL-DNN, nested, masked."""
+    masked = isinstance(x, torch.masked.MaskedTensor)
+    if x.layout is STRIDED and not x.is_nested and not masked:
+        return
+    kind, advice = str(x.layout).removeprefix("torch."), "take its to_dense()"
+    if x.is_nested:
+        kind, advice = "nested", "take one of its unbind() at a time"
+    elif masked:
+        kind, advice = "masked", "take its get_data(), or to_tensor(value)"
+    raise TypeError(f"{name} must be a dense tensor, got a {kind} one; {advice}")
+
+
 def check_companion(name: str, x: Tensor, dtype: torch.dtype, leader_name: str, leader: Tensor) -> None:
     """Refuse a tensor that is not of ``dtype`` or not on the device of ``leader``."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.layout is not STRIDED or x.is_nested or type(x) is not Tensor:
+        check_dense(name, x)
     if x.dtype != dtype:
         raise TypeError(f"{name} must be {str(dtype).removeprefix('torch.')}, got {x.dtype}")
     if x.device != leader.device:
@@ -116,25 +134,25 @@ def check_token_ids(token_ids: Tensor, length: int) -> None:
 
 
 def _gather(tokens: Tensor, token_ids: Tensor, backend: str) -> Tensor:
-    if needs_autograd(tokens):
+    if _takes_gradient(tokens):
         return _Gather.apply(tokens, token_ids, backend)
     return _kernels(backend).masked_gather(tokens, token_ids)
 
 
 def _scatter_add(values: Tensor, token_ids: Tensor, length: int, backend: str) -> Tensor:
-    if needs_autograd(values):
+    if _takes_gradient(values):
         return _ScatterAdd.apply(values, token_ids, length, backend)
     return _kernels(backend).masked_scatter_add(values, token_ids, length)
 
 
 def _mask(tokens: Tensor, mask_token: Tensor, mask: Tensor, backend: str) -> Tensor:
-    if needs_autograd(tokens, mask_token):
+    if _takes_gradient(tokens, mask_token):
         return _Mask.apply(tokens, mask_token, mask, backend)
     return _kernels(backend).mask_tokens(tokens, mask_token, mask)
 
 
 def _sum(x: Tensor, mask: Tensor, backend: str) -> Tensor:
-    if needs_autograd(x):
+    if _takes_gradient(x):
         return _Sum.apply(x, mask, backend)
     return _kernels(backend).masked_sum(x, mask)
 
@@ -158,6 +176,14 @@ def needs_autograd(*inputs: Tensor) -> bool:
     if torch._C._are_functorch_transforms_active():
         return any(x.is_floating_point() for x in inputs)
     return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+
+
+def _takes_gradient(*inputs: Tensor) -> bool:
+    if not needs_autograd(*inputs):
+        return False
+    if torch.jit.is_tracing():
+        raise RuntimeError("torch.jit.trace cannot record gradients of token moves: trace under torch.no_grad()")
+    return True
 
 
 class _Gather(torch.autograd.Function):

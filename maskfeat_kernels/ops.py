@@ -1,6 +1,7 @@
 """The contract with PyTorch: schema, fake kernel and batching rule of each compiled op.
 
-The kernels themselves are registered per device by ``csrc/*_torch.cpp``, in a shared object that is loaded here.
+The kernels themselves are registered per device by ``csrc/*_torch.cpp``, in a shared object that is loaded here. A
+program that ``torch.export`` has saved finds the ops once this module has been imported.
 """
 
 import ctypes
@@ -62,14 +63,42 @@ compiled_devices = find_compiled_devices()
 cuda_archs = _built_with("cuda_archs").split()
 """Architectures that the CUDA kernels are compiled for: ["80", "90"]."""
 _why_no_cuda = _built_with("no_cuda")
-hog = torch.ops.maskfeat_kernels.hog.default
-hog_tokens = torch.ops.maskfeat_kernels.hog_tokens.default
-masked_gather = torch.ops.maskfeat_kernels.masked_gather.default
-masked_scatter_add = torch.ops.maskfeat_kernels.masked_scatter_add.default
-mask_tokens = torch.ops.maskfeat_kernels.mask_tokens.default
-masked_sum = torch.ops.maskfeat_kernels.masked_sum.default
-_hog_blocks = torch.ops.maskfeat_kernels.hog_blocks.default
-_hog_blocks_backward = torch.ops.maskfeat_kernels.hog_blocks_backward.default
+_OUT_OF_MEMORY = "maskfeat_kernels: out of memory"  # what the shared object says of it
+
+
+def _op(name: str) -> torch._ops.OpOverload:
+    return getattr(torch.ops.maskfeat_kernels, name).default
+
+
+def _with_room(name: str):
+    """The op, but out of memory raises what ``torch.empty`` raises, which only an allocation by torch can."""
+    op = _op(name)
+
+    def call(*arguments):
+        try:
+            return op(*arguments)
+        except RuntimeError as error:
+            if _OUT_OF_MEMORY not in str(error):
+                raise
+            message = str(error)
+        x = arguments[0]
+        result = op(*(y.to("meta") if isinstance(y, Tensor) else y for y in arguments))
+        x.new_empty(result.shape, dtype=result.dtype)
+        if x.is_cuda:  # it was scratch
+            raise torch.OutOfMemoryError(f"CUDA out of memory. {message}")
+        raise RuntimeError(message)
+
+    return call
+
+
+hog = _with_room("hog")
+hog_tokens = _with_room("hog_tokens")
+masked_gather = _with_room("masked_gather")
+masked_scatter_add = _with_room("masked_scatter_add")
+mask_tokens = _with_room("mask_tokens")
+masked_sum = _with_room("masked_sum")
+_hog_blocks = _with_room("hog_blocks")
+_hog_blocks_backward = _with_room("hog_blocks_backward")
 
 
 def hog_blocks(
@@ -217,6 +246,6 @@ def _loop(op, info, in_dims, *args):
     return torch.stack([call(i) for i in range(info.batch_size)]), 0
 
 
-register_hog_ops(hog, hog_tokens)
-register_hog_blocks_ops(_hog_blocks, _hog_blocks_backward)
-register_token_ops(masked_gather, masked_scatter_add, mask_tokens, masked_sum)
+register_hog_ops(*map(_op, ("hog", "hog_tokens")))
+register_hog_blocks_ops(*map(_op, ("hog_blocks", "hog_blocks_backward")))
+register_token_ops(*map(_op, ("masked_gather", "masked_scatter_add", "mask_tokens", "masked_sum")))

@@ -196,6 +196,34 @@ def test_any_strides_and_read_only_memory(dtype):
         np.testing.assert_allclose(hog(view, pixels_per_cell=(7, 5), channel_axis=-1), expected, rtol=0, atol=ATOL)
 
 
+@pytest.mark.parametrize("options", [
+    {"channel_axis": -1}, {"channel_axis": 0, "feature_vector": False}, {"channel_axis": (2,), "transform_sqrt": True},
+])  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
+def test_compiled_without_graph_break(dtype, options):
+    torch.compiler.reset()
+    image = torch.randint(0, 256, (40, 48, 40), generator=torch.Generator().manual_seed(0)).to(dtype)
+    compiled = torch.compile(hog, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(image, **options), hog(image, **options))
+
+
+@needs_module
+@pytest.mark.parametrize("norm", NORMS)
+def test_infinity_marks_all_of_the_blocks_that_see_it(norm):
+    """Where scikit-image has zeros too, beside the NaN of the infinite bin."""
+    image = np.random.default_rng(0).integers(0, 256, (60, 60)).astype(float)
+    image[20, 30] = np.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-image's inf / inf
+        expected = skimage_hog(image, block_norm=norm, feature_vector=False)
+    wrong = np.isnan(expected).any((-3, -2, -1))
+    assert wrong.any() and not wrong.all()
+    for x in (image, torch.from_numpy(image)):
+        result = np.asarray(hog(x, block_norm=norm, feature_vector=False))
+        assert np.isnan(result[wrong]).all()
+        np.testing.assert_allclose(result[~wrong], expected[~wrong], rtol=0, atol=ATOL)
+
+
 @needs_module
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("sqrt", [False, True])

@@ -12,8 +12,8 @@ import torch
 from conftest import BACKENDS, device_of
 from torch import Tensor
 
+from maskfeat_kernels import fused_hog, hog_blocks_reference
 from maskfeat_kernels import hog as hog_module
-from maskfeat_kernels import hog_blocks_reference
 from maskfeat_kernels.blocks import Region, block_shape, whole
 from maskfeat_kernels.spec import CHOICES, DALAL_TRIGGS, MASKFEAT, OPENCV, SKIMAGE, HogSpec
 from maskfeat_kernels.testing import DTYPES, byte_images
@@ -260,16 +260,19 @@ def test_of_equal_channels_the_first_is_taken_and_in_opencvs_last_columns_the_la
         check_blocks(hog(x, spec), x, spec)
 
 
-@pytest.mark.sampled(lambda name, gradient: (name, gradient) == ("skimage", "sobel"))
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")  # by NumPy, of Triton's
+@pytest.mark.sampled(lambda name, gradient, value: (name, gradient, value) == ("skimage", "sobel", torch.inf))
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("gradient", CHOICES["gradient"])
 @pytest.mark.parametrize("name", ["skimage", "opencv", "dalal-triggs", "3", "8", "21", "33"])
-def test_nan_stays_in_the_blocks_that_see_it(hog, name, gradient):
+def test_nan_and_infinity_mark_all_of_the_blocks_that_see_them(hog, name, gradient, value):
     spec = SPECS[name].replace(cell=4, block_stride=None, gaussian_window=0, gradient=gradient, layout="rows")
     x = whole_numbers(2, 3, 40, 44, seed=10, sqrt=spec.sqrt).float()
     clean = hog(x, spec)
-    x[1, 1, 17, 22] = torch.nan
+    x[1, 1, 17, 22] = value
     got = hog(x, spec)
     wrong = got.isnan().flatten(-3).any(-1)  # [2, (3,) rows, columns]
+    assert torch.equal(wrong, got.isnan().flatten(-3).all(-1))
     top, left = torch.arange(wrong.shape[-2]) * 4, torch.arange(wrong.shape[-1]) * 4
     height, width = spec.block_size
     reaches = torch.zeros_like(wrong)
@@ -279,6 +282,20 @@ def test_nan_stays_in_the_blocks_that_see_it(hog, name, gradient):
         assert torch.equal(wrong, reaches)
     assert wrong.any() and not (wrong & ~reaches).any()
     assert torch.equal(got[~wrong], clean[~wrong])
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
+@pytest.mark.sampled(lambda norm, votes: (norm, votes) in [("none", "hard"), ("l1", "linear"), ("unit", "hard")])
+@pytest.mark.parametrize("votes", CHOICES["votes"])
+@pytest.mark.parametrize("norm", CHOICES["norm"])
+def test_a_square_that_is_not_finite_marks_all_of_a_block_in_every_norm(hog, norm, votes):
+    spec = HogSpec(gradient="central", block=2, norm=norm, votes=votes, eps=1e-5)
+    x = whole_numbers(1, 16, 40, seed=11, sqrt=False).float()
+    want = hog(x, spec)
+    x[0, 12, 4] = 1e20
+    got = hog(x, spec)
+    assert got[..., 0].isnan().all()
+    assert torch.equal(got[..., 1:], want[..., 1:])
 
 
 @pytest.mark.sampled(lambda name: name == "skimage")
@@ -351,3 +368,23 @@ def test_tokens_are_of_the_maskfeat_family(hog_tokens):
     x, ids = byte_images(2, 3, 32, 32, seed=16), torch.zeros(2, 1, dtype=torch.int64)
     with pytest.raises(ValueError, match="takes the dialect of MASKFEAT, got gradient 'central'; use fused_hog"):
         hog_tokens(x, ids, 16, SKIMAGE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_opencv_warns_of_pixels_from_0_to_1(dtype):
+    x = (byte_images(2, 3, 32, 40, seed=12) / 255).to(dtype)
+    with pytest.warns(UserWarning, match=r"the pixels are in \[0, 1\].* give x \* 255") as warned:
+        small = fused_hog(x, OPENCV)
+    assert warned[0].filename == __file__
+    assert (small - fused_hog(x * 255, OPENCV)).abs().max() > 0.1
+
+
+def test_and_of_no_others():
+    x = byte_images(2, 3, 32, 40, seed=12)
+    dark = torch.zeros(3, 32, 40)
+    dark[1, 17, 13] = 1.5
+    for image in (x, x.float(), dark, torch.zeros(3, 32, 40), x.float()[:0]):
+        fused_hog(image, OPENCV)  # warnings are errors
+    fused_hog(x / 255, SKIMAGE)
+    torch.func.vmap(lambda x: fused_hog(x, OPENCV))(x / 255)
+    torch.compile(lambda x: fused_hog(x, OPENCV), backend="eager", fullgraph=True)(x / 255)

@@ -1,12 +1,16 @@
 """fused_hog under PyTorch's transforms: op contract, compile, export, fake tensors, vmap and grad."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from conftest import OPAQUE, device_of
+from conftest import BACKENDS, OPAQUE, device_of
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 
-from maskfeat_kernels import fused_hog, ops
+from maskfeat_kernels import SKIMAGE, fused_hog, fused_hog_tokens, fused_masked_gather
 from maskfeat_kernels.testing import DTYPES, byte_images, check_hog, images
 
 # No axis of 1, images or cells: a length of 1 is compiled anew, and so it should be.
@@ -25,7 +29,7 @@ def backend(request) -> str:
 def hog_op(backend):
     """The op of the backend under test."""
     if backend != "triton":
-        return ops.hog
+        return torch.ops.maskfeat_kernels.hog.default
     from maskfeat_kernels import hog_triton  # defines it
 
     return hog_triton.hog
@@ -50,10 +54,10 @@ def test_opcheck_of_a_strided_view(hog_op, backend):
 
 
 def test_the_op_is_one_opaque_call_that_keeps_strides():
-    assert str(ops.hog._schema) == (
+    assert str(torch.ops.maskfeat_kernels.hog.default._schema) == (
         "maskfeat_kernels::hog(Tensor x, int bins, int cell_h, int cell_w, int gaussian_window) -> Tensor"
     )
-    assert torch.Tag.needs_exact_strides in ops.hog.tags
+    assert torch.Tag.needs_exact_strides in torch.ops.maskfeat_kernels.hog.default.tags
 
 
 @pytest.mark.parametrize("x, parameters, message", [
@@ -67,7 +71,7 @@ def test_the_op_is_one_opaque_call_that_keeps_strides():
 ])  # fmt: skip
 def test_the_op_called_by_itself_refuses_what_it_cannot_read(compiled_backend, x, parameters, message):
     with pytest.raises(RuntimeError, match=message):
-        ops.hog(x.to(device_of(compiled_backend)), *parameters)
+        torch.ops.maskfeat_kernels.hog.default(x.to(device_of(compiled_backend)), *parameters)
 
 
 def test_compiled_without_graph_break_for_all_sizes_at_once(hog, backend):
@@ -130,6 +134,28 @@ def test_exported_with_dynamic_batch_height_and_width(hog, backend, strict):
     for shape in [(2, 3, 32, 24), (5, 3, 50, 47), (3, 3, 16, 100)]:
         x = byte_images(*shape, seed=35).to(device_of(backend))
         assert torch.equal(program.module()(x).cpu(), hog(x).flatten(1, 2))
+
+
+class Everything(torch.nn.Module):
+    def forward(self, x, ids):
+        tokens = fused_hog_tokens(x, ids, 8)
+        return fused_hog(x), fused_hog(x, SKIMAGE, block=1), tokens, fused_masked_gather(tokens, ids[:, :1])
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the extension is not built")
+def test_a_saved_program_runs_in_another_process(tmp_path):
+    x, ids = images(2, 3, 16, 24, dtype=torch.float32), torch.tensor([[0, 1], [1, 0]])
+    torch.export.save(torch.export.export(Everything(), (x, ids)), tmp_path / "program.pt2")
+    torch.save((x, ids), tmp_path / "inputs.pt")
+    code = """
+import sys, torch, maskfeat_kernels
+inputs = torch.load(f"{sys.argv[1]}/inputs.pt")
+outputs = torch.export.load(f"{sys.argv[1]}/program.pt2").module()(*inputs)
+torch.save(outputs, f"{sys.argv[1]}/outputs.pt")
+"""
+    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=Path(__file__).parent.parent, check=True)
+    for got, want in zip(torch.load(tmp_path / "outputs.pt"), Everything()(x, ids), strict=True):
+        assert torch.equal(got, want)
 
 
 @pytest.mark.sampled(lambda shape, changes, dtype: (shape, dtype) == ((9, 20), torch.bfloat16))

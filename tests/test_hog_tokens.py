@@ -10,7 +10,7 @@ from conftest import COMPILED, OPAQUE, device_of
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 
-from maskfeat_kernels import MASKFEAT, HogSpec, fused_hog, fused_hog_tokens, ops
+from maskfeat_kernels import MASKFEAT, HogSpec, fused_hog, fused_hog_tokens
 from maskfeat_kernels.testing import ATOL, DTYPES, byte_images, images
 
 CASES = [
@@ -287,7 +287,7 @@ def test_bad_input_is_refused_by_name(x, token_ids, options, error, message):
 def op_of(backend: str):
     """The op of a backend."""
     if backend != "triton":
-        return ops.hog_tokens
+        return torch.ops.maskfeat_kernels.hog_tokens.default
     from maskfeat_kernels import hog_triton  # defines it
 
     return hog_triton.hog_tokens
@@ -307,11 +307,11 @@ def test_opcheck(backend, shape, parameters, dtype):
 
 
 def test_the_op_is_one_opaque_call_that_keeps_strides():
-    assert str(ops.hog_tokens._schema) == (
+    assert str(torch.ops.maskfeat_kernels.hog_tokens.default._schema) == (
         "maskfeat_kernels::hog_tokens(Tensor x, Tensor token_ids, int patch_size, int bins, int cell_h, int cell_w, "
         "int gaussian_window) -> Tensor"
     )
-    assert torch.Tag.needs_exact_strides in ops.hog_tokens.tags
+    assert torch.Tag.needs_exact_strides in torch.ops.maskfeat_kernels.hog_tokens.default.tags
 
 
 VIDEO = torch.zeros(2, 1, 3, 16, 16)
@@ -331,7 +331,7 @@ VIDEO = torch.zeros(2, 1, 3, 16, 16)
 def test_the_op_called_by_itself_refuses_what_it_cannot_read(compiled_backend, x, token_ids, parameters, message):
     device = device_of(compiled_backend)
     with pytest.raises(RuntimeError, match=message):
-        ops.hog_tokens(x.to(device), token_ids.to(device), *parameters)
+        torch.ops.maskfeat_kernels.hog_tokens.default(x.to(device), token_ids.to(device), *parameters)
 
 
 SIZES = [(2, 3, 16, 48, 4), (3, 2, 32, 64, 7), (5, 4, 48, 32, 2)]

@@ -121,6 +121,15 @@ print(time.process_time() - begin, *{"torch", "triton", "cv2", "skimage"} & set(
     assert min(float(seconds) for seconds in loaded) < 0.3  # no number, if a module is listed behind it
 
 
+@pytest.mark.parametrize("code", [
+    "import torch, maskfeat_kernels", "import maskfeat_kernels, torch; import maskfeat_kernels.ops",
+])  # fmt: skip
+def test_import_registers_the_ops_where_torch_is(code):
+    code += "; print(torch.ops.maskfeat_kernels.hog_blocks)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == "maskfeat_kernels.hog_blocks\n"
+
+
 def test_import_of_an_op_loads_torch_but_not_triton():
     loaded = modules_loaded_by("from maskfeat_kernels import fused_hog")
     assert "torch" in loaded

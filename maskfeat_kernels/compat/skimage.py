@@ -46,7 +46,8 @@ def hog(
     A tensor gives tensors on its device, and float tensors that require a gradient get one. On the CPU its bins are
     rounded by the C library instead of NumPy, whose vectorised arc tangent takes some pixels in 100,000 to another bin;
     on a GPU they are those of exact arithmetic, which in a scaled photograph moves up to a tenth of the entries, by up
-    to 0.3. Squares beyond float32 (differences of 1e19) give NaN.
+    to 0.3. Beside an infinite pixel, or where squares are
+    beyond float32 (differences of 1e19), all of a block is NaN, where scikit-image also has zeros.
 
     Refused, where scikit-image mixes two sizes or draws at the other side of the picture: cells of a fraction of a
     pixel (ValueError), and a picture of cells of one pixel (IndexError).
@@ -72,24 +73,35 @@ def hog(
     if 0 in (orientations, *block):
         blocks = like(x, np.zeros((rows, columns, *block, orientations), dtype))
     else:
-        spec = _spec(orientations, cell, block, NORMS[block_norm], bool(transform_sqrt), arithmetic)
+        spec = _spec(x, orientations, cell, block, NORMS[block_norm], bool(transform_sqrt), arithmetic)
         blocks = _as(hog_blocks(x, spec, whole(spec, height, width)), wide)
     result = blocks.reshape(-1) if feature_vector else blocks
     if not visualize:
         return result
     picture = np.zeros((height, width), dtype)
     if orientations:
-        spec = _spec(orientations, cell, (1, 1), "none", bool(transform_sqrt), arithmetic)
+        spec = _spec(x, orientations, cell, (1, 1), "none", bool(transform_sqrt), arithmetic)
         cells = to_numpy(hog_blocks(x, spec, whole(spec, height, width)))
         cells = cells.reshape(*cells.shape[:2], orientations).astype(np.float64)
-        cells[np.isnan(cells).any(-1)] = np.nan  # a pixel that is NaN is in all bins of scikit-image
         draw(cells, cell, picture)
     return result, like(x, picture)
 
 
-@functools.lru_cache
-def _spec(orientations: int, cell: tuple, block: tuple, norm: str, sqrt: bool, arithmetic: str) -> HogSpec:
+def _spec(x, *parameters) -> HogSpec:
+    """Made once; torch.compile, which warns of a cache that it would trace into, has its own."""
+    if is_tensor(x):
+        import torch
+
+        if torch.compiler.is_compiling():
+            return _new_spec(*parameters)
+    return _cached_spec(*parameters)
+
+
+def _new_spec(orientations: int, cell: tuple, block: tuple, norm: str, sqrt: bool, arithmetic: str) -> HogSpec:
     return SKIMAGE.replace(bins=orientations, cell=cell, block=block, norm=norm, sqrt=sqrt, arithmetic=arithmetic)
+
+
+_cached_spec = functools.lru_cache(_new_spec)
 
 
 def _arithmetic(x) -> str:
@@ -106,9 +118,13 @@ def _arithmetic(x) -> str:
 
 def _pixels(image, sqrt: bool, channel_axis):
     """(pixels, wide): [C, H, W] or [H, W] of a dtype of the kernels; whether the result is float64."""
+    if is_tensor(image):
+        from ..masked_gather import check_dense
+
+        check_dense("image", image)
     x = image if is_tensor(image) else np.atleast_2d(image)
     if channel_axis is not None:
-        axes = (channel_axis,) if np.isscalar(channel_axis) else channel_axis
+        axes = channel_axis if isinstance(channel_axis, (tuple, list)) else (channel_axis,)
         if len(axes) > 1:
             raise ValueError("only a single channel axis is currently supported")
         x = x.movedim(axes[0], 0) if is_tensor(x) else np.moveaxis(x, axes[0], 0)
@@ -124,6 +140,8 @@ def _pixels(image, sqrt: bool, channel_axis):
 
         if x.is_complex():
             raise ValueError("complex valued input is not supported")
+        if x.is_quantized:
+            raise TypeError(f"image must not be quantized, got {x.dtype}; take its dequantize()")
         wide = not x.is_floating_point() or x.dtype == torch.float64
         return (x.double() if wide and (sqrt or x.dtype != torch.uint8) else x), wide
     if x.dtype.kind == "c":
