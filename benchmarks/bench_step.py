@@ -49,8 +49,10 @@ def step_rivals(
     batch: int = 8,
     size: str = "base",  # of the ViT
     device: "torch.device | str" = "cpu",
+    compiled: bool = False,
 ) -> list[Rival]:
     """A step and its target path, with our targets and the reference's; the ratio of a path is its share, forward.
+    ``compiled``: instead, the step as it is and compiled by ``torch.compile``.
 
     On a GPU as it is trained there, under autocast to bfloat16. The same step once more says how much of a ratio is
     noise. Raises WrongResult where the two targets of bytes differ.
@@ -69,9 +71,11 @@ def step_rivals(
     if not error <= TOLERANCE:
         raise WrongResult(f"targets of the two paths differ by {error:.2g}, allowed are {TOLERANCE:.2g}")
 
-    def step_with(target: Target) -> Callable[[Tensor], Tensor]:
+    def step_with(target: Target, compiled: bool = False) -> Callable[[Tensor], Tensor]:
         torch.manual_seed(0)
         model = MaskFeat(vit(size), target).to(device)
+        if compiled:
+            model.compile()
         optimizer = torch.optim.AdamW(model.parameters())
 
         def step(images: Tensor) -> Tensor:
@@ -98,6 +102,11 @@ def step_rivals(
         _ = tokens[:, 1:][hidden]
         return layer(pixels, images, masks)
 
+    if compiled:
+        return [
+            Rival("step, our targets", step_with(hog), [images]),
+            Rival("step, our targets, compiled", step_with(hog, compiled=True), [images], versus="step, our targets"),
+        ]
     return [
         Rival("step, our targets", step_with(hog), [images]),
         Rival("step, our targets, once more", step_with(hog), [images], versus="step, our targets"),

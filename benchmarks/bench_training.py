@@ -110,12 +110,15 @@ def epoch(data: DataLoader, on_device: Callable | None, device: str) -> Tensor:
 def step(settings: Settings) -> list[Case]:
     size, batch = ("tiny", 2) if settings.quick else ("base", 2) if settings.device == "cpu" else ("base", 128)
     title = f"Step of pre-training, ViT-{size}, batch {batch}" + (", bfloat16" if settings.device == "cuda" else "")
-    return [Case(title, partial(steps, settings, size, batch), measure=measure_steps)]
+    result = [Case(title, partial(steps, settings, size, batch), measure=measure_steps)]
+    if settings.device == "cuda":  # for a CPU it takes minutes
+        result.append(Case(f"Compiled: {title}", partial(steps, settings, size, batch, True), measure=measure_steps))
+    return result
 
 
-def steps(settings: Settings, size: str, batch: int) -> list[Rival]:
+def steps(settings: Settings, size: str, batch: int, compiled: bool = False) -> list[Rival]:
     """As many images a call, and timed from the host: masks are drawn there, and optimizers take no part in a graph."""
-    rivals = step_rivals(batch, size, settings.device)
+    rivals = step_rivals(batch, size, settings.device, compiled)
     return [dataclasses.replace(rival, items=batch, on_host=True) for rival in rivals]
 
 

@@ -14,10 +14,10 @@ SUITES = {
     "gather": "bench_masked_gather",
     "mask": "bench_masked_gather",
     "accuracy": "bench_accuracy",
+    "loader": "bench_training",
     "step": "bench_training",
     "memory": "bench_memory",
     "compat": "bench_compat",
-    "loader": "bench_training",
 }
 """Each is a function of that name in that file: from the settings of a run to its cases."""
 

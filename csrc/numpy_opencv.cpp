@@ -19,6 +19,7 @@ using maskfeat::ByteImage;
 using maskfeat::Hit;
 using maskfeat::OpencvHog;
 using maskfeat::Taps;
+// Returned as what it is where the GIL is released: a conversion to py::array would count a reference.
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
 using Pair = std::array<int64_t, 2>;
@@ -46,9 +47,9 @@ Taps view_taps(const Array<int32_t>& before, const Array<int32_t>& weight, int64
   return {before.size(), before.data(), weight.data()};
 }
 
-py::array resize_linear_exact(const py::array_t<uint8_t>& x, const Array<int32_t>& y_before,
-                              const Array<int32_t>& y_weight, const Array<int32_t>& x_before,
-                              const Array<int32_t>& x_weight) {
+Array<uint8_t> resize_linear_exact(const py::array_t<uint8_t>& x, const Array<int32_t>& y_before,
+                                   const Array<int32_t>& y_weight, const Array<int32_t>& x_before,
+                                   const Array<int32_t>& x_weight) {
   const ByteImage image = view_image(x);
   require((image.channels == 1 || image.channel_stride == 1) &&
               (image.width == 1 || image.column_stride == image.channels) && image.width * image.channels < kMost / 2,
@@ -62,8 +63,8 @@ py::array resize_linear_exact(const py::array_t<uint8_t>& x, const Array<int32_t
   return out;
 }
 
-py::array window_scores(const Array<float>& blocks, const Array<float>& weights, double offset, const Pair& windows,
-                        const Pair& step, const Pair& block_step) {
+Array<double> window_scores(const Array<float>& blocks, const Array<float>& weights, double offset, const Pair& windows,
+                            const Pair& step, const Pair& block_step) {
   require(blocks.ndim() == 3 && weights.ndim() == 3 && blocks.shape(2) == weights.shape(2),
           "blocks must be [columns, rows, entries] and weights [across, down, entries]");
   for (int i = 0; i < 2; ++i) {
@@ -119,9 +120,9 @@ std::tuple<py::array, py::array> opencv_gradient(const py::array_t<uint8_t>& x, 
   return {votes, nearest};
 }
 
-py::array opencv_scores(const py::array_t<uint8_t>& x, const std::array<Pair, 4>& sizes, int64_t bins, double sigma,
-                        float clip, bool sqrt, bool is_signed, const Pair& padding, const Array<float>& weights,
-                        double offset, const Array<int64_t>& places) {
+Array<double> opencv_scores(const py::array_t<uint8_t>& x, const std::array<Pair, 4>& sizes, int64_t bins, double sigma,
+                            float clip, bool sqrt, bool is_signed, const Pair& padding, const Array<float>& weights,
+                            double offset, const Array<int64_t>& places) {
   const ByteImage image = view_image(x);
   const OpencvHog hog = read_hog(sizes, bins, sigma, clip, sqrt, is_signed);
   const int64_t entries = hog.block[0] / hog.cell[0] * (hog.block[1] / hog.cell[1]) * bins;
@@ -146,7 +147,7 @@ py::array opencv_scores(const py::array_t<uint8_t>& x, const std::array<Pair, 4>
   return out;
 }
 
-py::array similar_classes(const Array<int64_t>& rectangles, double eps) {
+Array<int64_t> similar_classes(const Array<int64_t>& rectangles, double eps) {
   require(rectangles.ndim() == 2 && rectangles.shape(1) == 4, "rectangles must be [N, 4]");
   Array<int64_t> out(rectangles.shape(0));
   const int64_t* const from = rectangles.data();
@@ -163,7 +164,7 @@ void require_hits(const Array<double>& hits, const Array<double>& weights) {
           "hits must be [N, 3] and weights [N]");
 }
 
-py::array climb_to_modes(const Array<double>& hits, const Array<double>& weights, int64_t begin, int64_t end) {
+Array<double> climb_to_modes(const Array<double>& hits, const Array<double>& weights, int64_t begin, int64_t end) {
   require_hits(hits, weights);
   require(begin >= 0 && begin <= end && end <= hits.shape(0), "begin and end must be in order, and of hits");
   Array<double> out({end - begin, int64_t{3}});

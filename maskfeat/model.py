@@ -24,7 +24,7 @@ class MaskFeat(nn.Module):
     weights: factor on the loss of each depth; the losses are added.
 
     An encoder of your own has ``embed_dim``, ``num_prefix_tokens``, ``widths``, ``embed``, ``encode`` and ``truncate``
-    as VisionTransformer has them.
+    as VisionTransformer has them; ``encodes_some`` says that ``encode`` takes ``ids``.
 
     Parameters are named as in SlowFast, the encoder's after ``encoder.``: ``mask_token`` (1, 1, D),
     ``pred_head.transforms.I.0`` (the norm) and ``pred_head.projections.I``.
@@ -91,10 +91,13 @@ class MaskFeat(nn.Module):
         tokens, grid = self.encoder.embed(pixels)
         hidden = masks.on(grid).flatten(1)
         tokens = fused_mask_tokens(tokens, self.mask_token.flatten().to(tokens.dtype), hidden)
-        predictions = []
-        for i, (features, feature_grid) in enumerate(self.encoder.encode(tokens, grid, self.depths)):
+        prefix, predictions, some = self.encoder.num_prefix_tokens, [], {}
+        if getattr(self.encoder, "encodes_some", False):
+            some["ids"] = masks.resize(grid).ids + prefix
+        for i, (features, feature_grid) in enumerate(self.encoder.encode(tokens, grid, self.depths, **some)):
             masked = masks.resize(feature_grid)
-            chosen = fused_masked_gather(features, masked.ids + self.encoder.num_prefix_tokens)
+            chosen_already = some and self.depths[i] == max(self.depths)
+            chosen = features if chosen_already else fused_masked_gather(features, masked.ids + prefix)
             predictions.append((self.pred_head(chosen, i), masked))
         return predictions
 

@@ -118,6 +118,8 @@ def test_what_is_wrong_is_left_out_and_nothing_else(monkeypatch, tmp_path, capsy
     assert [case.title for case in cases("hog", settings, "^hog: .*from memory$")] == [
         "RGB 224x224, batch 2, from memory"
     ]
+    whole, compiled = cases("step", Settings("cuda", quick=True))
+    assert (whole.title[:4], compiled.title) == ("Step", f"Compiled: {whole.title}"), "what takes long comes last"
     assert command.main(["hog", "--only", "no such case", "--out", str(tmp_path)]) == 2
     assert "no case is left" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

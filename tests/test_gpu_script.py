@@ -90,7 +90,6 @@ def steps_of(part: str, dry: bool, monkeypatch, tmp_path, wrong: tuple[str, ...]
 
     monkeypatch.setattr(Run, "steps", steps)
     names = [f"{backend}:{op}" for backend in (("cpu",) if dry else ("cuda", "triton")) for op in OPS]
-    monkeypatch.setattr(gpu, "this_gpu", lambda: "90")
     monkeypatch.setattr(gpu, "calls_of", lambda device: names)
     monkeypatch.setattr(gpu, "CARRIED", tmp_path / "carried")
     for program in ("now", "other"):
@@ -188,7 +187,6 @@ def test_carried_objects_are_built_only_where_they_do_not_load(loads, builds, mo
     (tmp_path / "carried" / "_torch_ops.so").write_bytes(b"ELF")
     monkeypatch.setattr(gpu, "CARRIED", tmp_path / "carried")
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
-    monkeypatch.setattr(gpu, "this_gpu", lambda: "90")
     answers = [["cuda:hog"]] if loads else [["triton:hog"], ["cuda:hog"] if builds else ["triton:hog"]]
     monkeypatch.setattr(gpu, "calls_of", lambda device: answers.pop(0))
     taken = []
@@ -200,7 +198,7 @@ def test_carried_objects_are_built_only_where_they_do_not_load(loads, builds, mo
     assert [step.name for step in taken] == ["machine", *([] if loads else ["build"]), call]
     assert [str(outcome.status) for outcome in run.outcomes] == ([] if loads or builds else ["1"])
     if not loads:
-        assert taken[1].environment == {"MASKFEAT_BUILD": "cuda", "MASKFEAT_CUDA_ARCHS": "90"}
+        assert taken[1].environment == {"MASKFEAT_BUILD": "cuda", "MASKFEAT_CUDA_ARCHS": "native"}
 
 
 @pytest.mark.parametrize(

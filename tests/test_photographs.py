@@ -17,7 +17,7 @@ from examples.photographs.settings import ARMS, Settings
 
 torch.set_num_threads(1)
 CLASSES = [f"class {i}" for i in range(10)]
-MINIATURE = dict(seeds=(1,), pretrain_epochs=2, finetune_epochs=2, few=4, few_epochs=2, pilot_epochs=2, evaluations=1)
+MINIATURE = dict(seeds=(1,), pretrain_epochs=1, finetune_epochs=2, few=4, few_epochs=1, pilot_epochs=1, evaluations=1)
 MINIATURE |= dict(pretrain_rates=(1e-3, 1e38), finetune_rates=(1e-3,))
 
 
@@ -36,7 +36,7 @@ def data(tmp_path_factory):
 
 def miniature(data, folder, said=None, **changes):
     settings = Settings(**MINIATURE | changes)
-    small = dict(settings.model, image_size=32), dict(settings.run, batch_size=8)
+    small = dict(settings.model, image_size=32), dict(settings.run, batch_size=8, save_every=100)
     settings = dataclasses.replace(settings, model=small[0], run=small[1])
     return Runs(settings, data, folder / "out", folder / "results", (said if said is not None else []).append)
 
@@ -60,7 +60,7 @@ def test_every_arm_leaves_a_pilot_and_a_result(finished):
         assert ("pretrain" in found) == (arm != "none") and found["seed"] == 1 and found["instructions"]
         answers = np.unpackbits(np.frombuffer(bytes.fromhex(found["finetune"]["right"]), np.uint8))[:20]
         assert answers.mean() == pytest.approx(found["finetune"]["top1"]) and found["finetune"]["photographs"] == 20
-        assert found["finetune"]["steps"] == 10 and found["few"]["steps"] == 2
+        assert found["finetune"]["steps"] == 10 and found["few"]["steps"] == 1
         assert set(found["frozen"]) == {"linear", "knn"}
 
 

@@ -206,8 +206,9 @@ class Windows:
             per_window, per_block = ([a // b for a, b in zip(c, step, strict=True)] for c in (stride, self.blockStride))
             windows = len(columns), len(rows)
             scores = arrays.compiled("detection").window_scores(blocks, weights, offset, windows, per_window, per_block)
-        x0, y0 = (np.arange(n) * step - pad for n, step, pad in zip(scores.T.shape, stride, padding, strict=True))
-        places = np.stack(np.broadcast_arrays(x0, y0[:, None]), -1)
+        places = np.empty((*scores.shape, 2), np.int64)
+        places[..., 0] = np.arange(scores.shape[1]) * stride[0] - padding[0]
+        places[..., 1] = (np.arange(scores.shape[0]) * stride[1] - padding[1])[:, None]
         return places.reshape(-1, 2), scores.reshape(-1)
 
     def _levels(self, width: int, height: int, scale: float) -> list[float]:

@@ -130,6 +130,16 @@ def test_drop_path_skips_samples_and_keeps_the_mean():
     assert rates == pytest.approx([0, 0.1, 0.2])
 
 
+def test_the_last_block_may_compute_some_tokens_only():
+    model = random_weights(VisionTransformer(**SMALL))
+    tokens, grid = model.embed(torch.randn(2, 3, 32, 32))
+    ids = torch.tensor([[1, 5, 16], [0, 7, 8]])
+    (first, _), (last, _) = model.encode(tokens, grid, (0, 2))
+    (first_again, _), (some, _) = model.encode(tokens, grid, (0, 2), ids)
+    assert torch.equal(first_again, first) and some.shape == (2, 3, 24)
+    torch.testing.assert_close(some, last[torch.arange(2)[:, None], ids], rtol=1e-5, atol=1e-5)
+
+
 def batches(*sizes):
     return [torch.randn(size, *(3, 32, 32), generator=torch.Generator().manual_seed(size)) for size in sizes]
 
