@@ -18,10 +18,10 @@ from benchmarks import timing
 from benchmarks.rivals import PHOTOGRAPHS, SKIMAGE_OPTIONS, hog_layer, opencv_hog, photograph, skimage_hog
 from benchmarks.timing import Rival
 from maskfeat import cli
-from maskfeat.checkpoint import find_checkpoint, read_run
 from maskfeat.config import Pretrain, from_dict, get_recipe, override
-from maskfeat.distributed import join
-from maskfeat.train import Trainer, train
+from maskfeat.run.checkpoint import find_checkpoint, read_run
+from maskfeat.run.distributed import join
+from maskfeat.run.train import Trainer, train
 from maskfeat_kernels import available_backends, fused_hog, hog_image
 
 HEIGHT, WIDTH = 296, 448

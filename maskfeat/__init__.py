@@ -1,10 +1,11 @@
 """MaskFeat: masked feature prediction on images and video, on top of :mod:`maskfeat_kernels`."""
 
+from .encoders.mvit import MViT, mvit
+from .encoders.timm import TimmEncoder
+from .encoders.vit import VisionTransformer, vit
 from .mask import Masks, make_masks
-from .model import MaskFeat, PredictionHead, TimmEncoder
-from .mvit import MViT, mvit
+from .model import MaskFeat, PredictionHead
 from .target import FeatureTarget, HogTarget, MixTarget, PixelTarget, Target, TokenTarget
-from .vit import VisionTransformer, vit
 
 __all__ = [
     "FeatureTarget",

@@ -8,10 +8,10 @@ from torch import nn
 from maskfeat_kernels import MASKFEAT
 
 from .config import Finetune, Pretrain, Recipe
+from .encoders.mvit import MViT, mvit
+from .encoders.vit import vit
 from .model import MaskFeat
-from .mvit import MViT, mvit
 from .target import HogTarget, MixTarget, PixelTarget, Target, cell_size
-from .vit import vit
 
 
 def build(recipe: Recipe) -> nn.Module:

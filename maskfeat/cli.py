@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"maskfeat: {error}{advice}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        from .data import loader_failure
+        from .data.loader import loader_failure
 
         failure = loader_failure(error)
         if failure is None or options.traceback:
@@ -109,8 +109,8 @@ def _train(options: argparse.Namespace, kind: type[Recipe]) -> None:
     recipe = override(recipe, options.settings)
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from .distributed import Terminated
-    from .train import train
+    from .run.distributed import Terminated
+    from .run.train import train
 
     try:
         with logging_redirect_tqdm():  # what is said of samples stays clear of the progress line
@@ -123,8 +123,8 @@ def _train(options: argparse.Namespace, kind: type[Recipe]) -> None:
 
 
 def _eval(options: argparse.Namespace) -> None:
-    from .distributed import join
-    from .evaluate import evaluate_model
+    from .run.distributed import join
+    from .run.evaluate import evaluate_model
 
     model, recipe = _load(options)
     with join(recipe.device, recipe.precision) as world:
@@ -132,8 +132,8 @@ def _eval(options: argparse.Namespace) -> None:
 
 
 def _knn(options: argparse.Namespace) -> None:
-    from .distributed import join
-    from .evaluate import knn_accuracy
+    from .run.distributed import join
+    from .run.evaluate import knn_accuracy
 
     model, recipe = _load(options)
     with join(recipe.device, recipe.precision) as world:
@@ -141,7 +141,7 @@ def _knn(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from .evaluate import show_panel
+    from .run.evaluate import show_panel
 
     model, recipe = _load(options)
     show_panel(model, recipe, Path(options.output), options.number)
@@ -149,9 +149,9 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from .data import make_loader
-    from .distributed import device_named
-    from .evaluate import export_features
+    from .data.loader import make_loader
+    from .run.distributed import device_named
+    from .run.evaluate import export_features
 
     model, recipe = _load(options)
     loader = make_loader(recipe, options.split, seed=recipe.seed, workers=recipe.workers, augment=False)
@@ -161,7 +161,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from .convert import convert
+    from .weights.convert import convert
 
     print(convert(Path(options.source), Path(options.output), options.to))
 
@@ -182,7 +182,7 @@ def _recipes(options: argparse.Namespace) -> None:
 def _load(options: argparse.Namespace):
     """The model of a run and its recipe, with the settings of the command line."""
     from .build import build
-    from .checkpoint import load_strictly, read_weights
+    from .weights.files import load_strictly, read_weights
 
     weights, recipe = read_weights(Path(options.weights))
     recipe = override(recipe, options.settings)

@@ -4,12 +4,12 @@ import dataclasses
 import difflib
 import math
 import operator
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .augment import parse_policy
 from .mask import check_masks
 
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -270,6 +270,18 @@ def parse(name: str, text: str, kind: Any) -> Any:
     if kind is float and not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {text!r}")
     return value
+
+
+def parse_policy(policy: str) -> dict[str, float]:
+    options = {"m": 10.0, "n": 2.0, "mstd": 0.0, "inc": 0.0}
+    for part in policy.removeprefix("rand-").split("-"):
+        match = re.fullmatch(r"(m|n|mstd|inc)(\d+\.?\d*)", part)
+        if not match:
+            raise ValueError(f"rand_augment must look like 'm9-mstd0.5-inc1', got {policy!r}")
+        options[match[1]] = float(match[2])
+    if not options["inc"]:
+        raise ValueError(f"rand_augment must contain inc1, changes that grow with the magnitude, got {policy!r}")
+    return options
 
 
 def describe(recipe: Recipe) -> str:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,22 @@ CXX_FILES = sorted(path for suffix in ("*.h", "*.cuh", "*.cpp", "*.cu") for path
 BACKENDS = ("reference", "triton", "cpu", "cuda")
 SHARED_BY_BACKENDS = ("blocks", "ops", "spec")
 PUBLIC = {*maskfeat_kernels.__all__, "compat", "layouts", "testing", "visualize"}
+# What each room of maskfeat, and each module at its top, imports of the others. The command imports them all.
+TRAINING = {
+    "mask": set(),
+    "sigterm": set(),
+    "encoders": set(),
+    "config": {"mask"},
+    "target": {"mask"},
+    "model": {"encoders", "mask", "target"},
+    "build": {"config", "encoders", "model", "target"},
+    "data": {"config", "mask", "sigterm"},
+    "weights": {"build", "config", "encoders", "model"},
+    "run": {"build", "config", "data", "mask", "model", "sigterm", "target", "weights"},
+    "cli": {"build", "config", "data", "run", "weights"},
+    "__main__": {"cli"},
+    "__init__": {"encoders", "mask", "model", "target"},
+}
 NOT_INSTALLED = {"benchmarks", "examples", "tests"}
 BINDINGS = ("_torch", "numpy_module", "numpy_opencv")
 SHARED_BY_BINDINGS = ("torch_device.h", "torch_image.h")  # to torch
@@ -65,9 +82,26 @@ def why_not_imported(module: str, name: str) -> str | None:
         return "the kernels do not know the training layer"
     if package == "maskfeat" and top == "maskfeat_kernels" and first not in {"", *PUBLIC}:
         return "not a public name"
+    room = module.split(".")[1]
+    if package == top == "maskfeat" and first not in {room, *TRAINING[room]}:
+        return f"{room} knows {', '.join(sorted(TRAINING[room])) or 'no other'} only"
     if backend and top == package and first not in SHARED_BY_BACKENDS and backend_of(first) != backend:
         return f"a backend shares {' and '.join(SHARED_BY_BACKENDS)} only"
     return None
+
+
+def circle(modules: dict[str, str]) -> list[str]:  # sources by dotted name
+    """Modules that import each other, in functions too, in the order of their imports; none if there is no circle."""
+    graph = {}
+    for module, source in modules.items():
+        names = {(*name.split("."),) for name in imported_names(module, source)}
+        parts = {".".join(name[:end]) for name in names for end in range(2, len(name) + 1)}
+        graph[module] = parts & modules.keys() - {module}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
 
 
 def include_offences(file: str, source: str) -> list[str]:
@@ -142,6 +176,17 @@ def test_python_imports_follow_the_arrows(path):
     assert import_offences(module, path.read_text()) == []
 
 
+def test_nothing_of_the_training_layer_imports_in_a_circle():
+    files = [path for path in PYTHON_FILES if path.is_relative_to(ROOT / "maskfeat")]
+    assert circle({".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text() for path in files}) == []
+
+
+def test_a_circle_is_found():
+    modules = {"maskfeat.run.a": "from ..weights import b", "maskfeat.weights.b": "def f():\n    from ..run.a import c"}
+    assert set(circle(modules)) == modules.keys()
+    assert circle(modules | {"maskfeat.weights.b": "from . import other"}) == []
+
+
 @pytest.mark.parametrize("path", CXX_FILES, ids=lambda path: path.name)
 def test_kernels_include_neither_torch_nor_python(path):
     assert include_offences(path.name, path.read_text()) == []
@@ -170,6 +215,14 @@ def test_the_files_under_test_were_found():
         ("maskfeat.target", "from maskfeat_kernels.hog import fused_hog"),
         ("maskfeat.target", "import maskfeat_kernels.hog_reference"),
         ("maskfeat.target", "import triton"),
+        ("maskfeat.encoders.vit", "from ..run.device import autocast"),
+        ("maskfeat.encoders.vit", "from ..config import Recipe"),
+        ("maskfeat.data.loader", "def f():\n    from ..run import lock"),
+        ("maskfeat.data.loader", "from maskfeat.weights.storage import read_tensors"),
+        ("maskfeat.weights.convert", "from ..run.checkpoint import find_checkpoint"),
+        ("maskfeat.config", "from .data.augment import rand_augment"),
+        ("maskfeat.run.train", "from ..cli import main"),
+        ("maskfeat.run.train", "from maskfeat import MaskFeat"),
     ],
 )
 def test_an_offending_import_is_found(module, source):
@@ -185,6 +238,8 @@ def test_an_offending_import_is_found(module, source):
         ("maskfeat_kernels.compat.skimage", "from ..hog import fused_hog\nfrom .. import spec"),
         ("maskfeat.target", "import maskfeat_kernels\nfrom maskfeat_kernels import MASKFEAT, fused_hog"),
         ("maskfeat.target", "from maskfeat_kernels.compat.slowfast import HOGLayerC\nfrom . import mask"),
+        ("maskfeat.run.train", "from .. import config\nfrom ..data.loader import Loader\nfrom .step import part_loss"),
+        ("maskfeat.cli", "def f():\n    from .run.train import train"),
     ],
 )
 def test_an_allowed_import_passes(module, source):

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from benchmarks.timing import cpu_name
 from maskfeat.build import build
-from maskfeat.checkpoint import initialise, read_weights, write_atomically
 from maskfeat.config import Recipe
-from maskfeat.data import make_loader, normalise
-from maskfeat.distributed import join
-from maskfeat.evaluate import knn_accuracy
-from maskfeat.train import train
+from maskfeat.data.loader import make_loader, normalise
+from maskfeat.run.distributed import join
+from maskfeat.run.evaluate import knn_accuracy
+from maskfeat.run.train import train
+from maskfeat.weights.files import initialise, read_weights
+from maskfeat.weights.storage import write_atomically
 
 from .settings import ARMS, PILOT_SEED, Settings, finetuning, pretraining
 

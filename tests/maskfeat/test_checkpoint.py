@@ -15,19 +15,13 @@ import torch
 from test_train import read_log, small, train_small
 
 from maskfeat.build import build
-from maskfeat.checkpoint import (
-    Checkpoints,
-    find_checkpoint,
-    initialise,
-    read_run,
-    read_weights,
-    save_weights,
-)
 from maskfeat.config import describe, from_dict, get_recipe, override
-from maskfeat.data import _source
-from maskfeat.distributed import Terminated, join
-from maskfeat.storage import write_atomically
-from maskfeat.train import Trainer, train
+from maskfeat.data.loader import _source
+from maskfeat.run.checkpoint import Checkpoints, find_checkpoint, read_run
+from maskfeat.run.distributed import Terminated, join
+from maskfeat.run.train import Trainer, train
+from maskfeat.weights.files import initialise, read_weights, save_weights
+from maskfeat.weights.storage import write_atomically
 
 CLOCKS = ("images_per_s", "data_share", "hog_share", "eta_s")
 
@@ -179,7 +173,7 @@ def test_a_write_that_fails_is_reported_and_leaves_the_older_checkpoint(tmp_path
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("maskfeat.checkpoint.write_atomically", full)
+    monkeypatch.setattr("maskfeat.run.checkpoint.write_atomically", full)
     checkpoints.save(2, {"tensor": torch.zeros(3)})
     with pytest.raises(OSError, match="no space left"):
         checkpoints.wait()

@@ -103,6 +103,6 @@ def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys):
     def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("maskfeat.train.train", interrupt)
+    monkeypatch.setattr("maskfeat.run.train.train", interrupt)
     status, _, err = command(capsys, "pretrain", "vit_tiny")
     assert status == 130 and "same command again" in err

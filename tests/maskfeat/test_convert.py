@@ -12,10 +12,10 @@ from test_vit import random_weights
 
 from maskfeat import MaskFeat
 from maskfeat.build import build
-from maskfeat.checkpoint import load_slowfast, read_weights, save_weights
 from maskfeat.config import get_recipe, override
-from maskfeat.convert import check, convert, read
-from maskfeat.layout import LAYOUTS, MVIT_LAYOUTS, rename, rename_mvit
+from maskfeat.weights.convert import check, convert, load_slowfast, read
+from maskfeat.weights.files import read_weights, save_weights
+from maskfeat.weights.layout import LAYOUTS, MVIT_LAYOUTS, rename, rename_mvit
 
 VIT_CFG = """
 MODEL: {MODEL_NAME: MaskMViT, NUM_CLASSES: 400}
@@ -337,7 +337,7 @@ def test_a_file_that_was_written_wrongly_is_found(tmp_path, monkeypatch):
     def save_another(path, weights, recipe, step):
         save_weights(path, {**weights, "mask_token": weights["mask_token"] + 1}, recipe, step)
 
-    monkeypatch.setattr("maskfeat.convert.save_weights", save_another)
+    monkeypatch.setattr("maskfeat.weights.convert.save_weights", save_another)
     with pytest.raises(ValueError, match="does not hold what was written: mask_token differ"):
         convert(tmp_path / "ours.safetensors", tmp_path / "copy.safetensors")
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from maskfeat import source
 from maskfeat.config import Finetune, Pretrain
-from maskfeat.data import HELD_OUT, TRAINING, make_loader, normalise, part_masks
+from maskfeat.data import source
+from maskfeat.data.loader import HELD_OUT, TRAINING, make_loader, normalise, part_masks
 
 PLAIN = dict(rand_augment="", erasing=0.0, mixup=0.0, cutmix=0.0, classes=10)
 

@@ -13,8 +13,9 @@ import torch
 from test_checkpoint import assert_same_run
 from test_train import losses, read_log, small, train_small
 
-from maskfeat.checkpoint import find_checkpoint, read_run, read_weights
 from maskfeat.config import describe, task
+from maskfeat.run.checkpoint import find_checkpoint, read_run
+from maskfeat.weights.files import read_weights
 
 pytestmark = pytest.mark.slow  # each test starts several processes
 SETTINGS = ["image_size=16", "batch_size=8", "samples=16", "steps=4", "eval_every=1"]
@@ -106,10 +107,10 @@ from pathlib import Path
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
-from maskfeat.checkpoint import Checkpoints, find_checkpoint
+from maskfeat.run.checkpoint import Checkpoints, find_checkpoint
 from maskfeat.config import get_recipe
-from maskfeat.distributed import join
-from maskfeat.lock import RunLock
+from maskfeat.run.distributed import join
+from maskfeat.run.lock import RunLock
 
 def said(call):
     try:

@@ -16,9 +16,9 @@ from torch import nn
 
 from maskfeat import MViT, VisionTransformer
 from maskfeat.config import Pretrain
-from maskfeat.data import make_loader, normalise
-from maskfeat.distributed import World, join
-from maskfeat.evaluate import classifier_accuracy, export_features, feature_maps, features, knn, knn_accuracy
+from maskfeat.data.loader import make_loader, normalise
+from maskfeat.run.distributed import World, join
+from maskfeat.run.evaluate import classifier_accuracy, export_features, feature_maps, features, knn, knn_accuracy
 
 ALONE = World(0, 1, torch.device("cpu"), None)
 
@@ -201,6 +201,6 @@ def test_features_of_files_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize("samples, knn_samples, expected", [(24_001, 0, 24_001), (24_000, 20, 20), (8, 16, 8)])
 def test_neighbours_are_looked_for_among_as_many_as_wanted(monkeypatch, samples, knn_samples, expected):
     r = Pretrain(image_size=16, batch_size=8, mask_ratio=1, samples=samples, knn_samples=knn_samples, workers=0)
-    monkeypatch.setattr("maskfeat.evaluate.knn", lambda encoder, loaders, k, world: len(loaders[0].batches.order))
+    monkeypatch.setattr("maskfeat.run.evaluate.knn", lambda encoder, loaders, k, world: len(loaders[0].batches.order))
     with join("cpu") as world:
         assert knn_accuracy(nn.Identity(), r, world) == expected

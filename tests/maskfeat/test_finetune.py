@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageOps
 from torch import nn
 
-from maskfeat.augment import CHANGES, erase, mix, rand_augment, random_window, smooth_labels
 from maskfeat.config import Finetune
-from maskfeat.data import normalise
-from maskfeat.finetune import EMA, host_rng, train_step_inputs
+from maskfeat.data.augment import CHANGES, erase, mix, rand_augment, random_window, smooth_labels
+from maskfeat.data.loader import normalise
+from maskfeat.run.finetune import EMA, host_rng, train_step_inputs
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FILL = (124, 116, 104)

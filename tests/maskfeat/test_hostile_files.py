@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 from test_data import PLAIN, batches, clips, images
 
-from maskfeat.augment import eval_crops
 from maskfeat.config import Finetune
-from maskfeat.data import make_loader
-from maskfeat.decode import Unreadable
-from maskfeat.shards import Shards
-from maskfeat.source import Files, expand, open_source, read_list
+from maskfeat.data.augment import eval_crops
+from maskfeat.data.decode import Unreadable
+from maskfeat.data.loader import make_loader
+from maskfeat.data.shards import Shards
+from maskfeat.data.source import Files, expand, open_source, read_list
 
 
 def paths(data, split="train"):
@@ -211,7 +211,7 @@ def test_crops_of_a_long_picture_are_those_of_the_whole_one_resized(monkeypatch,
         colours = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
         frame = colours.resize(size, Image.Resampling.BICUBIC)
         found = eval_crops([frame], (64, 64), 73, interpolation, crops)
-        monkeypatch.setattr("maskfeat.augment.LONGEST", 1000)
+        monkeypatch.setattr("maskfeat.data.augment.LONGEST", 1000)
         expected = eval_crops([frame], (64, 64), 73, interpolation, crops)
         monkeypatch.undo()
         for [one], [other] in zip(found, expected, strict=True):

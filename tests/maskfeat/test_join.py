@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from maskfeat.distributed import device_named, join
+from maskfeat.run.distributed import device_named, join
 
 
 @pytest.fixture

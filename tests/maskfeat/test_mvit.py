@@ -6,7 +6,7 @@ import torch
 from test_vit import random_weights
 
 from maskfeat import MViT, mvit
-from maskfeat.mvit import axis_codes, conv_pool, distance_table, resize_relative_positions
+from maskfeat.encoders.mvit import axis_codes, conv_pool, distance_table, resize_relative_positions
 
 TINY = dict(num_frames=4, img_size=32, embed_dim=8, num_heads=1, depth=5, stages=(1, 2, 4))
 PRETRAIN = dict(heads=(1, 2, 4, 4, 8), q_strides=(1, 2, 2, 1, 1), kv_strides=(8, 4, 2, 2, 2))

@@ -26,18 +26,19 @@ from test_train import small, train_small
 
 import maskfeat
 import maskfeat_kernels
-from maskfeat import lock as lock_module
 from maskfeat.build import build
-from maskfeat.checkpoint import Checkpoints, find_checkpoint, read_run, read_weights, save_weights
 from maskfeat.cli import main
 from maskfeat.config import describe, get_recipe, override
-from maskfeat.convert import convert, load_slowfast
-from maskfeat.data import _source
-from maskfeat.distributed import World, join
-from maskfeat.fingerprint import fingerprint
-from maskfeat.lock import RunLock
-from maskfeat.source import DecodedOnce, open_source
-from maskfeat.storage import json_checksum, save_tensors, write_atomically
+from maskfeat.data.fingerprint import fingerprint
+from maskfeat.data.loader import _source
+from maskfeat.data.source import DecodedOnce, open_source
+from maskfeat.run import lock as lock_module
+from maskfeat.run.checkpoint import Checkpoints, find_checkpoint, read_run
+from maskfeat.run.distributed import World, join
+from maskfeat.run.lock import RunLock
+from maskfeat.weights.convert import convert, load_slowfast
+from maskfeat.weights.files import read_weights, save_weights
+from maskfeat.weights.storage import json_checksum, save_tensors, write_atomically
 
 RECIPE = override(get_recipe("vit_tiny"), ["image_size=32"])
 
@@ -192,10 +193,10 @@ def test_names_and_labels_of_data_run_nothing(tmp_path):
 
 
 READERS = {
-    ("maskfeat/convert.py", "torch.load(weights_only=True)"),
-    ("maskfeat/storage.py", "torch.load(weights_only=True)"),
-    ("maskfeat/storage.py", "_Unpickler()"),
-    ("maskfeat/convert.py", "yaml.safe_load()"),
+    ("maskfeat/weights/convert.py", "torch.load(weights_only=True)"),
+    ("maskfeat/weights/storage.py", "torch.load(weights_only=True)"),
+    ("maskfeat/weights/storage.py", "_Unpickler()"),
+    ("maskfeat/weights/convert.py", "yaml.safe_load()"),
 }
 
 
@@ -536,8 +537,8 @@ def test_two_jobs_that_find_the_same_dead_lock(tmp_path):
     """One of them gets it, whoever writes last."""
     (tmp_path / "run.lock").write_text(holder(machine=lock_module._machine(), pid=2**22 + 1))
     code = (
-        "import sys, time; from pathlib import Path; from maskfeat.lock import RunLock\n"
-        "from maskfeat.distributed import World\n"
+        "import sys, time; from pathlib import Path; from maskfeat.run.lock import RunLock\n"
+        "from maskfeat.run.distributed import World\n"
         "with RunLock(Path(sys.argv[1]), World(0, 1, None, None)): print('has it', flush=True); time.sleep(3)"
     )
     jobs = [

@@ -8,7 +8,7 @@ from torch import nn
 
 from maskfeat import HogTarget, MaskFeat, MixTarget, MViT, PixelTarget, VisionTransformer, make_masks
 from maskfeat.config import IMAGENET
-from maskfeat.show import GAP, MARGIN, panel, pictures
+from maskfeat.run.show import GAP, MARGIN, panel, pictures
 from maskfeat_kernels import MASKFEAT, fused_hog, hog_image
 
 VIT = dict(img_size=(32, 48), patch_size=16, embed_dim=24, depth=2, num_heads=2)

@@ -10,11 +10,11 @@ import torch
 from test_data import assert_same, batches, clips, images
 
 from maskfeat.config import Pretrain
-from maskfeat.data import make_loader
-from maskfeat.decode import frame_numbers
-from maskfeat.shards import FILE, members
-from maskfeat.source import PHOTOGRAPHS, expand
-from maskfeat.synthetic import Scenes
+from maskfeat.data.decode import frame_numbers
+from maskfeat.data.loader import make_loader
+from maskfeat.data.shards import FILE, members
+from maskfeat.data.source import PHOTOGRAPHS, expand
+from maskfeat.data.synthetic import Scenes
 
 
 def pictures(data, **changes):

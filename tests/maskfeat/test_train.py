@@ -12,14 +12,14 @@ from torch import nn
 
 from maskfeat import FeatureTarget, MaskFeat
 from maskfeat.build import build
-from maskfeat.checkpoint import read_weights
 from maskfeat.config import get_recipe, override
-from maskfeat.data import part_masks
-from maskfeat.distributed import join
-from maskfeat.evaluate import feature_maps
-from maskfeat.progress import _show
-from maskfeat.step import seed_part
-from maskfeat.train import Trainer, layer_of, parameter_groups, train
+from maskfeat.data.loader import part_masks
+from maskfeat.run.distributed import join
+from maskfeat.run.evaluate import feature_maps
+from maskfeat.run.progress import _show
+from maskfeat.run.step import seed_part
+from maskfeat.run.train import Trainer, layer_of, parameter_groups, train
+from maskfeat.weights.files import read_weights
 
 torch.set_num_threads(1)  # sums have the order of one thread in this process and in those that tests start
 
@@ -310,7 +310,7 @@ def test_mistakes_are_found_before_training(tmp_path, change, message):
 
 @pytest.mark.parametrize("native, wanted", [(False, "fp32"), (True, "bf16")])
 def test_the_machine_chooses_the_precision_and_the_run_remembers(tmp_path, monkeypatch, caplog, native, wanted):
-    monkeypatch.setattr("maskfeat.distributed.has_bf16", lambda kind: native)
+    monkeypatch.setattr("maskfeat.run.distributed.has_bf16", lambda kind: native)
     train_small(tmp_path / "auto", "steps=1", "precision=auto")
     train_small(tmp_path / "said", "steps=1", f"precision={wanted}")
     assert losses(tmp_path / "auto") == losses(tmp_path / "said")

@@ -5,7 +5,7 @@ import slow_maskfeat
 import torch
 
 from maskfeat import VisionTransformer, vit
-from maskfeat.vit import DropPath, resize_positions
+from maskfeat.encoders.vit import DropPath, resize_positions
 
 SMALL = dict(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3)
 

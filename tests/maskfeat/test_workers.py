@@ -11,16 +11,17 @@ import pytest
 import torch
 from test_train import SMALL
 
-from maskfeat import data, sigterm
+from maskfeat import sigterm
 from maskfeat.config import get_recipe, override
-from maskfeat.data import make_loader
+from maskfeat.data import loader
+from maskfeat.data.loader import make_loader
 
 PLAIN = [text for text in SMALL if not text.startswith(("samples", "eval_every"))]
 COMMAND = ["finetune", "vit_tiny_ft", *PLAIN, "samples=0", "eval_every=0", "patch_size=8", "workers=1"]
 LOADER = """
 import multiprocessing
 from maskfeat.config import get_recipe, override
-from maskfeat.data import make_loader
+from maskfeat.data.loader import make_loader
 recipe = override(get_recipe("vit_tiny"), ["image_size=32", "batch_size=8", "samples=80"])
 batches = iter(make_loader(recipe, "train", seed=0, workers=2))
 next(batches)
@@ -100,7 +101,7 @@ def test_full_shared_memory_is_one_line():
     code = """
 import sys, torch
 from maskfeat.config import get_recipe, override
-from maskfeat.data import make_loader
+from maskfeat.data.loader import make_loader
 recipe = override(get_recipe("vit_tiny"), ["image_size=224", "batch_size=56", "samples=56", "mask_stride=16"])
 try:
     list(make_loader(recipe, "train", seed=0, workers=1))
@@ -128,8 +129,8 @@ def test_full_shared_memory_is_told_from_within_the_worker(monkeypatch):
 
 
 def test_a_loader_that_is_stuck_is_an_error(monkeypatch):
-    monkeypatch.setattr(data, "LONGEST_WAIT", 1)
-    monkeypatch.setattr(data.Batches, "__getitem__", lambda self, number: time.sleep(4))
+    monkeypatch.setattr(loader, "LONGEST_WAIT", 1)
+    monkeypatch.setattr(loader.Batches, "__getitem__", lambda self, number: time.sleep(4))
     recipe = override(get_recipe("vit_tiny"), ["image_size=32", "batch_size=8", "samples=8"])
     with pytest.raises(OSError, match=r"no batch came within 1 s: .* stuck\. .* \(workers=0\)"):
         list(make_loader(recipe, "train", seed=0, workers=1))
@@ -147,7 +148,7 @@ def test_a_loader_that_is_stuck_is_an_error(monkeypatch):
     ],
 )
 def test_what_is_said_of_failures(text, told):
-    failure = data.loader_failure(RuntimeError(text))
+    failure = loader.loader_failure(RuntimeError(text))
     assert failure is None if told is None else told in str(failure) and "\n" not in str(failure)
 
 

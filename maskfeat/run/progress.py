@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .config import Recipe
-from .storage import write_atomically, writing
+from ..config import Recipe
+from ..weights.storage import write_atomically, writing
 
 
 class Progress:

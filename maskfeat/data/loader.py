@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..config import Finetune, Pretrain, Recipe
+from ..mask import Masks, make_masks
+from ..sigterm import on_sigterm
 from .augment import Frames, eval_crops, flip, rand_augment, random_resized_crop
-from .config import Finetune, Pretrain, Recipe
 from .decode import Unreadable, frame_numbers
-from .mask import Masks, make_masks
-from .sigterm import on_sigterm
 from .source import DecodedOnce, Photographs, open_source
 from .synthetic import Scenes
 

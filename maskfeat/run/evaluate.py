@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import Finetune, Pretrain, Recipe
-from .data import HELD_OUT, Loader, make_loader, normalise
+from ..config import Finetune, Pretrain, Recipe
+from ..data.loader import HELD_OUT, Loader, make_loader, normalise
+from ..model import MaskFeat
+from ..weights.storage import save_tensors
 from .distributed import World, autocast
-from .model import MaskFeat
 from .show import panel
 from .step import part_loss, seed_part
-from .storage import save_tensors
 
 log = logging.getLogger(__name__)
 

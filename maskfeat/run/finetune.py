@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .augment import erase, mix, smooth_labels
-from .config import Finetune
-from .data import normalise
+from ..config import Finetune
+from ..data.augment import erase, mix, smooth_labels
+from ..data.loader import normalise
 
 
 def train_step_inputs(

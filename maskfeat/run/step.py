@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import Finetune, Recipe
-from .data import normalise, part_seeds
+from ..config import Finetune, Recipe
+from ..data.loader import normalise, part_seeds
 from .distributed import autocast
 from .finetune import train_step_inputs
 

@@ -23,26 +23,19 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from .build import build
-from .checkpoint import (
-    EMA_WEIGHTS,
-    WEIGHTS,
-    Checkpoints,
-    find_checkpoint,
-    initialise,
-    save_weights,
-    whole_checkpoints,
-)
-from .config import Finetune, Pretrain, Recipe
-from .data import TRAINING, Loader, make_loader, part_masks
+from ..build import build
+from ..config import Finetune, Pretrain, Recipe
+from ..data.fingerprint import fingerprint
+from ..data.loader import TRAINING, Loader, make_loader, part_masks
+from ..model import MaskFeat
+from ..sigterm import watch_sigterm
+from ..weights.files import EMA_WEIGHTS, WEIGHTS, initialise, save_weights
+from .checkpoint import Checkpoints, find_checkpoint, whole_checkpoints
 from .distributed import Terminated, World, arithmetic, finite, join, share, synchronise, whole
 from .evaluate import evaluate_model, held_out
 from .finetune import EMA
-from .fingerprint import fingerprint
 from .lock import RunLock
-from .model import MaskFeat
 from .progress import Progress, Stopwatch
-from .sigterm import watch_sigterm
 from .step import part_loss, seed_part
 
 log = logging.getLogger(__name__)

@@ -5,13 +5,14 @@ erasing and mixing work on normalised batches. A still image is a clip of one fr
 """
 
 import math
-import re
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
+
+from ..config import parse_policy
 
 Frames = list[Image.Image]
 
@@ -116,18 +117,6 @@ def rand_augment(
             change = CHANGES[name](level, sign, Image.Resampling[interpolation.upper()], fill)
             frames = [change(frame) for frame in frames]
     return frames
-
-
-def parse_policy(policy: str) -> dict[str, float]:
-    options = {"m": 10.0, "n": 2.0, "mstd": 0.0, "inc": 0.0}
-    for part in policy.removeprefix("rand-").split("-"):
-        match = re.fullmatch(r"(m|n|mstd|inc)(\d+\.?\d*)", part)
-        if not match:
-            raise ValueError(f"rand_augment must look like 'm9-mstd0.5-inc1', got {policy!r}")
-        options[match[1]] = float(match[2])
-    if not options["inc"]:
-        raise ValueError(f"rand_augment must contain inc1, changes that grow with the magnitude, got {policy!r}")
-    return options
 
 
 Change = Callable[[Image.Image], Image.Image]

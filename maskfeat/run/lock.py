@@ -13,8 +13,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from ..weights.storage import writing
 from .distributed import World
-from .storage import writing
 
 BEAT, STALE = 15.0, 120.0
 """Seconds from one renewal to the next, and without one after which a process on another machine counts as dead."""

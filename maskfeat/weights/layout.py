@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import Finetune, Pretrain
-from .mvit import distance_table, max_pool
+from ..config import Finetune, Pretrain
+from ..encoders.mvit import distance_table, max_pool
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Where samples come from: folders, list files, tar shards and the photographs of scikit-image.
 
-A source has a length, ``name(i)`` says which sample is the i-th, and ``read(i, choose)`` gives its clips, as lists of
-frames, and its label; a still image is one clip of one frame. What cannot be decoded raises
-:class:`~maskfeat.decode.Unreadable`, which the loader reports and skips. ``classes`` is the least number of classes
-that its labels need, 0 if it has no labels, None if they are only read with the samples.
+A source has a length, and ``name(i)`` says which sample is the i-th. ``read(i, choose)`` gives its clips, as lists of
+frames, and its label; a still image is one clip of one frame. ``classes`` is the least number of classes that its
+labels need, 0 if it has no labels, None if they are only read with the samples.
+
+What cannot be decoded raises :class:`~maskfeat.data.decode.Unreadable`, which the loader reports and skips.
 """
 
 import logging

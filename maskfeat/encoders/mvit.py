@@ -37,7 +37,7 @@ class MViT(nn.Module):
     dim_mul_in_att: widen in the attention of the stage's first block (supervised MViTv2) instead of in the MLP
         before it (MaskFeat).
     num_classes: 0 for a trunk, whose ``forward`` gives the mean token.
-    The other options are those of :class:`~maskfeat.vit.VisionTransformer`.
+    The other options are those of :class:`~maskfeat.encoders.vit.VisionTransformer`.
 
     Source: Li et al., MViTv2, CVPR 2022; the form of MaskFeat's video models in SlowFast.
     """

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .build import build
-from .checkpoint import load_strictly, read_weights, resize_weights, save_weights
-from .config import IMAGENET, KINETICS, Finetune, Pretrain, Recipe
+from ..build import build
+from ..config import IMAGENET, KINETICS, Finetune, Pretrain, Recipe
+from ..encoders.mvit import SIZES as MVIT_SIZES
+from ..encoders.vit import SIZES as VIT_SIZES
+from ..encoders.vit import VisionTransformer
+from ..model import MaskFeat
+from .files import load_strictly, read_weights, resize_weights, save_weights
 from .layout import LAYOUTS, MVIT_LAYOUTS, Layout, depth_of, mvit_features, rename, rename_mvit, vit_features
-from .model import MaskFeat
-from .mvit import SIZES as MVIT_SIZES
 from .storage import one_line, read_tensors, save_tensors, write_atomically
-from .vit import SIZES as VIT_SIZES
-from .vit import VisionTransformer
 
 TOLERANCE = 1e-4
 """Of features, relative to the largest; they are computed in another order."""

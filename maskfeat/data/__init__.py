@@ -1,0 +1,1 @@
+"""Batches of uint8 crops: where samples come from, how they are read, cropped and changed."""

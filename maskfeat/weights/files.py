@@ -1,0 +1,103 @@
+"""Weights of our models in files, with their recipe, and how they are put into a model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import config
+from ..config import Recipe
+from ..encoders.mvit import resize_relative_positions
+from ..encoders.vit import resize_positions
+from ..model import MaskFeat
+from .storage import one_line, read_tensors, save_tensors
+
+WEIGHTS, EMA_WEIGHTS = "weights.safetensors", "weights_ema.safetensors"
+
+
+def save_weights(path: Path, weights: dict[str, Tensor], recipe: Recipe, step: int) -> None:
+    """Weights alone, as safetensors with the recipe in the header."""
+    save_tensors(path, weights, {"format": "pt", "recipe": json.dumps(config.to_dict(recipe)), "step": str(step)})
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], Recipe]:
+    """The weights in a file of :func:`save_weights` or in a run folder, and their recipe.
+
+    Raises FileNotFoundError or ValueError if there are none, or if they are damaged.
+    """
+    path = Path(path)
+    file = path / WEIGHTS if path.is_dir() else path
+    if not file.exists():
+        raise FileNotFoundError(f"there are no weights {file}")
+    try:
+        tensors, metadata = read_tensors(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; `maskfeat convert` reads other formats") from error
+    if "recipe" not in metadata:
+        raise ValueError(f"{file} names no recipe; `maskfeat convert` reads files of other projects")
+    try:
+        values = json.loads(metadata["recipe"])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the recipe in {file} is damaged ({one_line(error)})") from error
+    return tensors, recipe_of(values, file)
+
+
+def recipe_of(values: Any, source: Path) -> Recipe:
+    """The recipe that ``source`` holds as JSON; ValueError if it is damaged."""
+    try:
+        return config.from_dict(values)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"the recipe in {source} is damaged ({type(error).__name__}: {error})") from error
+
+
+def initialise(model: nn.Module, path: Path) -> None:
+    """Put the weights at ``path`` into ``model``; positions are resized.
+
+    A classifier takes the encoder of a pre-trained model and keeps its own norm and head. A classifier's own weights
+    must fit whole.
+
+    Raises ValueError with the names that are missing, left over or of another shape.
+    """
+    weights, _ = read_weights(path)
+    fresh = ()
+    if not isinstance(model, MaskFeat) and any(name.startswith("encoder.") for name in weights):
+        weights = {name.removeprefix("encoder."): t for name, t in weights.items() if name.startswith("encoder.")}
+        fresh = ("fc_norm.", "norm.", "head.")
+    load_strictly(model, resize_weights(model, weights), path, fresh)
+
+
+def resize_weights(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Absolute positions (of square images) and relative ones, brought to the lengths of ``model``."""
+    encoder, own, resized = getattr(model, "encoder", model), model.state_dict(), {}
+    for name, tensor in weights.items():
+        if name in own and own[name].shape != tensor.shape:
+            if name.endswith("pos_embed"):
+                side = round((tensor.shape[1] - 1) ** 0.5)
+                if side**2 + 1 == tensor.shape[1] and tensor.shape[2] == encoder.embed_dim:
+                    tensor = resize_positions(tensor, (side, side), encoder.grid)
+            elif ".rel_pos_" in name and tensor.shape[1] == own[name].shape[1]:
+                tensor = resize_relative_positions(tensor, len(own[name]))
+        resized[name] = tensor
+    return resized
+
+
+def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: Any, fresh: tuple[str, ...] = ()) -> None:
+    """``load_state_dict`` that says what does not fit; names that start with one of ``fresh`` may be missing."""
+    own = model.state_dict()
+    missing = [name for name in own if name not in weights and not name.startswith(fresh or ("\0",))]
+    unexpected = [name for name in weights if name not in own]
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    problems = {"missing": missing, "not in the model": unexpected, "of another shape": shapes}
+    if any(problems.values()):
+        parts = [f"{kind}: {_some(names)}" for kind, names in problems.items() if names]
+        raise ValueError(f"the weights of {source} do not fit the model; {'; '.join(parts)}")
+    model.load_state_dict(weights, strict=False)
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
