@@ -25,7 +25,7 @@ endif
 PYTEST ?=
 BENCH ?=
 ARCH ?= 90
-CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu csrc/*.cuh)
+CXX_FILES := $(foreach folder,csrc csrc/* csrc/*/*,$(wildcard $(folder)/*.h $(folder)/*.cpp $(folder)/*.cu))
 CXX_TESTS := $(wildcard tests/cuda_on_host/*.h tests/cuda_on_host/*.cpp tests/cuda_on_host/*.cu)
 CLANG_FORMAT := $(PY) -c "import clang_format; clang_format.clang_format()"
 

@@ -30,11 +30,11 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import LinkError
 
 # The slowest first: no compiler then waits for the last one.
-SHARED_SOURCES = ["csrc/hog_blocks_cpu.cpp", "csrc/hog_blocks.cpp", "csrc/instruction_set.cpp"]  # of both objects
-TORCH_KERNELS = ["csrc/hog_cpu.cpp", "csrc/masked_gather_cpu.cpp"]
-TORCH_OPS = [f"csrc/{name}.cpp" for name in ("masked_gather_torch", "hog_blocks_torch", "hog_torch", "build_record")]
-NUMPY_SOURCES = [f"csrc/{name}.cpp" for name in ("numpy_module", "numpy_opencv", "opencv_cpu", "opencv_groups")]
-CUDA_SOURCES = ["csrc/hog_cuda.cu", "csrc/hog_blocks_cuda.cu", "csrc/masked_gather_cuda.cu"]
+SHARED_SOURCES = ["csrc/hog/cpu/blocks.cpp", "csrc/hog/plan.cpp", "csrc/common/simd/instruction_set.cpp"]
+TORCH_KERNELS = ["csrc/hog/cpu/cells.cpp", "csrc/tokens/cpu.cpp"]
+TORCH_OPS = [f"csrc/{name}.cpp" for name in ("tokens/torch", "hog/torch_blocks", "hog/torch", "common/build_record")]
+NUMPY_SOURCES = [f"csrc/{name}.cpp" for name in ("hog/numpy", "opencv/numpy", "opencv/detector", "opencv/groups")]
+CUDA_SOURCES = ["csrc/hog/cuda/cells.cu", "csrc/hog/cuda/blocks.cu", "csrc/tokens/cuda.cu"]
 
 # Each operation rounds once (-ffp-contract=off, -fmad=false) and nothing is reassociated: every machine returns the
 # same bits. Errno and floating-point traps are given up, or else no square root or comparison would be vectorised.
@@ -165,7 +165,6 @@ class BuildOps(build_ext):
         from torch.utils import cpp_extension
 
         self.compiler.force = True  # what lies there may be of another MASKFEAT_BUILD
-        Path(self.build_temp, "csrc").mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(jobs()) as self.pool:
             try:
                 cuda = self.start_cuda()
@@ -201,6 +200,8 @@ class BuildOps(build_ext):
             return self.without_cuda(reason)
         print(f"building CUDA kernels for sm_{', sm_'.join(toolkit.archs)}", flush=True)
         objects = [Path(self.build_temp, source).with_suffix(".cuda.o") for source in CUDA_SOURCES]
+        for path in objects:
+            path.parent.mkdir(parents=True, exist_ok=True)
         return toolkit, [self.pool.submit(toolkit.compile, *job) for job in zip(CUDA_SOURCES, objects, strict=True)]
 
     def try_out(self, toolkit: Toolkit) -> None:

@@ -1,6 +1,6 @@
 """What the compilers say of every GPU kernel, on a machine that needs no GPU: registers, stack, spills, shared memory.
 
-CUDA C++ kernels (``csrc/*.cu``) are compiled by nvcc, Triton kernels (``maskfeat_kernels/*_triton.py``) ahead of time.
+CUDA C++ kernels (``*.cu`` of csrc) are compiled by nvcc, Triton kernels (``*_triton.py``) ahead of time.
 Occupancy is an estimate: the share of a multiprocessor's threads that its registers and shared memory have room for::
 
     python -m benchmarks.kernel_report [--json] [--only cuda|triton]
@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks import machine
 
 ROOT = Path(__file__).parent.parent
-CUDA_SOURCES = sorted((ROOT / "csrc").glob("*.cu"))
+CUDA_SOURCES = sorted((ROOT / "csrc").rglob("*.cu"))
 TRITON_MODULES = sorted(
     path.stem
     for path in (ROOT / "maskfeat_kernels").glob("*_triton.py")

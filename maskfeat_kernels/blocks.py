@@ -114,7 +114,7 @@ def epsilons(spec: HogSpec) -> tuple[float, float]:
 
 @functools.lru_cache
 def pack(spec: HogSpec) -> tuple[list[int], list[float]]:
-    """(numbers, reals): a spec as the compiled ops take it, in the order that csrc/hog_blocks.h reads."""
+    """(numbers, reals): a spec as the compiled ops take it, in the order that csrc/hog/plan.h reads."""
     y, x = cell_axes(spec)
     numbers = [
         spec.bins,

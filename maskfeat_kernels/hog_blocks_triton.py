@@ -26,7 +26,7 @@ _PIXEL_OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 _TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 _ARC = {
-    # 2 atan(t) / t in powers of t^2, t <= tan(pi / 8): off by 3e-8 as in csrc/hog_blocks_math.h, and to the last bit
+    # 2 atan(t) / t in powers of t^2, t <= tan(pi / 8): off by 3e-8 as in csrc/hog/orientation.h, and to the last bit
     torch.float32: (2.0, -0.66666615, 0.3999642134, -0.2847994268, 0.2114544958, -0.1206601709),
     torch.float64: tuple(2 * (-1) ** n / (2 * n + 1) for n in range(24)),
 }
@@ -165,7 +165,7 @@ class _Call:
         return self.dialect.y.per_block * self.dialect.x.per_block * self.dialect.bins
 
     def _strides(self) -> Strides:
-        """Those of BlockStrides in csrc/hog_blocks.cpp."""
+        """Those of BlockStrides in csrc/hog/plan.cpp."""
         rows, columns, bins = self.y.blocks, self.x.blocks, self.dialect.bins
         down, across = self.dialect.y.per_block, self.dialect.x.per_block
         entries = self._entries()

@@ -44,7 +44,7 @@ if _shared_object.exists():
 
 
 def _built_with(name: str) -> str:
-    """What ``csrc/build_record.cpp`` says; nothing where there is no shared object, or one of older sources."""
+    """What ``csrc/common/build_record.cpp`` says; nothing where there is no shared object, or one of older sources."""
     function = getattr(_record, f"maskfeat_{name}", None)
     if function is None:
         return ""

@@ -23,17 +23,17 @@ CSRC, SHIM = ROOT / "csrc", ROOT / "tests" / "cuda_on_host"
 
 KERNELS = {
     "seeded_bugs": SHIM / "seeded_bugs.cu",
-    "hog": CSRC / "hog_cuda.cu",
-    "hog_blocks": CSRC / "hog_blocks_cuda.cu",
-    "masked_gather": CSRC / "masked_gather_cuda.cu",
+    "hog": CSRC / "hog/cuda/cells.cu",
+    "hog_blocks": CSRC / "hog/cuda/blocks.cu",
+    "masked_gather": CSRC / "tokens/cuda.cu",
 }
 """Source of each kernel; its program is ``tests/cuda_on_host/<name>_driver.cpp``."""
 
-NEEDED = {"hog_blocks": (CSRC / "hog_blocks.cpp",)}
+NEEDED = {"hog_blocks": (CSRC / "hog/plan.cpp",)}
 """What a program needs besides."""
 
 ON_HOST = {"address": "-fsanitize=address,undefined", "thread": "-fsanitize=thread"}
-HOST_FLAGS = ("-std=c++17", "-g1", "-Wall", "-Wno-unknown-pragmas", "-ffp-contract=off", f"-I{CSRC}", f"-I{SHIM}")
+HOST_FLAGS = ("-std=c++17", "-g1", "-Wall", "-Wno-unknown-pragmas", "-ffp-contract=off", f"-I{SHIM}")
 ON_DEVICE = ("memcheck", "racecheck", "initcheck")
 
 # The order of maskfeat::Dtype; numbers beyond it are for arrays whose type the kernel does not ask for.
@@ -101,10 +101,13 @@ def program(kernel: str, checker: str, change: tuple[str, str] | None = None) ->
     driver = SHIM / f"{kernel}_driver.cpp"
     if checker in ON_DEVICE:
         return built_by_nvcc(kernel, driver)
-    source, target = (KERNELS[kernel], kernel_object(kernel, checker)) if change is None else _changed(kernel, *change)
+    source, target, csrc = KERNELS[kernel], kernel_object(kernel, checker), CSRC
+    if change is not None:
+        csrc = _changed(kernel, *change)
+        source, target = csrc / source.relative_to(CSRC), csrc / "changed.kernel.o"
     sanitizer = (ON_HOST[checker], "-fno-sanitize-recover=all")
     script = f"-Wl,-T,{SHIM / 'shared_memory.ld'}"
-    _call("g++", *HOST_FLAGS, *sanitizer, "-x", "c++", "-c", source, "-o", target)
+    _call("g++", *HOST_FLAGS, f"-I{csrc}", *sanitizer, "-x", "c++", "-c", source, "-o", target)
     plain = map(_plain_object, (driver, SHIM / "cuda_on_host.cpp", *NEEDED.get(kernel, ())))
     _call("g++", *sanitizer, target, *plain, script, "-o", target.with_suffix(""))
     return target.with_suffix("")
@@ -115,15 +118,16 @@ def kernel_object(kernel: str, checker: str) -> Path:
     return _folder() / f"{kernel}-{checker}.kernel.o"
 
 
-def _changed(kernel: str, old: str, new: str) -> tuple[Path, Path]:
-    """Source and object of a kernel in whose files ``new`` stands instead of ``old``, which is there once."""
+def _changed(kernel: str, old: str, new: str) -> Path:
+    """A copy of csrc where ``new`` stands instead of ``old``, which is once in the folder of a kernel."""
+    room = KERNELS[kernel].parent
+    found = [path for path in room.iterdir() if old in path.read_text()]
+    if sum(path.read_text().count(old) for path in found) != 1:
+        raise ValueError(f"{old!r} must occur once in {room}")
     folder = Path(tempfile.mkdtemp(dir=_folder()))
-    family = sorted(CSRC.glob(f"{KERNELS[kernel].stem}*"))
-    if sum(path.read_text().count(old) for path in family) != 1:
-        raise ValueError(f"{old!r} must occur once in {', '.join(path.name for path in family)}")
-    for path in family:
-        (folder / path.name).write_text(path.read_text().replace(old, new))
-    return folder / KERNELS[kernel].name, folder / "changed.kernel.o"
+    shutil.copytree(CSRC, folder, dirs_exist_ok=True)
+    (folder / found[0].relative_to(CSRC)).write_text(found[0].read_text().replace(old, new))
+    return folder
 
 
 def why_not(checker: str) -> str | None:
@@ -149,7 +153,7 @@ def built_by_nvcc(kernel: str, driver: Path, arch: str = "native") -> Path:
 def _plain_object(source: Path) -> Path:
     """What surrounds the kernel, without instrumentation."""
     target = _folder() / f"{source.stem}.o"
-    _call("g++", *HOST_FLAGS, "-O1", "-c", source, "-o", target)
+    _call("g++", *HOST_FLAGS, f"-I{CSRC}", "-O1", "-c", source, "-o", target)
     return target
 
 

@@ -45,11 +45,11 @@ SPECS = {
 }
 """Dialects and variations, which together take every branch that a GPU has to itself:
 
-``smooth`` (a fused multiply-add, in hog_math.h): every Sobel gradient, in float32 and float64.
-``from_half`` (a conversion, in hog_cuda_cells.h): float16, and bytes, in "maskfeat", "eight bins" and "one bin".
-``multiply_add`` (pairs of halves, in hog_cuda_cells.h): bytes in the same three.
-``approximate_reciprocal`` (in hog_cuda_cells.h): the same; "eight bins" sees an error of 2^-20.
-``root`` (an approximate reciprocal root and a Newton step, in hog_cuda_work.h): all of the MASKFEAT family.
+``smooth`` (a fused multiply-add, in hog/math.h): every Sobel gradient, in float32 and float64.
+``from_half`` (a conversion, in hog/cuda/cells_8x8.h): float16, and bytes, in "maskfeat", "eight bins" and "one bin".
+``multiply_add`` (pairs of halves, in hog/cuda/cells_8x8.h): bytes in the same three.
+``approximate_reciprocal`` (in hog/cuda/cells_8x8.h): the same; "eight bins" sees an error of 2^-20.
+``root`` (an approximate reciprocal root and a Newton step, in hog/cuda/cells_launch.h): all of the MASKFEAT family.
 What else a device does otherwise has no branch: division and square root of the compiler in all others, ``__ldg``,
 shuffles of a warp and shared memory in the blocks, constant memory for the parameters.
 """

@@ -85,7 +85,7 @@ def check_kernels(path: Path, archs: list[str]) -> None:
     tool = cuobjdump()
     if tool is None:
         pytest.skip("needs cuobjdump, of the CUDA toolkit or of triton")
-    files = len(list(CSRC.glob("*.cu")))
+    files = len(list(CSRC.rglob("*.cu")))
     for kind, wanted in (("elf", archs), ("ptx", archs[-1:])):
         printed = subprocess.run([tool, f"--list-{kind}", path], check=True, capture_output=True, text=True).stdout
         assert sorted(re.findall(r"sm_(\w+)\.", printed)) == sorted(wanted * files), kind
@@ -99,7 +99,7 @@ def test_every_file_of_kernels_is_there_for_every_architecture():
 
 
 ASK_FOR_THE_STREAM = """
-#include "torch_device.h"
+#include "common/torch_device.h"
 #define EXPORT extern "C" __attribute__((visibility("default")))
 extern "C" const char* cudaGetErrorString(int) { return "text"; }
 EXPORT const char* ask(int device, void** stream) try {
@@ -143,7 +143,7 @@ def test_a_stream_that_the_linker_has_lost_is_found_in_libtorch_cuda_or_refused(
     library = [os.environ.get("CXX", "g++"), "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden"]
     includes = [f"-I{path}" for path in (CSRC, *cpp_extension.include_paths())]
     macros = ["-DTORCH_TARGET_VERSION=((2ULL<<56)|(10ULL<<48))", "-DMASKFEAT_CUDA=1", '-DMASKFEAT_CUDA_ARCHS="80 90"']
-    sources = ["ask.cpp", CSRC / "instruction_set.cpp"]
+    sources = ["ask.cpp", CSRC / "common/simd/instruction_set.cpp"]
     libraries = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu", "-o", "first.so"]
     subprocess.run([*library, *includes, *macros, *sources, *libraries], check=True, cwd=tmp_path)
     shutil.copy(tmp_path / "first.so", tmp_path / "second.so")

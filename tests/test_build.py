@@ -250,7 +250,7 @@ def test_a_build_goes_over_what_another_one_has_left(nvcc, tmp_path):
         done = run_setup(tmp_path, words, **tools)
         assert done.returncode == 0, done.stderr
         calls = (tmp_path / "calls").read_text().splitlines()
-        (record,) = [call for call in calls if "-c csrc/build_record.cpp" in call]
+        (record,) = [call for call in calls if "-c csrc/common/build_record.cpp" in call]
         (link,) = [call for call in calls if "_torch_ops.so" in call]
         # The flag holds for the libraries after it.
         assert sys.platform != "linux" or link.index("-Wl,--no-as-needed") < link.index("-ltorch ")

@@ -39,9 +39,9 @@ TRAINING = {
     "__init__": {"encoders", "mask", "model", "target"},
 }
 NOT_INSTALLED = {"benchmarks", "examples", "tests"}
-BINDINGS = ("_torch", "numpy_module", "numpy_opencv")
-SHARED_BY_BINDINGS = ("torch_device.h", "torch_image.h")  # to torch
+CXX_FOLDERS = sorted({path.parent for path in CXX_FILES} | {ROOT / "csrc"})
 FRAMEWORK = re.compile(r"(torch|ATen|c10|pybind11|numpy)/|Python\.h")
+OUTSIDE_CSRC = {"cuda_on_host.h"}  # of the tests
 
 
 def imported_names(module: str, source: str) -> Iterator[str]:
@@ -104,19 +104,44 @@ def circle(modules: dict[str, str]) -> list[str]:  # sources by dotted name
     return []
 
 
-def include_offences(file: str, source: str) -> list[str]:
-    """The headers that a file of csrc must not include: a kernel knows neither torch nor Python nor another backend."""
-    stem = Path(file).stem
-    known = {None, backend_of(stem)} if backend_of(stem) else {None, *BACKENDS}
-    binds = stem.endswith(BINDINGS)
-    return [
-        f"{file} includes {header}"
-        for header in re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)', source, re.MULTILINE)
-        if backend_of(Path(header).stem) not in known
-        or (FRAMEWORK.match(header) and not binds and file not in SHARED_BY_BINDINGS)
-        or (header in SHARED_BY_BINDINGS and not stem.endswith("_torch") and file not in SHARED_BY_BINDINGS)
-        or (header.startswith("torch/") and stem.startswith("numpy_"))
-    ]
+def include_offences(
+    file: str,  # from csrc on
+    source: str,
+) -> list[str]:
+    """The headers that a file of csrc must not include."""
+    headers = re.findall(r'^\s*#\s*include\s*([<"][^>"]+)', source, re.MULTILINE)
+    reasons = {header[1:]: why_not_included(file, header[1:], header[0] == '"') for header in headers}
+    return [f"{file} includes {header}: {why}" for header, why in reasons.items() if why]
+
+
+def why_not_included(file: str, header: str, is_ours: bool) -> str | None:
+    """None if a file of csrc may include ``header``, else the rule against it."""
+    path, room = Path(file), Path(file).parts[0]
+    framework = path.stem.partition("_")[0]  # torch.cpp and torch_device.h bind to torch, numpy.cpp to NumPy
+    if not is_ours:
+        if not FRAMEWORK.match(header) or (framework == "torch" and header.startswith("torch/")):
+            return None
+        if framework == "numpy" and header.startswith(("numpy/", "pybind11/")):
+            return None
+        return "a kernel knows neither torch nor Python"
+    if header in OUTSIDE_CSRC:
+        return None
+    if "/" not in header:
+        return "headers are named from csrc on"
+    if Path(header).parts[0] not in {room, "common"}:
+        return "a room knows itself and common"
+    if Path(header).stem.startswith("torch_") and framework != "torch":
+        return "a kernel knows neither torch nor Python"
+    known = device_of(file)
+    if known and device_of(header) not in {None, known}:
+        return "a device does not know another"
+    return None
+
+
+def device_of(file: str) -> str | None:
+    """The device that a file of csrc is written for: "cpu" for ``hog/cpu/votes.h`` and ``tokens/cpu_kernel.h``."""
+    words = {part.partition("_")[0] for part in Path(file).with_suffix("").parts[1:]}
+    return next((device for device in ("cpu", "cuda") if device in words), None)
 
 
 def has_docstring(name: str, source: str) -> bool:
@@ -187,13 +212,18 @@ def test_a_circle_is_found():
     assert circle(modules | {"maskfeat.weights.b": "from . import other"}) == []
 
 
-@pytest.mark.parametrize("path", CXX_FILES, ids=lambda path: path.name)
-def test_kernels_include_neither_torch_nor_python(path):
-    assert include_offences(path.name, path.read_text()) == []
+@pytest.mark.parametrize("path", CXX_FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_includes_follow_the_arrows(path):
+    assert include_offences(path.relative_to(ROOT / "csrc").as_posix(), path.read_text()) == []
+
+
+@pytest.mark.parametrize("folder", CXX_FOLDERS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_room_of_csrc_is_seen_at_a_glance(folder):
+    assert len(list(folder.iterdir())) <= 16
 
 
 def test_the_files_under_test_were_found():
-    assert {"maskfeat_kernels/hog.py", "csrc/hog_cpu.cpp"} <= {
+    assert {"maskfeat_kernels/hog.py", "csrc/hog/cpu/cells.cpp"} <= {
         path.relative_to(ROOT).as_posix() for path in PYTHON_FILES + CXX_FILES
     }
 
@@ -249,23 +279,31 @@ def test_an_allowed_import_passes(module, source):
 @pytest.mark.parametrize(
     "name, source, offences",
     [
-        ("hog_cpu.cpp", "#include <torch/csrc/stable/tensor.h>", 1),
-        ("hog_cuda.cu", '#include <vector>\n#  include "ATen/ATen.h"\n#include <c10/core/Device.h>', 2),
-        ("hog_math.h", "#include <Python.h>", 1),
-        ("hog_cpu.h", "#include <pybind11/numpy.h>", 1),
-        ("hog_cpu.cpp", '#include "hog_cuda.h"', 1),
-        ("hog_cuda.cu", '#include "hog_cpu_kernel.h"', 1),
-        ("hog_cuda.cu", '#include "hog_cuda.h"\n#include "hog_math.h"\n#include <cuda_runtime.h>', 0),
-        ("hog_torch.cpp", '#include <torch/csrc/stable/library.h>\n#include "hog_cpu.h"', 0),
-        ("hog_torch.cpp", '#include "torch_device.h"', 0),
-        ("torch_device.h", "#include <torch/csrc/stable/tensor.h>", 0),
-        ("hog_cuda.cu", '#include "torch_device.h"', 1),
-        ("hog_math.h", '#include "torch_device.h"', 1),
-        ("numpy_module.cpp", '#include "torch_device.h"', 1),
-        ("numpy_module.cpp", "#include <pybind11/numpy.h>\n#include <torch/csrc/stable/tensor.h>", 1),
-        ("numpy_opencv.cpp", '#include <pybind11/numpy.h>\n#include "opencv_cpu.h"', 0),
-        ("numpy_opencv.cpp", "#include <torch/csrc/stable/tensor.h>", 1),
-        ("torch_image.h", '#include "torch_device.h"', 0),
+        ("hog/cpu/cells.cpp", "#include <torch/csrc/stable/tensor.h>", 1),
+        ("hog/cuda/cells.cu", "#include <vector>\n#  include <ATen/ATen.h>\n#include <c10/core/Device.h>", 2),
+        ("hog/math.h", "#include <Python.h>", 1),
+        ("hog/cpu/cells.h", "#include <pybind11/numpy.h>", 1),
+        ("hog/cpu/cells.cpp", '#include "hog/cuda/cells.h"', 1),
+        ("hog/cuda/cells.cu", '#include "hog/cpu/cells_kernel.h"', 1),
+        ("hog/cuda/cells.cu", '#include "hog/cuda/cells.h"\n#include "hog/math.h"\n#include <cuda_runtime.h>', 0),
+        ("hog/cuda/cells.cu", '#include "cells.h"', 1),
+        ("hog/plan.h", '#include "tokens/view.h"', 1),
+        ("tokens/view.h", '#include "hog/math.h"', 1),
+        ("tokens/torch.cpp", '#include "hog/cpu/cells.h"', 1),
+        ("tokens/cpu.cpp", '#include "tokens/cuda.h"', 1),
+        ("tokens/cpu_kernel.h", '#include "tokens/view.h"\n#include "common/portable.h"', 0),
+        ("common/image_view.h", '#include "hog/math.h"', 1),
+        ("common/cuda_launch.h", '#include <cuda_runtime.h>\n#include "cuda_on_host.h"', 0),
+        ("opencv/detector.h", '#include "hog/plan.h"', 1),
+        ("hog/torch.cpp", '#include <torch/csrc/stable/library.h>\n#include "hog/cpu/cells.h"', 0),
+        ("hog/torch.cpp", '#include "hog/cuda/cells.h"\n#include "common/torch_device.h"', 0),
+        ("common/torch_device.h", "#include <torch/csrc/stable/tensor.h>", 0),
+        ("common/torch_image.h", '#include "common/torch_device.h"', 0),
+        ("hog/cuda/cells.cu", '#include "common/torch_device.h"', 1),
+        ("hog/math.h", '#include "common/torch_device.h"', 1),
+        ("hog/numpy.cpp", '#include "common/torch_device.h"', 1),
+        ("hog/numpy.cpp", "#include <pybind11/numpy.h>\n#include <torch/csrc/stable/tensor.h>", 1),
+        ("opencv/numpy.cpp", '#include <pybind11/numpy.h>\n#include "opencv/detector.h"', 0),
     ],
 )
 def test_an_offending_include_is_found(name, source, offences):

@@ -5,7 +5,7 @@ import pytest
 
 
 def root(x, reciprocal):  # float32 arrays
-    """root() of hog_cuda_work.h: s + (x - s * s) * (reciprocal / 2), s = x * reciprocal, fused steps rounded once."""
+    """root() of csrc/hog/cuda: s + (x - s * s) * (reciprocal / 2), s = x * reciprocal, fused steps rounded once."""
     s = x * reciprocal
     residue = (x.astype(np.float64) - s.astype(np.float64) ** 2).astype(np.float32)
     step = residue.astype(np.float64) * (np.float32(0.5) * reciprocal).astype(np.float64)

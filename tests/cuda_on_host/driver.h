@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda_launch.h"
+#include "common/cuda_launch.h"
 
 // A tensor in one of the arrays; strides count elements.
 struct Tensor {

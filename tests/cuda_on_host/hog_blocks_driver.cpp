@@ -2,7 +2,7 @@
 // their gradient: 1 IMAGES NUMBERS REALS REGION GRAD SCRATCH GRAD_X
 // refusal:        2 IMAGES NUMBERS REALS REGION; prints why, and ends with 1
 // The images are [..., H, W], or [..., C, H, W] where the strongest of several channels is taken.
-#include "hog_blocks_cuda.h"
+#include "hog/cuda/blocks.h"
 #include "images.h"
 
 namespace {

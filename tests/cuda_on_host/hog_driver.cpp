@@ -1,6 +1,6 @@
 // whole images:   0 IMAGES BINS CELL_H CELL_W GAUSSIAN_WINDOW OUT
 // chosen patches: 1 IMAGES BINS CELL_H CELL_W GAUSSIAN_WINDOW IDS SIDE OUT; the images are [B, T, C, H, W]
-#include "hog_cuda.h"
+#include "hog/cuda/cells.h"
 #include "images.h"
 
 namespace {

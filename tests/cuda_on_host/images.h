@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
+#include "common/image_view.h"
 #include "driver.h"
-#include "image_view.h"
 
 // Of x [lead..., H, W]; `inner` axes before H are left to the caller.
 inline maskfeat::ImageView images_of(const Tensor& x, size_t inner = 0) {

@@ -3,7 +3,7 @@
 // mask tokens: 2 TOKENS MASK_TOKEN MASK OUT
 // masked sum:  3 X RESULT_DTYPE OUT [MASK]
 #include "driver.h"
-#include "masked_gather_cuda.h"
+#include "tokens/cuda.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // Two small kernels, right as they stand and with one bug at a time: what the sanitizers and the shim must find.
 #include "seeded_bugs.h"
 
-#include "cuda_launch.h"
+#include "common/cuda_launch.h"
 
 namespace {
 

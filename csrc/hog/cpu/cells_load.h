@@ -1,0 +1,204 @@
+// Where hog/cpu/cells_kernel.h has its pixels from: copies in the tile or their place in the image, fetched ahead into the cache.
+// It includes this once per instruction set: no include guard.
+
+constexpr int64_t kMaxSegments = 32;  // patches side by side in a tile
+
+// load: `count` pixels, STEP apart, in chunks of a number that is known here, so that they can be vectorised; the last chunk
+// may overlap the one before.
+template <int64_t STEP, int64_t CHUNK = 16, typename Pixel, typename Line>
+inline void load_pixels(const Pixel* __restrict from, int64_t count, Line* __restrict to) {
+  if constexpr (CHUNK > 1)
+    if (count < CHUNK) return load_pixels<STEP, CHUNK / 2>(from, count, to);
+  for (int64_t begin = 0; begin < count; begin += CHUNK) {
+    const int64_t first = std::min(begin, count - CHUNK);
+    for (int64_t i = first; i < first + CHUNK; ++i) to[i] = widen(from[STEP * i]);
+  }
+}
+
+// load: `columns` pixels of row y from column x0 on, mirrored at the image border, which they overstep by one at most.
+template <typename Pixel, typename Line>
+inline void load_line(const ImageView& image, const Pixel* plane, int64_t y, int64_t x0, int64_t columns,
+                      Line* __restrict line) {
+  const Pixel* row = plane + mirror_once(y, image.height) * image.row_stride;
+  const int64_t step = image.column_stride;
+  const int64_t begin = std::max<int64_t>(x0, 0), end = std::min(x0 + columns, image.width);
+  const Pixel* __restrict from = row + begin * step;
+  Line* __restrict to = line + (begin - x0);
+  if (step == 1) {
+    load_pixels<1>(from, end - begin, to);
+  } else if (step == 3) {  // interleaved RGB
+    load_pixels<3>(from, end - begin, to);
+  } else {
+    for (int64_t i = 0; i < end - begin; ++i) to[i] = widen(from[i * step]);
+  }
+  if (begin > x0) line[0] = widen(row[mirror_once<int64_t>(-1, image.width) * step]);
+  if (end < x0 + columns) line[columns - 1] = widen(row[mirror_once(image.width, image.width) * step]);
+}
+
+// Pixels side by side in a tile, from a corner of an image plane on.
+template <typename Pixel>
+struct Segment {
+  const Pixel* plane;
+  int64_t y0, x0;
+};
+
+// What gradient_columns() reads is Lines or Pieces: next() is the next vector of columns, in the row above the first, and
+// load(0), load(1) and load(2) are its left neighbours, its pixels and its right neighbours, widened.
+
+// Lines copied into the tile; from their left neighbours it is `apart` to the pixels, and again to the right neighbours.
+template <typename Line>
+struct Lines {
+  struct Column {
+    const Line* at;
+    int64_t stride, apart;
+
+    Vector<Line, kVectorBytes / sizeof(Line)> load(int64_t neighbour) const {
+      return load_vector<Vector<Line, kVectorBytes / sizeof(Line)>>(at + neighbour * apart);
+    }
+    void down() { at += stride; }
+  };
+  Column next() {
+    const Column column{first, stride, apart};
+    first += kVectorBytes / sizeof(Line);
+    return column;
+  }
+
+  const Line* first;
+  int64_t stride, apart;
+};
+
+// Patches side by side, each in its place or in a copy. They are as wide as whole vectors, or as the 16 columns that are
+// half a vector of bytes.
+template <typename Line, typename Pixel>
+class Pieces {
+ public:
+  static constexpr int64_t kLanes = kVectorBytes / sizeof(Line), kColumns = std::min<int64_t>(kLanes, 16);
+  static constexpr int kPieces = kLanes / kColumns;  // of a vector
+  static constexpr bool kInPlace = std::is_same_v<Pixel, Line> || std::is_same_v<Pixel, uint8_t>;
+  using Stored = std::conditional_t<kInPlace, Pixel, Line>;  // half precision is widened once, into the copy
+
+  explicit Pieces(int64_t columns) : columns(columns) {}
+
+  // A patch; where it has to be copied, to `copy`. Returns the end of the copies.
+  Stored* add(const ImageView& image, const Segment<Pixel>& from, int64_t rows, Stored* copy) {
+    if constexpr (kInPlace) {
+      if (image.column_stride == 1 && from.x0 > 0 && from.x0 + columns < image.width && from.y0 > 0 &&
+          from.y0 + rows < image.height) {
+        patches[count++] = {from.plane + (from.y0 - 1) * image.row_stride + from.x0 - 1, image.row_stride};
+        return copy;
+      }
+    }
+    patches[count++] = {copy, columns + 2};
+    for (int64_t y = from.y0 - 1; y <= from.y0 + rows; ++y, copy += columns + 2)
+      load_line(image, from.plane, y, from.x0 - 1, columns + 2, copy);
+    return copy;
+  }
+
+  struct Column {
+    const Stored* at[kPieces];
+    int64_t stride[kPieces];
+
+    Vector<Line, kLanes> load(int64_t neighbour) const {
+      using Piece = Vector<Stored, kColumns>;
+      const Piece left = load_vector<Piece>(at[0] + neighbour);
+      if constexpr (kPieces == 2) {
+        const Piece right = load_vector<Piece>(at[1] + neighbour);
+        return convert<Vector<Line, kLanes>>(concatenate(left, right, std::make_integer_sequence<int, kLanes>()));
+      } else {
+        return convert<Vector<Line, kLanes>>(left);
+      }
+    }
+    void down() {
+      for (int piece = 0; piece < kPieces; ++piece) at[piece] += stride[piece];
+    }
+  };
+  Column next() {
+    Column column;
+    for (int piece = 0; piece < kPieces; ++piece) {
+      const Patch& from = patches[std::min(patch, count - 1)];  // the last half of an odd number is of no use
+      column.at[piece] = from.first + x, column.stride[piece] = from.stride;
+      if ((x += kColumns) == columns) x = 0, ++patch;
+    }
+    return column;
+  }
+
+ private:
+  struct Patch {
+    const Stored* first;  // above the patch and left of it
+    int64_t stride;
+  };
+  const int64_t columns;
+  Patch patches[kMaxSegments];
+  int64_t count = 0, patch = 0, x = 0;
+};
+
+// Pixels that are needed next, asked for while others are worked on, some cache lines at each step: columns that are walked
+// down are no stream that a processor would foresee, and what is asked for all at once is waited for.
+class Ahead {
+ public:
+  // Rows y0 .. y1 - 1 and columns x0 .. x1 - 1 of a plane; what is outside the image is left out.
+  template <typename Pixel>
+  void add(const ImageView& image, const Pixel* plane, int64_t y0, int64_t y1, int64_t x0, int64_t x1) {
+    constexpr int64_t kMostBytes = 256 << 10;  // more would not stay in the cache
+    y0 = std::max<int64_t>(y0, 0), y1 = std::min(y1, image.height);
+    x0 = std::max<int64_t>(x0, 0), x1 = std::min(x1, image.width);
+    const int64_t bytes = (x1 - x0) * image.column_stride * static_cast<int64_t>(sizeof(Pixel));
+    if (image.column_stride < 1 || image.column_stride > kMostApart || bytes * (y1 - y0) > kMostBytes) return;
+    const int64_t row_bytes = image.row_stride * static_cast<int64_t>(sizeof(Pixel));
+    const auto* first = reinterpret_cast<const char*>(plane + y0 * image.row_stride + x0 * image.column_stride);
+    const bool is_one = bytes == row_bytes;  // rows without a gap are one
+    const int64_t rows = is_one ? 1 : y1 - y0,
+                  lines = ((is_one ? bytes * (y1 - y0) : bytes) + kCacheLine - 2) / kCacheLine + 1;
+    strips[count++] = {first, lines, rows, row_bytes};
+    total += rows * lines;
+  }
+
+  // Patches and their halo; those between which hardly a line would be saved, in one go.
+  template <typename Pixel>
+  void add(const ImageView& image, const Segment<Pixel>* patches, int64_t patch_count, int64_t side) {
+    const int64_t near =
+        2 * kCacheLine / (static_cast<int64_t>(sizeof(Pixel)) * std::max<int64_t>(1, image.column_stride));
+    for (int64_t first = 0, next; first < patch_count; first = next) {
+      const Segment<Pixel>& left = patches[first];
+      int64_t x1 = left.x0 + side;
+      for (next = first + 1; next < patch_count; ++next) {
+        const Segment<Pixel>& patch = patches[next];
+        if (patch.plane != left.plane || patch.y0 != left.y0 || patch.x0 < x1 || patch.x0 > x1 + near) break;
+        x1 = patch.x0 + side;
+      }
+      add(image, left.plane, left.y0 - 1, left.y0 + side + 1, left.x0 - 1, x1 + 1);
+    }
+  }
+
+  // All of it is asked for in so many steps, or less.
+  void start(int64_t steps) { portion = std::max(kLeast, (total + steps - 1) / steps); }
+
+  void step() {
+    if (done < count) ask();
+  }
+
+ private:
+  // Not inlined, so that the loops that call it keep their registers; and not empty to GCC, which takes a function that only
+  // prefetches for one without effect, and would not call it.
+  __attribute__((noinline)) void ask() {
+    asm volatile("");
+    for (int64_t left = portion, wanted; left > 0 && done < count; left -= wanted) {
+      Strip& from = strips[done];
+      const char* const at = from.first + line * kCacheLine;
+      wanted = std::min(left, from.lines - line);
+      for (int64_t i = 0; i < wanted; ++i) __builtin_prefetch(at + i * kCacheLine);
+      if ((line += wanted) < from.lines) continue;
+      line = 0, from.first += from.stride;
+      if (--from.rows == 0) ++done;
+    }
+  }
+
+  static constexpr int64_t kLeast = 8;  // lines that are worth a call
+
+  struct Strip {
+    const char* first;
+    int64_t lines, rows, stride;  // of a row, rows that are left, from one to the next
+  };
+  Strip strips[kMaxSegments];
+  int64_t count = 0, done = 0, line = 0, total = 0, portion = 0;
+};

@@ -1,0 +1,131 @@
+// The Python module maskfeat_kernels._numpy_ops: HOG of blocks of NumPy arrays on the CPU, without torch. Checks with messages
+// for users are in maskfeat_kernels/compat/; the checks here keep a direct call inside its memory.
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#include <numpy/ndarraytypes.h>
+#include <numpy/ufuncobject.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <stdexcept>
+#include <vector>
+
+#include "hog/cpu/blocks.h"
+
+void add_opencv(pybind11::module_& m);  // opencv/numpy.cpp
+
+namespace py = pybind11;
+
+namespace {
+
+using maskfeat::Channels;
+using maskfeat::Dtype;
+using maskfeat::HogBlocks;
+using maskfeat::ImageView;
+
+void require(bool right, const char* expected) {
+  if (!right) throw std::invalid_argument(expected);
+}
+
+Dtype dtype_of(const py::array& x) {
+  const char kind = x.dtype().kind();
+  const py::ssize_t size = x.itemsize();
+  require(x.dtype().byteorder() != (PY_BIG_ENDIAN ? '<' : '>'), "x must be in native byte order");
+  if (kind == 'u' && size == 1) return Dtype::uint8;
+  require(kind == 'f' && (size == 2 || size == 4 || size == 8), "x must be uint8, float16, float32 or float64");
+  return size == 2 ? Dtype::float16 : size == 4 ? Dtype::float32 : Dtype::float64;
+}
+
+// [lead..., H, W] in place, with the strides of NumPy, which are in bytes.
+ImageView view_images(const py::array& x, py::ssize_t lead) {
+  ImageView view;
+  view.data = x.data();
+  view.dtype = dtype_of(x);
+  const auto stride = [&](py::ssize_t axis) {
+    require(x.strides(axis) % x.itemsize() == 0, "the strides of x must be whole elements");
+    return static_cast<int64_t>(x.strides(axis) / x.itemsize());
+  };
+  require(reinterpret_cast<uintptr_t>(x.data()) % x.itemsize() == 0, "x must be aligned");
+  require(lead <= ImageView::kMaxLead, "x has too many axes");
+  view.lead = static_cast<int32_t>(lead);
+  for (py::ssize_t axis = 0; axis < lead; ++axis) {
+    view.lead_size[axis] = x.shape(axis);
+    view.lead_stride[axis] = stride(axis);
+  }
+  view.height = x.shape(x.ndim() - 2), view.width = x.shape(x.ndim() - 1);
+  view.row_stride = stride(x.ndim() - 2), view.column_stride = stride(x.ndim() - 1);
+  return view;
+}
+
+// numpy.arctan2 of float64, by which scikit-image decides its bins: where NumPy has a vectorised one, its last bit is not always
+// that of the C library.
+PyUFuncGenericFunction numpy_arc_tangent_loop;
+void* numpy_arc_tangent_data;
+
+double numpy_arc_tangent(double sine, double cosine) {
+  // NumPy 1 takes a result that touches an argument for one that overlaps it, and then does not vectorise.
+  double numbers[] = {sine, cosine, 0, 0};
+  char* arguments[] = {reinterpret_cast<char*>(numbers), reinterpret_cast<char*>(numbers + 1),
+                       reinterpret_cast<char*>(numbers + 3)};
+  const npy_intp count = 1, steps[] = {sizeof(double), sizeof(double), sizeof(double)};
+  numpy_arc_tangent_loop(arguments, &count, steps, numpy_arc_tangent_data);
+  return numbers[3];
+}
+
+void find_numpy_arc_tangent() {
+  const py::module_ numpy = py::module_::import("numpy");
+  const py::object arctan2 = numpy.attr("arctan2");
+  require(py::isinstance(arctan2, numpy.attr("ufunc")), "numpy.arctan2 must be a ufunc");
+  const auto* ufunc = reinterpret_cast<const PyUFuncObject*>(arctan2.ptr());
+  for (int i = 0; i < ufunc->ntypes; ++i) {
+    const char* types = ufunc->types + i * ufunc->nargs;
+    if (types[0] != NPY_DOUBLE || types[1] != NPY_DOUBLE || types[2] != NPY_DOUBLE) continue;
+    numpy_arc_tangent_loop = ufunc->functions[i], numpy_arc_tangent_data = ufunc->data[i];
+  }
+  require(numpy_arc_tangent_loop != nullptr, "numpy.arctan2 of float64 is missing");
+}
+
+py::array hog_blocks(const py::array& x, const std::vector<int64_t>& numbers, const std::vector<double>& reals,
+                     const std::array<int64_t, 5>& region, const std::vector<int64_t>& shape) {
+  require(x.ndim() >= 2, "x must have the axes [..., C, H, W]");
+  HogBlocks hog = maskfeat::read_hog_blocks(numbers.data(), numbers.size(), reals.data(), reals.size(), region.data());
+  hog.arc_tangent = numpy_arc_tangent;
+  const bool chooses = hog.strongest && x.ndim() > 2;  // a channel at each pixel
+  const ImageView image = view_images(x, x.ndim() - 2 - chooses);
+  Channels channels{1, 0};
+  if (chooses) {
+    const py::ssize_t axis = x.ndim() - 3;
+    require(x.shape(axis) >= 1 && x.shape(axis) <= Channels::kMost && x.strides(axis) % x.itemsize() == 0,
+            "x must have 1 to 2^20 channels");
+    channels = {x.shape(axis), x.strides(axis) / x.itemsize()};
+  }
+
+  std::vector<int64_t> size(image.lead_size, image.lead_size + image.lead);
+  const int64_t planes = maskfeat::product(size);
+  require(maskfeat::product(shape) == hog.size(), "shape is not that of the result");
+  size.insert(size.end(), shape.begin(), shape.end());
+  const bool wide = image.dtype == Dtype::float64;
+  py::array out(wide ? py::dtype::of<double>() : py::dtype::of<float>(), size);
+  const int64_t rows = planes * hog.block_rows();
+  if (out.size() == 0) return out;
+  require(image.height >= 1 && image.width >= 1, "x has no pixels");
+  void* data = out.mutable_data();
+  const py::gil_scoped_release release;
+  maskfeat::hog_blocks_cpu(image, channels, hog, data, 0, rows);
+  return out;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_numpy_ops, m) {
+  m.doc() = "HOG of blocks of NumPy arrays on the CPU.";
+  find_numpy_arc_tangent();
+  add_opencv(m);
+  m.def("hog_blocks", &hog_blocks, py::arg("x"), py::arg("numbers"), py::arg("reals"), py::arg("region"),
+        py::arg("shape"),
+        "The blocks of x [..., C, H, W] or [H, W], uint8, float16, float32 or float64 of any strides: an array [..., "
+        "(C unless\n"
+        "the strongest is taken), *shape], float64 for float64, else float32. The other arguments are those of the op\n"
+        "hog_blocks in ops.py. ValueError where an argument does not fit the others.");
+}

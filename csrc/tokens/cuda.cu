@@ -1,0 +1,280 @@
+// Moves and sums of token rows on a GPU. Bytes decide, so each is read and written once, 16 at a time where the
+// addresses allow it. Rows are counted in packs: a pack is 16 neighbouring bytes of a row, or else one element.
+//
+//     a block of the moves, D = 5 packs:        threadIdx.x: pack of the row, then the next one blockDim.x further
+//                                          ------------------->
+//     threadIdx.y: row of the block  |     0 1 2 3 | 0 . . .          lanes of one row read neighbouring packs
+//                                    v     0 1 2 3 | 0 . . .
+#include "tokens/cuda.h"
+
+#include <algorithm>
+#include <type_traits>
+
+#include "common/cuda_launch.h"
+
+namespace maskfeat {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kTokens = 32;  // of a batch row, that one block sums duplicates for
+constexpr int kUnroll = 4;   // packs of a thread in flight at a time
+
+// N neighbouring elements, moved by one instruction.
+template <typename T, int N>
+struct alignas(N * sizeof(T)) Pack {
+  static constexpr int kLanes = N;
+  using Element = T;
+  T lane[N];
+};
+
+// Rows [B, N, width] of packs; strides and width count packs.
+template <typename P>
+struct PackView {
+  const P* data;
+  int64_t length, width;
+  int64_t batch_stride, row_stride, column_stride;
+
+  INLINE const P* row(int64_t b, int64_t n) const { return data + b * batch_stride + n * row_stride; }
+};
+
+template <typename P>
+INLINE P filled(uint8_t byte) {  // 0: zeros; 0xff: NaN in every float type
+  P pack;
+  memset(&pack, byte, sizeof(pack));
+  return pack;
+}
+
+// Packs threadIdx.x, threadIdx.x + blockDim.x, ... of a row, kUnroll of them read before the first is written; zeros or NaN
+// where there is nothing to copy.
+template <typename P>
+__device__ __forceinline__ void copy_row(const P* __restrict__ from, int64_t stride, P* __restrict__ to, int64_t width,
+                                         bool copied = true, uint8_t byte = 0) {
+  const int64_t step = blockDim.x;
+#pragma unroll 1
+  for (int64_t p = threadIdx.x; p < width; p += kUnroll * step) {
+    P pack[kUnroll];
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i)
+      pack[i] = copied && p + i * step < width ? from[(p + i * step) * stride] : filled<P>(byte);
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i)
+      if (p + i * step < width) to[p + i * step] = pack[i];
+  }
+}
+
+// gather: thread (x, y) copies the packs x, x + blockDim.x, ... of row blockIdx.x * blockDim.y + y of the result.
+template <typename P>
+__global__ void __launch_bounds__(kThreads) gather_rows(PackView<P> tokens,  // [B, N, width]
+                                                        IdView ids,          // [B, K]
+                                                        P* out,              // [B, K, width]
+                                                        int64_t rows) {      // B * K
+  const int64_t row = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
+  if (row >= rows) return;
+  const int64_t b = row / ids.columns, id = ids.at(b, row % ids.columns);
+  const bool inside = id >= 0 && id < tokens.length;
+  copy_row(tokens.row(b, inside ? id : 0), tokens.column_stride, out + row * tokens.width, tokens.width, inside, 0xff);
+}
+
+// mask: as gather, with the mask token or the row of the tokens.
+template <typename P>
+__global__ void __launch_bounds__(kThreads) mask_rows(PackView<P> tokens,                              // [B, N, width]
+                                                      const P* mask_token, int64_t mask_token_stride,  // [width]
+                                                      MaskView mask,                                   // [B, N]
+                                                      P* out,                                          // [B, N, width]
+                                                      int64_t rows) {                                  // B * N
+  const int64_t row = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
+  if (row >= rows) return;
+  const int64_t b = row / tokens.length, n = row % tokens.length;
+  const bool masked = mask.at(b, n);
+  copy_row(masked ? mask_token : tokens.row(b, n), masked ? mask_token_stride : tokens.column_stride,
+           out + row * tokens.width, tokens.width);
+}
+
+// scatter: a block owns kTokens tokens of one batch row. First, thread t < kTokens reads the K ids for token t: K * N
+// comparisons a batch row, of which a warp makes 32 at once, against the packs of N rows to be written. Then rows are
+// written as in gather: zeros, a copy, or a sum in the order of k. No atomics.
+template <typename P>
+__global__ void __launch_bounds__(kThreads) scatter_add_rows(PackView<P> values,  // [B, K, width]
+                                                             IdView ids,          // [B, K]
+                                                             P* out,              // [B, length, width]
+                                                             int64_t length) {
+  using T = typename P::Element;
+  __shared__ int64_t first[kTokens], last[kTokens];  // position of each token in the ids, -1 if there is none
+  const int64_t tiles = (length + kTokens - 1) / kTokens;
+  const int64_t b = blockIdx.x / tiles, n0 = blockIdx.x % tiles * kTokens;
+  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+  if (thread < kTokens) {
+    int64_t k_first = -1, k_last = -1;
+    for (int64_t k = 0; k < values.length; ++k) {
+      if (ids.at(b, k) != n0 + thread) continue;
+      if (k_first < 0) k_first = k;
+      k_last = k;
+    }
+    first[thread] = k_first, last[thread] = k_last;
+  }
+  __syncthreads();
+  for (int t = threadIdx.y; t < kTokens && n0 + t < length; t += blockDim.y) {
+    const int64_t n = n0 + t, k_first = first[t], k_last = last[t];
+    P* to = out + (b * length + n) * values.width;
+    if (k_first == k_last) {
+      copy_row(values.row(b, max(k_first, int64_t{0})), values.column_stride, to, values.width, k_first >= 0);
+      continue;
+    }
+#pragma unroll 1
+    for (int64_t p = threadIdx.x; p < values.width; p += blockDim.x) {
+      const P* from = values.row(b, 0) + p * values.column_stride;
+      P pack;
+      Wide<T> sum[P::kLanes] = {};
+      for (int64_t k = k_first; k <= k_last; ++k) {
+        if (ids.at(b, k) != n) continue;
+        pack = from[k * values.row_stride];
+        for (int i = 0; i < P::kLanes; ++i) sum[i] += widen(pack.lane[i]);
+      }
+      for (int i = 0; i < P::kLanes; ++i) pack.lane[i] = narrow<T>(sum[i]);
+      to[p] = pack;
+    }
+  }
+}
+
+// sum: a block owns a chunk of rows and 32 packs of their width. Thread (x, y) adds pack x of the chosen rows of slice
+// y, then each thread the slices of a column or more.
+//
+//        32 packs                   shared memory
+//     +-------------+ slice 0   ->  [ its sums ]  |
+//     |    chunk    | slice 1   ->  [ its sums ]  |  sums[chunk]
+//     +-------------+ ...           [   ...    ]  v
+template <typename P, typename Result>
+__global__ void __launch_bounds__(kThreads) sum_chunks(PackView<P> x,   // [B, N, width]
+                                                       MaskView mask,   // [B, N], or null: all rows
+                                                       Result* sums,    // [chunks, width * P::kLanes]
+                                                       int64_t rows) {  // B * N
+  using T = typename P::Element;
+  constexpr int kColumns = 32 * P::kLanes;
+  __shared__ Wide<T> slices[kChunkSlices][kColumns];
+  const int64_t column_tiles = (x.width + 31) / 32;
+  const int64_t chunk = blockIdx.x / column_tiles, tile = blockIdx.x % column_tiles;
+  const int64_t p = tile * 32 + threadIdx.x, row0 = chunk * kChunkRows + threadIdx.y * kSliceRows;
+  Wide<T> sum[P::kLanes] = {};
+  int64_t b = row0 / x.length, n = row0 % x.length;
+  for (int r = 0; r < kSliceRows; r += kUnroll) {
+    P pack[kUnroll];
+    for (int i = 0; i < kUnroll; ++i) {
+      const bool chosen = row0 + r + i < rows && p < x.width && (!mask.data || mask.at(b, n));
+      pack[i] = chosen ? x.row(b, n)[p * x.column_stride] : filled<P>(0);
+      if (++n == x.length) ++b, n = 0;
+    }
+    for (int i = 0; i < kUnroll; ++i)
+      for (int j = 0; j < P::kLanes; ++j) sum[j] += widen(pack[i].lane[j]);
+  }
+  for (int j = 0; j < P::kLanes; ++j) slices[threadIdx.y][threadIdx.x * P::kLanes + j] = sum[j];
+  __syncthreads();
+  const int64_t width = x.width * P::kLanes, column0 = tile * kColumns;
+  for (int c = threadIdx.y * 32 + threadIdx.x; c < kColumns && column0 + c < width; c += kThreads) {
+    Wide<T> total = 0;
+    for (int s = 0; s < kChunkSlices; ++s) total += slices[s][c];
+    sums[chunk * width + column0 + c] = narrow<Result>(total);
+  }
+}
+
+template <typename P>
+PackView<P> in_packs(const TokenView& x) {
+  constexpr int64_t n = P::kLanes;
+  return {static_cast<const P*>(x.data), x.length, x.width / n, x.batch_stride / n, x.row_stride / n,
+          n > 1 ? 1 : x.column_stride};
+}
+
+// Whether every row starts on 16 bytes and is whole packs of them.
+bool is_packed(const TokenView& x) {
+  const auto whole = [&x](int64_t elements) { return elements * bytes_of(x.dtype) % 16 == 0; };
+  return x.column_stride == 1 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && whole(x.width) &&
+         whole(x.batch_stride) && whole(x.row_stride);
+}
+
+// Calls run(P()) with the type of the packs.
+template <typename T, typename Run>
+void with_pack(bool packed, const Run& run) {
+  packed ? run(Pack<T, 16 / sizeof(T)>()) : run(Pack<T, 1>());
+}
+template <typename Run>
+void with_pack(Dtype dtype, bool packed, const Run& run) {
+  switch (dtype) {
+    case Dtype::float16: return with_pack<Float16>(packed, run);
+    case Dtype::bfloat16: return with_pack<BFloat16>(packed, run);
+    case Dtype::float32: return with_pack<float>(packed, run);
+    case Dtype::float64: return with_pack<double>(packed, run);
+    case Dtype::uint8: return;  // tokens are floats
+  }
+}
+
+// As many lanes a row, up to a warp, as it has packs.
+dim3 block_of(int64_t width) {
+  int lanes = 1;
+  while (lanes < 32 && lanes < width) lanes *= 2;
+  return dim3(lanes, kThreads / lanes);
+}
+
+// A grid that is too large, as none that fits into memory is, stays too large and is refused by the launch.
+unsigned grid_of(int64_t blocks) { return static_cast<unsigned>(std::min<int64_t>(blocks, 0xffffffff)); }
+int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+}  // namespace
+
+int masked_gather_cuda(const TokenView& tokens, const IdView& ids, void* out, void* stream) {
+  const int64_t rows = tokens.batch * ids.columns;
+  with_pack(tokens.dtype, is_packed(tokens), [&](auto type) {
+    using P = decltype(type);
+    const PackView<P> view = in_packs<P>(tokens);
+    const dim3 block = block_of(view.width);
+    LAUNCH(gather_rows<P>, grid_of(divide_up(rows, block.y)), block, 0, stream, view, ids, static_cast<P*>(out), rows);
+  });
+  return cudaGetLastError();
+}
+
+int masked_scatter_add_cuda(const TokenView& values, const IdView& ids, int64_t length, void* out, void* stream) {
+  const int64_t tiles = values.batch * divide_up(length, kTokens);
+  with_pack(values.dtype, is_packed(values), [&](auto type) {
+    using P = decltype(type);
+    const PackView<P> view = in_packs<P>(values);
+    LAUNCH(scatter_add_rows<P>, grid_of(tiles), block_of(view.width), 0, stream, view, ids, static_cast<P*>(out),
+           length);
+  });
+  return cudaGetLastError();
+}
+
+int mask_tokens_cuda(const TokenView& tokens, const void* mask_token, int64_t mask_token_stride, const MaskView& mask,
+                     void* out, void* stream) {
+  const int64_t rows = tokens.batch * tokens.length;
+  const bool packed = is_packed(tokens) && mask_token_stride == 1 && reinterpret_cast<uintptr_t>(mask_token) % 16 == 0;
+  with_pack(tokens.dtype, packed, [&](auto type) {
+    using P = decltype(type);
+    const PackView<P> view = in_packs<P>(tokens);
+    const dim3 block = block_of(view.width);
+    LAUNCH(mask_rows<P>, grid_of(divide_up(rows, block.y)), block, 0, stream, view, static_cast<const P*>(mask_token),
+           mask_token_stride, mask, static_cast<P*>(out), rows);
+  });
+  return cudaGetLastError();
+}
+
+int masked_sum_cuda(const TokenView& x, const MaskView& mask, Dtype result, void* sums, void* stream) {
+  const int64_t rows = x.batch * x.length, chunks = std::max<int64_t>(1, divide_up(rows, kChunkRows));
+  with_pack(x.dtype, is_packed(x), [&](auto type) {
+    using P = decltype(type);
+    using T = typename P::Element;
+    PackView<P> view = in_packs<P>(x);
+    view.length = std::max<int64_t>(1, view.length);  // a divisor, also where there are no rows
+    const int64_t tiles = chunks * divide_up(view.width, 32);
+    const dim3 block(32, kChunkSlices);
+    const auto launch = [&](auto result_type) {
+      using Result = decltype(result_type);
+      LAUNCH((sum_chunks<P, Result>), grid_of(tiles), block, 0, stream, view, mask, static_cast<Result*>(sums), rows);
+    };
+    if (chunks > 1) return launch(Wide<T>());
+    with_pack(result, false, [&](auto result_pack) {
+      using Result = typename decltype(result_pack)::Element;
+      if constexpr (std::is_same_v<Result, T> || std::is_same_v<Wide<Result>, T>) launch(Result());
+    });
+  });
+  return cudaGetLastError();
+}
+
+}  // namespace maskfeat
