@@ -1,6 +1,6 @@
 """What the compilers say of every GPU kernel, on a machine that needs no GPU: registers, stack, spills, shared memory.
 
-CUDA C++ kernels (``*.cu`` of csrc) are compiled by nvcc, Triton kernels (``*_triton.py``) ahead of time.
+CUDA C++ kernels (``*.cu`` of csrc) are compiled by nvcc, Triton kernels (``triton`` of maskfeat_kernels) ahead of time.
 Occupancy is an estimate: the share of a multiprocessor's threads that its registers and shared memory have room for::
 
     python -m benchmarks.kernel_report [--json] [--only cuda|triton]
@@ -24,8 +24,8 @@ from benchmarks import machine
 ROOT = Path(__file__).parent.parent
 CUDA_SOURCES = sorted((ROOT / "csrc").rglob("*.cu"))
 TRITON_MODULES = sorted(
-    path.stem
-    for path in (ROOT / "maskfeat_kernels").glob("*_triton.py")
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "maskfeat_kernels").rglob("*.py")
     if "def ahead_of_time_cases" in path.read_text()
 )
 
@@ -286,7 +286,7 @@ def main() -> None:
         return
     kernels = [] if options.only == "triton" else cuda_kernels(CUDA_SOURCES)
     if options.only != "cuda":
-        kernels += triton_kernels([f"maskfeat_kernels.{module}" for module in TRITON_MODULES])
+        kernels += triton_kernels(TRITON_MODULES)
     if options.json:
         print(json.dumps([dataclasses.asdict(kernel) for kernel in kernels], indent=1))
     else:

@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from . import ops
+from . import library
 
 BACKENDS = ("cuda", "cpu", "triton", "reference")
 _TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None
@@ -44,8 +44,8 @@ def why_unavailable(backend: str, device: str) -> str | None:
     if backend == "triton":
         return why_no_triton(device)
     if device == backend:
-        return ops.why_not_compiled(backend)
-    reason = ops.why_not_compiled(backend)
+        return library.why_not_compiled(backend)
+    reason = library.why_not_compiled(backend)
     return f"it runs on {backend} tensors" + (f", and {reason}" if reason else "")
 
 

@@ -5,7 +5,7 @@ Pure rearrangements of NumPy arrays and torch tensors alike; numbers are equal o
 
 import math
 
-from .spec import at_least, pair
+from .scalars import at_least, pair
 
 LAYOUTS = {
     "planes": ("block_rows", "block_columns", "bins", "rows", "columns"),

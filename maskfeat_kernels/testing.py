@@ -8,8 +8,8 @@ so close to a bin edge that rounding decides its bin (an *edge pixel*). :func:`c
 import torch
 from torch import Tensor
 
-from .hog_reference import cell_sums, hog, one_hot_votes, orientation_bin, sobel, tiled_window
-from .spec import MASKFEAT, HogSpec, edge_cotangents
+from .hog.cells_reference import cell_sums, hog, one_hot_votes, orientation_bin, sobel, tiled_window
+from .hog.spec import MASKFEAT, HogSpec, edge_cotangents
 
 ATOL = {torch.float32: 2e-6, torch.float64: 8e-15}
 """Largest error of a result without edge pixels: some 34 and 72 roundings."""

@@ -6,9 +6,9 @@ import operator
 import torch
 from torch import Tensor
 
+from .checks import check_dense
+from .hog.spec import MASKFEAT, HogSpec
 from .layouts import LAYOUTS
-from .masked_gather import check_dense
-from .spec import MASKFEAT, HogSpec
 
 POWER = 8
 """Of the norm that joins crossing strokes. A sum (1) would turn every cell without a direction into a bright spot."""

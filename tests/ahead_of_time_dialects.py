@@ -2,8 +2,9 @@
 
 import torch
 
-from maskfeat_kernels import HogSpec, hog_blocks_triton
-from maskfeat_kernels.spec import OPENCV
+from maskfeat_kernels import HogSpec
+from maskfeat_kernels.hog.spec import OPENCV
+from maskfeat_kernels.hog.triton import launch as hog_blocks_triton
 
 DIALECTS = (
     ("opencv", OPENCV.replace(signed=True, bins=18), torch.bfloat16, True),

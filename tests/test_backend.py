@@ -18,12 +18,12 @@ from maskfeat_kernels import (
     fused_hog_tokens,
     fused_mask_tokens,
     fused_masked_gather,
-    hog_reference,
-    ops,
+    library,
 )
 from maskfeat_kernels import backend as backend_module
 from maskfeat_kernels.backend import BACKENDS, choose_backend, why_unavailable
-from maskfeat_kernels.hog_blocks_reference import float64_device
+from maskfeat_kernels.hog import cells_reference as hog_reference
+from maskfeat_kernels.hog.reference import float64_device
 from maskfeat_kernels.testing import byte_images, check_hog
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def test_an_unknown_backend_is_named_with_those_that_exist(name):
 
 def test_a_backend_of_another_device_is_refused():
     reason = "backend 'cuda' is not available on device 'cpu': it runs on cuda tensors"
-    if not_compiled := ops.why_not_compiled("cuda"):
+    if not_compiled := library.why_not_compiled("cuda"):
         reason += f", and {not_compiled}"
     with pytest.raises(ValueError, match=exactly(reason)):
         fused_hog(X, backend="cuda")
@@ -90,7 +90,7 @@ def test_triton_runs_on_cuda_tensors_or_in_its_interpreter(monkeypatch):
 
 
 def test_a_backend_that_is_not_built_is_refused_with_what_to_do(monkeypatch):
-    monkeypatch.setattr(ops, "compiled_devices", [])
+    monkeypatch.setattr(library, "compiled_devices", [])
     assert "cpu" not in available_backends("cpu")
     reason = "the compiled extension is not built; run `pip install .` in the source tree"
     with pytest.raises(ValueError, match=exactly(f"backend 'cpu' is not available on device 'cpu': {reason}")):
@@ -99,8 +99,8 @@ def test_a_backend_that_is_not_built_is_refused_with_what_to_do(monkeypatch):
 
 
 def test_an_extension_without_cuda_says_why_and_how_to_build_it(monkeypatch):
-    monkeypatch.setattr(ops, "compiled_devices", ["cpu"])
-    monkeypatch.setattr(ops, "_why_no_cuda", "no CUDA toolkit was found")
+    monkeypatch.setattr(library, "compiled_devices", ["cpu"])
+    monkeypatch.setattr(library, "_why_no_cuda", "no CUDA toolkit was found")
     reason = "the extension was built without it (no CUDA toolkit was found); rebuild with MASKFEAT_BUILD=cuda"
     assert why_unavailable("cpu", "cpu") is None
     assert why_unavailable("cuda", "cuda") == reason
@@ -112,14 +112,14 @@ def test_an_extension_without_cuda_says_why_and_how_to_build_it(monkeypatch):
 def test_on_rocm_triton_serves_tensors_and_cuda_is_refused(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "7.0")
     monkeypatch.setattr(backend_module, "_TRITON_IS_INSTALLED", True)
-    monkeypatch.setattr(ops, "compiled_devices", ops.find_compiled_devices())
-    assert "cuda" not in ops.compiled_devices
+    monkeypatch.setattr(library, "compiled_devices", library.find_compiled_devices())
+    assert "cuda" not in library.compiled_devices
     assert why_unavailable("cuda", "cuda") == "this torch is built for ROCm"
     assert choose_backend(torch.device("cuda")) == "triton"
 
 
 def test_on_windows_the_reference_serves_and_says_why(monkeypatch):
-    monkeypatch.setattr(ops, "compiled_devices", [])
+    monkeypatch.setattr(library, "compiled_devices", [])
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert choose_backend(CPU) == "reference"

@@ -13,7 +13,7 @@ import torch
 from torch.utils import cpp_extension
 
 import maskfeat_kernels
-from maskfeat_kernels import ops
+from maskfeat_kernels import library
 
 CSRC = Path(__file__).parent.parent / "csrc"
 TORCH_OPS = Path(maskfeat_kernels.__file__).with_name("_torch_ops.so")
@@ -56,7 +56,7 @@ def check_torch_ops(path: Path) -> None:
 
 def test_the_object_for_torch_needs_libtorch_and_its_stable_functions():
     check_torch_ops(TORCH_OPS)
-    if ops.cuda_archs:
+    if library.cuda_archs:
         assert (STREAM, "WEAK", False) in symbols(TORCH_OPS)
 
 
@@ -92,10 +92,10 @@ def check_kernels(path: Path, archs: list[str]) -> None:
 
 
 def test_every_file_of_kernels_is_there_for_every_architecture():
-    if not ops.cuda_archs:
-        pytest.skip(f"no CUDA kernels: {ops.why_not_compiled('cuda')}")
-    assert ops.cuda_archs == sorted(ops.cuda_archs, key=int)
-    check_kernels(TORCH_OPS, ops.cuda_archs)
+    if not library.cuda_archs:
+        pytest.skip(f"no CUDA kernels: {library.why_not_compiled('cuda')}")
+    assert library.cuda_archs == sorted(library.cuda_archs, key=int)
+    check_kernels(TORCH_OPS, library.cuda_archs)
 
 
 ASK_FOR_THE_STREAM = """
@@ -171,7 +171,7 @@ print(torch.__version__, [name for name in names if not has("maskfeat_kernels::"
 def test_in_a_torch_with_cuda_the_stream_is_that_of_its_library_also_without_a_gpu(tmp_path):
     """Of this Python, or of those that MASKFEAT_CUDA_PYTHONS names, whose torch is built for CUDA."""
     pythons = os.environ.get("MASKFEAT_CUDA_PYTHONS", sys.executable if torch.version.cuda else "").split()
-    if not pythons or not ops.cuda_archs:
+    if not pythons or not library.cuda_archs:
         pytest.skip("needs CUDA kernels, and a torch built for CUDA: MASKFEAT_CUDA_PYTHONS='/path/bin/python ...'")
     for number, python in enumerate(pythons):
         log = tmp_path / f"{number}"

@@ -260,10 +260,10 @@ def test_a_build_goes_over_what_another_one_has_left(nvcc, tmp_path):
 
 SAY_WHY = """
 import torch
-from maskfeat_kernels import fused_hog, ops
-assert ops.compiled_devices == ["cpu"] and ops.cuda_archs == []
+from maskfeat_kernels import fused_hog, library
+assert library.compiled_devices == ["cpu"] and library.cuda_archs == []
 fused_hog(torch.zeros(1, 8, 8), backend="cpu")
-print(ops.why_not_compiled("cuda"))
+print(library.why_not_compiled("cuda"))
 try:
     fused_hog(torch.zeros(1, 8, 8), backend="cuda")
 except ValueError as error:

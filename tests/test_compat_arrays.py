@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from maskfeat_kernels import DALAL_TRIGGS, MASKFEAT, OPENCV, SKIMAGE, hog_blocks_reference
-from maskfeat_kernels.blocks import Region, block_shape, pack, whole
+from maskfeat_kernels import DALAL_TRIGGS, MASKFEAT, OPENCV, SKIMAGE
 from maskfeat_kernels.compat import arrays
+from maskfeat_kernels.hog import reference as hog_blocks_reference
+from maskfeat_kernels.hog.plan import Region, block_shape, pack, whole
 
 if arrays._numpy_ops is None:
     pytest.skip("maskfeat_kernels._numpy_ops is not built", allow_module_level=True)

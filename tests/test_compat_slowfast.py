@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from conftest import device_of
 
 from maskfeat_kernels import fused_hog_tokens
-from maskfeat_kernels import hog as hog_module
 from maskfeat_kernels.compat.slowfast import HOGGenerator, HOGLayerC
+from maskfeat_kernels.hog import api as hog_module
 
 
 class ReferenceLayer(torch.nn.Module):

@@ -13,7 +13,7 @@ from conftest import BACKENDS, REQUIRED
 from cuda_program import DTYPES, KERNELS, ON_DEVICE, ON_HOST, Out, checked, kernel_object, program, run, why_not
 
 from maskfeat_kernels import fused_hog
-from maskfeat_kernels.spec import HogSpec
+from maskfeat_kernels.hog.spec import HogSpec
 from maskfeat_kernels.testing import check_hog, images
 
 ON_DEVICE_HERE = ON_DEVICE if "cuda" in REQUIRED or why_not("memcheck") is None else ()

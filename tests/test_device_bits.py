@@ -13,8 +13,10 @@ from cuda_program import Out, checked
 from device_checks import SPECS, Call, check_bits, gradient_call, hog_calls, move_calls, same_bits, token_calls
 from test_cuda_on_host import WHOLE, hog_words, usable
 
-from maskfeat_kernels import available_backends, ops
+from maskfeat_kernels import available_backends
+from maskfeat_kernels.hog import ops as hog_ops
 from maskfeat_kernels.testing import DTYPES, FLOATS
+from maskfeat_kernels.tokens import ops as token_ops
 
 TOKENS, MOVES = token_calls(), move_calls()
 
@@ -82,6 +84,7 @@ def sees(monkeypatch, op: str, call: Call) -> None:
     """On the host ``check_bits`` passes, and with one bit of the op wrong does not."""
     call = dataclasses.replace(call, source=None)
     check_bits(call, "cpu", "cpu")
+    ops = hog_ops if op.startswith("hog") else token_ops
     monkeypatch.setattr(ops, op, OneBit(getattr(ops, op)))
     with pytest.raises(AssertionError, match="differ"):
         check_bits(call, "cpu", "cpu")

@@ -12,10 +12,11 @@ import torch
 from conftest import BACKENDS, device_of
 from torch import Tensor
 
-from maskfeat_kernels import fused_hog, hog_blocks_reference
-from maskfeat_kernels import hog as hog_module
-from maskfeat_kernels.blocks import Region, block_shape, whole
-from maskfeat_kernels.spec import CHOICES, DALAL_TRIGGS, MASKFEAT, OPENCV, SKIMAGE, HogSpec
+from maskfeat_kernels import fused_hog
+from maskfeat_kernels.hog import api as hog_module
+from maskfeat_kernels.hog import reference as hog_blocks_reference
+from maskfeat_kernels.hog.plan import Region, block_shape, whole
+from maskfeat_kernels.hog.spec import CHOICES, DALAL_TRIGGS, MASKFEAT, OPENCV, SKIMAGE, HogSpec
 from maskfeat_kernels.testing import DTYPES, byte_images
 
 PRESETS = {"maskfeat": MASKFEAT, "skimage": SKIMAGE, "opencv": OPENCV, "dalal-triggs": DALAL_TRIGGS}

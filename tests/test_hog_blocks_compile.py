@@ -6,9 +6,10 @@ from conftest import OPAQUE, device_of
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 
-from maskfeat_kernels import fused_hog, ops
-from maskfeat_kernels.blocks import block_shape, whole
-from maskfeat_kernels.spec import DALAL_TRIGGS, OPENCV, SKIMAGE
+from maskfeat_kernels import fused_hog
+from maskfeat_kernels.hog import ops
+from maskfeat_kernels.hog.plan import block_shape, whole
+from maskfeat_kernels.hog.spec import DALAL_TRIGGS, OPENCV, SKIMAGE
 from maskfeat_kernels.testing import byte_images
 
 SIZES = [(2, 3, 32, 40), (3, 3, 40, 33), (5, 2, 33, 64)]

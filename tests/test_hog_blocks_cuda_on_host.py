@@ -12,9 +12,9 @@ import torch
 from cuda_program import ON_HOST, Out, checked, run
 from test_cuda_on_host import CHECKERS, usable
 
-from maskfeat_kernels.blocks import Region, block_shape, pack, whole
-from maskfeat_kernels.hog_blocks_reference import hog_blocks
-from maskfeat_kernels.spec import DALAL_TRIGGS, MASKFEAT, OPENCV, SKIMAGE, HogSpec
+from maskfeat_kernels.hog.plan import Region, block_shape, pack, whole
+from maskfeat_kernels.hog.reference import hog_blocks
+from maskfeat_kernels.hog.spec import DALAL_TRIGGS, MASKFEAT, OPENCV, SKIMAGE, HogSpec
 
 BLOCKS, GRADIENT, REFUSAL = range(3)
 LARGE_TILES = ("kManyThreadBlocks = 512", "kManyThreadBlocks = 1")

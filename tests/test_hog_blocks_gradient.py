@@ -6,10 +6,11 @@ from conftest import BACKENDS, device_of
 from test_hog_blocks import PRESETS, SPECS, size_for
 from torch import Tensor
 
-from maskfeat_kernels import fused_hog, hog_blocks_reference
-from maskfeat_kernels import hog as hog_module
-from maskfeat_kernels.blocks import Region, whole
-from maskfeat_kernels.spec import CHOICES, DALAL_TRIGGS, MASKFEAT, OPENCV, SKIMAGE, HogSpec
+from maskfeat_kernels import fused_hog
+from maskfeat_kernels.hog import api as hog_module
+from maskfeat_kernels.hog import reference as hog_blocks_reference
+from maskfeat_kernels.hog.plan import Region, whole
+from maskfeat_kernels.hog.spec import CHOICES, DALAL_TRIGGS, MASKFEAT, OPENCV, SKIMAGE, HogSpec
 from maskfeat_kernels.testing import FLOATS, byte_images
 
 

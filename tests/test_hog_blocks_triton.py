@@ -13,12 +13,13 @@ import torch
 from conftest import device_of
 
 from benchmarks.kernel_report import ROOT, triton_kernels
-from maskfeat_kernels import MASKFEAT, HogSpec, hog_blocks_reference
-from maskfeat_kernels.blocks import Region, whole
-from maskfeat_kernels.spec import CHOICES, DALAL_TRIGGS, OPENCV, SKIMAGE
+from maskfeat_kernels import MASKFEAT, HogSpec
+from maskfeat_kernels.hog import reference as hog_blocks_reference
+from maskfeat_kernels.hog.plan import Region, whole
+from maskfeat_kernels.hog.spec import CHOICES, DALAL_TRIGGS, OPENCV, SKIMAGE
 from maskfeat_kernels.testing import byte_images
 
-hog_blocks_triton = pytest.importorskip("maskfeat_kernels.hog_blocks_triton")
+hog_blocks_triton = pytest.importorskip("maskfeat_kernels.hog.triton.launch")
 
 PRESETS = {
     "maskfeat": MASKFEAT,
@@ -210,7 +211,7 @@ def test_gradients_of_random_parameters(seed):
 
 PTX_IN_FLOAT64 = """
 import torch, triton
-from maskfeat_kernels.hog_blocks_triton import SKIMAGE, ahead_of_time_cases
+from maskfeat_kernels.hog.triton.launch import SKIMAGE, ahead_of_time_cases
 for name, kernel, signature, constants, _ in ahead_of_time_cases([("skimage", SKIMAGE, torch.float64, False)]):
     if "normalise" in name or "spread" in name:
         source = triton.compiler.ASTSource(kernel, signature, constants)

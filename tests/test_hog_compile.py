@@ -30,7 +30,7 @@ def hog_op(backend):
     """The op of the backend under test."""
     if backend != "triton":
         return torch.ops.maskfeat_kernels.hog.default
-    from maskfeat_kernels import hog_triton  # defines it
+    from maskfeat_kernels.hog.triton import cells as hog_triton  # defines it
 
     return hog_triton.hog
 

@@ -7,7 +7,7 @@ import torch
 from conftest import BACKENDS
 
 from maskfeat_kernels import HogSpec, fused_hog
-from maskfeat_kernels.hog_reference import sobel
+from maskfeat_kernels.hog.cells_reference import sobel
 from maskfeat_kernels.testing import ATOL, BINS, DTYPES, IMAGENET_MEAN, IMAGENET_STD, byte_images, check_hog, images
 
 CLOSE = dict(rtol=0, atol=ATOL[torch.float32])

@@ -288,7 +288,7 @@ def op_of(backend: str):
     """The op of a backend."""
     if backend != "triton":
         return torch.ops.maskfeat_kernels.hog_tokens.default
-    from maskfeat_kernels import hog_triton  # defines it
+    from maskfeat_kernels.hog.triton import cells as hog_triton  # defines it
 
     return hog_triton.hog_tokens
 

@@ -1,5 +1,7 @@
 """Who may import whom: maskfeat -> maskfeat_kernels -> compiled modules, never back; and nothing heavy before its use.
 
+Inside of maskfeat_kernels, hog and tokens never know each other, nor does a backend another.
+
 The rules are plain functions from a source text to a list of offences, so each is also tried on a made-up offender.
 """
 
@@ -20,8 +22,36 @@ PYTHON_FILES = sorted(path for package in ("maskfeat_kernels", "maskfeat") for p
 CXX_FILES = sorted(path for suffix in ("*.h", "*.cuh", "*.cpp", "*.cu") for path in (ROOT / "csrc").rglob(suffix))
 
 BACKENDS = ("reference", "triton", "cpu", "cuda")
-SHARED_BY_BACKENDS = ("blocks", "ops", "spec")
-PUBLIC = {*maskfeat_kernels.__all__, "compat", "layouts", "testing", "visualize"}
+# What each room of maskfeat_kernels, and each module at its top, imports of the others.
+KERNELS = {
+    "__init__": set(),
+    "scalars": set(),
+    "checks": set(),
+    "library": set(),
+    "backend": {"library"},
+    "ops": {"hog.ops", "tokens.ops"},
+    "layouts": {"scalars"},
+    "visualize": {"checks", "layouts", "hog.spec"},
+    "testing": {"hog.spec", "hog.reference", "hog.cells_reference"},
+    "compat": {"backend", "checks", "hog.spec", "hog.plan", "hog.api"},
+    "hog.__init__": set(),
+    "hog.spec": {"scalars"},
+    "hog.plan": {"hog.spec"},
+    "hog.cells_reference": {"hog.spec"},
+    "hog.reference": {"hog.spec", "hog.plan", "hog.cells_reference"},
+    "hog.ops": {"library", "hog.spec", "hog.plan"},
+    "hog.triton": {"library", "hog.spec", "hog.plan", "hog.ops"},
+    "hog.api": {
+        *("backend", "checks", "library", "scalars", "hog.spec", "hog.plan"),
+        *("hog.reference", "hog.cells_reference", "hog.ops", "hog.triton"),
+    },
+    "tokens.__init__": set(),
+    "tokens.reference": set(),
+    "tokens.ops": {"library"},
+    "tokens.triton": {"library", "tokens.ops"},
+    "tokens.api": {"backend", "checks", "library", "tokens.reference", "tokens.ops", "tokens.triton"},
+}
+PUBLIC = {*maskfeat_kernels.__all__, "compat", "layouts", "ops", "testing", "visualize"}
 # What each room of maskfeat, and each module at its top, imports of the others. The command imports them all.
 TRAINING = {
     "mask": set(),
@@ -72,22 +102,28 @@ def import_offences(
 
 def why_not_imported(module: str, name: str) -> str | None:
     """None if ``module`` may import ``name``, else the rule against it."""
-    package, backend = module.partition(".")[0], backend_of(module)
+    package = module.partition(".")[0]
     top, first = f"{name}..".split(".")[:2]
     if top in NOT_INSTALLED:
         return "a package does not lean on what is not installed with it"
-    if top == "triton" and backend != "triton":
-        return "only *_triton.py imports triton"
+    if top == "triton" and not place_of(module).endswith(".triton"):
+        return "only the backend of that name imports triton"
     if package == "maskfeat_kernels" and top == "maskfeat":
         return "the kernels do not know the training layer"
     if package == "maskfeat" and top == "maskfeat_kernels" and first not in {"", *PUBLIC}:
         return "not a public name"
-    room = module.split(".")[1]
-    if package == top == "maskfeat" and first not in {room, *TRAINING[room]}:
-        return f"{room} knows {', '.join(sorted(TRAINING[room])) or 'no other'} only"
-    if backend and top == package and first not in SHARED_BY_BACKENDS and backend_of(first) != backend:
-        return f"a backend shares {' and '.join(SHARED_BY_BACKENDS)} only"
+    place = place_of(module)
+    known = {"maskfeat_kernels": KERNELS, "maskfeat": TRAINING}[package][place]
+    if package == top and place_of(name) not in {place, *known}:
+        return f"{place} knows {', '.join(sorted(known)) or 'no other'} only"
     return None
+
+
+def place_of(name: str) -> str:
+    """Where in its package a full dotted name belongs to: a key of KERNELS or TRAINING."""
+    package, *words = name.split(".")
+    inner = package == "maskfeat_kernels" and words[:1] in (["hog"], ["tokens"])
+    return ".".join(words[: 2 if inner else 1])
 
 
 def circle(modules: dict[str, str]) -> list[str]:  # sources by dotted name
@@ -201,9 +237,9 @@ def test_python_imports_follow_the_arrows(path):
     assert import_offences(module, path.read_text()) == []
 
 
-def test_nothing_of_the_training_layer_imports_in_a_circle():
-    files = [path for path in PYTHON_FILES if path.is_relative_to(ROOT / "maskfeat")]
-    assert circle({".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text() for path in files}) == []
+def test_nothing_imports_in_a_circle():
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text() for path in PYTHON_FILES}
+    assert circle(modules) == []
 
 
 def test_a_circle_is_found():
@@ -223,7 +259,7 @@ def test_a_room_of_csrc_is_seen_at_a_glance(folder):
 
 
 def test_the_files_under_test_were_found():
-    assert {"maskfeat_kernels/hog.py", "csrc/hog/cpu/cells.cpp"} <= {
+    assert {"maskfeat_kernels/hog/api.py", "csrc/hog/cpu/cells.cpp"} <= {
         path.relative_to(ROOT).as_posix() for path in PYTHON_FILES + CXX_FILES
     }
 
@@ -231,19 +267,27 @@ def test_the_files_under_test_were_found():
 @pytest.mark.parametrize(
     "module, source",
     [
-        ("maskfeat_kernels.hog", "import maskfeat"),
-        ("maskfeat_kernels.hog", "def f():\n    from maskfeat.model import MaskFeat"),
+        ("maskfeat_kernels.hog.api", "import maskfeat"),
+        ("maskfeat_kernels.hog.api", "def f():\n    from maskfeat.model import MaskFeat"),
         ("maskfeat_kernels.testing", "from benchmarks.rivals import hog_layer"),
         ("maskfeat_kernels.testing", "import tests.oracle"),
-        ("maskfeat_kernels.hog", "import triton.language as tl"),
+        ("maskfeat_kernels.hog.api", "import triton.language as tl"),
         ("maskfeat_kernels.__init__", "from triton import jit"),
-        ("maskfeat_kernels.hog_triton", "from . import hog_reference"),
-        ("maskfeat_kernels.hog_reference", "from .hog_triton import hog"),
-        ("maskfeat_kernels.hog_reference", "from maskfeat_kernels.backend import choose_backend"),
-        ("maskfeat_kernels.compat.hog_reference", "from ..hog_triton import hog"),
-        ("maskfeat.target", "from maskfeat_kernels import ops"),
-        ("maskfeat.target", "from maskfeat_kernels.hog import fused_hog"),
-        ("maskfeat.target", "import maskfeat_kernels.hog_reference"),
+        ("maskfeat_kernels.__init__", "from .library import compiled_devices"),
+        ("maskfeat_kernels.hog.api", "from ..tokens.api import fused_masked_gather"),
+        ("maskfeat_kernels.hog.api", "from .. import tokens"),
+        ("maskfeat_kernels.tokens.triton", "from ..hog.triton.votes import tile"),
+        ("maskfeat_kernels.hog.triton.launch", "from .. import reference"),
+        ("maskfeat_kernels.hog.triton.launch", "from ..api import fused_hog"),
+        ("maskfeat_kernels.hog.reference", "def f():\n    from .triton import cells"),
+        ("maskfeat_kernels.hog.reference", "from maskfeat_kernels.backend import choose_backend"),
+        ("maskfeat_kernels.hog.plan", "from .ops import pack"),
+        ("maskfeat_kernels.hog.spec", "from .plan import cell_axes"),
+        ("maskfeat_kernels.checks", "from .hog.spec import HogSpec"),
+        ("maskfeat_kernels.compat.skimage", "from ..hog.triton.cells import hog"),
+        ("maskfeat.target", "from maskfeat_kernels import library"),
+        ("maskfeat.target", "from maskfeat_kernels.hog.api import fused_hog"),
+        ("maskfeat.target", "import maskfeat_kernels.hog.reference"),
         ("maskfeat.target", "import triton"),
         ("maskfeat.encoders.vit", "from ..run.device import autocast"),
         ("maskfeat.encoders.vit", "from ..config import Recipe"),
@@ -262,10 +306,11 @@ def test_an_offending_import_is_found(module, source):
 @pytest.mark.parametrize(
     "module, source",
     [
-        ("maskfeat_kernels.hog", "import torch\nfrom . import hog_reference, ops\nfrom .spec import HogSpec"),
-        ("maskfeat_kernels.hog_triton", "import triton\nfrom .spec import HogSpec\nfrom . import ops"),
-        ("maskfeat_kernels.hog_blocks_triton", "from .hog_triton import hog\nfrom .blocks import Region"),
-        ("maskfeat_kernels.compat.skimage", "from ..hog import fused_hog\nfrom .. import spec"),
+        ("maskfeat_kernels.hog.api", "import torch\nfrom . import ops, reference\nfrom .spec import HogSpec"),
+        ("maskfeat_kernels.hog.triton.cells", "import triton\nfrom ..spec import HogSpec\nfrom .. import ops"),
+        ("maskfeat_kernels.hog.triton.launch", "from .cells import hog\nfrom ..plan import Region"),
+        ("maskfeat_kernels.tokens.triton", "import triton\nfrom ..library import TAGS"),
+        ("maskfeat_kernels.compat.skimage", "from ..hog.api import fused_hog\nfrom ..hog import spec"),
         ("maskfeat.target", "import maskfeat_kernels\nfrom maskfeat_kernels import MASKFEAT, fused_hog"),
         ("maskfeat.target", "from maskfeat_kernels.compat.slowfast import HOGLayerC\nfrom . import mask"),
         ("maskfeat.run.train", "from .. import config\nfrom ..data.loader import Loader\nfrom .step import part_loss"),

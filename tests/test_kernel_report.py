@@ -49,7 +49,7 @@ def test_no_cuda_kernel_spills(source, architecture):
 @needs_triton
 @pytest.mark.parametrize("target", ["90", *(pytest.param(target, marks=slow) for target in ("80", "100", "gfx942"))])
 def test_no_triton_kernel_spills(target):
-    kernels = triton_kernels([f"maskfeat_kernels.{module}" for module in TRITON_MODULES], (target,))
+    kernels = triton_kernels(TRITON_MODULES, (target,))
     assert {kernel.target.removeprefix("sm_").rstrip("a") for kernel in kernels} == {target}
     assert faults(kernels) == []
 

@@ -6,7 +6,8 @@ from conftest import OPAQUE, device_of
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 
-from maskfeat_kernels import fused_mask_tokens, fused_masked_gather, ops
+from maskfeat_kernels import fused_mask_tokens, fused_masked_gather
+from maskfeat_kernels.library import op
 from maskfeat_kernels.testing import FLOATS
 
 OPS = ("masked_gather", "masked_scatter_add", "mask_tokens", "masked_sum")
@@ -64,13 +65,13 @@ def test_opcheck(backend, shape, dtype):
 
 
 def test_the_ops_are_opaque_calls_that_keep_strides():
-    assert [str(op_of(name, "cpu")._schema).removeprefix("maskfeat_kernels::") for name in OPS] == [
+    assert [str(op(name)._schema).removeprefix("maskfeat_kernels::") for name in OPS] == [
         "masked_gather(Tensor tokens, Tensor token_ids) -> Tensor",
         "masked_scatter_add(Tensor values, Tensor token_ids, SymInt length) -> Tensor",
         "mask_tokens(Tensor tokens, Tensor mask_token, Tensor mask) -> Tensor",
         "masked_sum(Tensor x, Tensor mask) -> Tensor",
     ]
-    assert all(torch.Tag.needs_exact_strides in op_of(name, "cpu").tags for name in OPS)
+    assert all(torch.Tag.needs_exact_strides in op(name).tags for name in OPS)
 
 
 X, IDS, TOKEN, MASK = (x.cpu() for x in inputs("cpu", 2, 5, 4, 3))
@@ -92,7 +93,7 @@ X, IDS, TOKEN, MASK = (x.cpu() for x in inputs("cpu", 2, 5, 4, 3))
 def test_an_op_called_by_itself_refuses_what_it_cannot_read(compiled_backend, name, arguments, message):
     arguments = [x.to(device_of(compiled_backend)) if isinstance(x, torch.Tensor) else x for x in arguments]
     with pytest.raises(RuntimeError, match=message):
-        getattr(ops, name)(*arguments)
+        op(name)(*arguments)
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by dynamo itself

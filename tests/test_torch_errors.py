@@ -14,10 +14,12 @@ from maskfeat_kernels import (
     fused_mask_tokens,
     fused_masked_gather,
     hog_image,
-    ops,
+    library,
 )
-from maskfeat_kernels.blocks import Region
 from maskfeat_kernels.compat.skimage import hog as skimage_hog
+from maskfeat_kernels.hog import ops as hog_ops
+from maskfeat_kernels.hog.plan import Region
+from maskfeat_kernels.tokens import ops as token_ops
 
 needs_cpu = pytest.mark.skipif("cpu" not in BACKENDS, reason="the extension is not built")
 
@@ -33,7 +35,7 @@ BEYOND = {  # calls, and the petabytes that they ask for
     "hog_blocks": (lambda: fused_hog(huge(2**45, 1, 24, 24), SKIMAGE), 2**45 * 81 * 4),
     "hog with a gradient": (lambda: fused_hog(huge(2**45, 8, 8).requires_grad_()), 2**45 * 9 * 4),
     "hog_blocks_backward": (
-        lambda: ops.hog_blocks_backward(torch.ones(9, 1, 1), huge(P, P), MASKFEAT, Region(0, 0, 8, 8, 8)),
+        lambda: hog_ops.hog_blocks_backward(torch.ones(9, 1, 1), huge(P, P), MASKFEAT, Region(0, 0, 8, 8, 8)),
         P * P * 4,
     ),
     "hog_tokens": (
@@ -42,11 +44,11 @@ BEYOND = {  # calls, and the petabytes that they ask for
     ),
     "masked_gather": (lambda: fused_masked_gather(huge(2, 9, P), huge(2, P, dtype=torch.int64)), 2 * P * P * 4),
     "masked_scatter_add": (
-        lambda: ops.masked_scatter_add(huge(2, 1, P), huge(2, 1, dtype=torch.int64), P),
+        lambda: token_ops.masked_scatter_add(huge(2, 1, P), huge(2, 1, dtype=torch.int64), P),
         2 * P * P * 4,
     ),
     "mask_tokens": (lambda: fused_mask_tokens(huge(2, P, P), huge(P), huge(2, P, dtype=torch.bool)), 2 * P * P * 4),
-    "masked_sum": (lambda: ops.masked_sum(huge(1, 1, P * P), huge(1, 1, dtype=torch.bool)), P * P * 4),
+    "masked_sum": (lambda: token_ops.masked_sum(huge(1, 1, P * P), huge(1, 1, dtype=torch.bool)), P * P * 4),
 }
 
 
@@ -98,9 +100,9 @@ def test_out_of_memory_on_a_gpu_is_the_error_that_people_halve_batches_on(monkey
             raise refusal
         return torch.empty(3, device="meta")
 
-    monkeypatch.setattr(ops, "_op", lambda name: op)
+    monkeypatch.setattr(library, "op", lambda name: op)
     with pytest.raises(torch.OutOfMemoryError, match=message):
-        ops._with_room("an op")(OnGpu(fits))
+        library.compiled("an op")(OnGpu(fits))
 
 
 @pytest.mark.parametrize(
@@ -110,9 +112,9 @@ def test_another_error_stays_as_it_is(monkeypatch, error):
     def op(x):
         raise error
 
-    monkeypatch.setattr(ops, "_op", lambda name: op)
+    monkeypatch.setattr(library, "op", lambda name: op)
     with pytest.raises(type(error)) as got:
-        ops._with_room("an op")(torch.zeros(1))
+        library.compiled("an op")(torch.zeros(1))
     assert got.value is error
 
 

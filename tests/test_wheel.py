@@ -18,10 +18,10 @@ from maskfeat_kernels.compat.skimage import hog
 assert hog(numpy.zeros((24, 24), numpy.uint8)).shape == (81,)
 assert "torch" not in sys.modules
 import torch, maskfeat_kernels
-from maskfeat_kernels import ops
+from maskfeat_kernels import library
 assert maskfeat_kernels.__file__.startswith({environment!r}), maskfeat_kernels.__file__
 assert maskfeat_kernels.fused_hog(torch.zeros(1, 8, 8)).shape == (1, 9, 1, 1)
-print(*ops.compiled_devices)
+print(*library.compiled_devices)
 """
 
 

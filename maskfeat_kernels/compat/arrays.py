@@ -5,8 +5,8 @@ from importlib import import_module
 
 import numpy as np
 
-from ..blocks import Region, block_shape, pack
-from ..spec import HogSpec
+from ..hog.plan import Region, block_shape, pack
+from ..hog.spec import HogSpec
 
 try:
     _numpy_ops = import_module("maskfeat_kernels._numpy_ops")
@@ -40,9 +40,10 @@ def hog_blocks(
     Raises RuntimeError where ``x`` is an array and the module for arrays is not built.
     """
     if is_tensor(x):
-        from .. import backend, hog
+        from .. import backend
+        from ..hog import api
 
-        return hog.hog_blocks(x, spec, region, backend.choose_backend(x.device, "auto"))
+        return api.hog_blocks(x, spec, region, backend.choose_backend(x.device, "auto"))
     ops = compiled("HOG of NumPy arrays", ", or give torch tensors")
     if not (x.flags.aligned and x.dtype.isnative and not any(stride % x.itemsize for stride in x.strides)):
         x = np.array(x, x.dtype.newbyteorder("="))

@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
-from ..blocks import Region
-from ..spec import OPENCV, HogSpec
+from ..hog.plan import Region
+from ..hog.spec import OPENCV, HogSpec
 from . import arrays
 from .arrays import hog_blocks, is_tensor, like, to_numpy
 from .opencv_checks import as_bool, as_integer, as_number, as_pair, as_pixels, as_places, error

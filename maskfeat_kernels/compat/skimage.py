@@ -6,8 +6,8 @@ import operator
 
 import numpy as np
 
-from ..blocks import whole
-from ..spec import SKIMAGE, HogSpec
+from ..hog.plan import whole
+from ..hog.spec import SKIMAGE, HogSpec
 from .arrays import hog_blocks, is_tensor, like, to_numpy
 
 NORMS = {"L1": "l1", "L1-sqrt": "l1-sqrt", "L2": "l2", "L2-Hys": "l2-hys"}
@@ -119,7 +119,7 @@ def _arithmetic(x) -> str:
 def _pixels(image, sqrt: bool, channel_axis):
     """(pixels, wide): [C, H, W] or [H, W] of a dtype of the kernels; whether the result is float64."""
     if is_tensor(image):
-        from ..masked_gather import check_dense
+        from ..checks import check_dense
 
         check_dense("image", image)
     x = image if is_tensor(image) else np.atleast_2d(image)

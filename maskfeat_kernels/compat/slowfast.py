@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ..hog import fused_hog
-from ..spec import MASKFEAT, gaussian_kernel
+from ..hog.api import fused_hog
+from ..hog.spec import MASKFEAT, gaussian_kernel
 
 
 class HOGLayerC(nn.Module):

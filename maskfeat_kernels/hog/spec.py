@@ -3,7 +3,8 @@
 import dataclasses
 import difflib
 import math
-import operator
+
+from ..scalars import at_least, is_bool, not_negative, pair
 
 CHOICES = {
     "gradient": ("sobel", "central"),
@@ -112,7 +113,7 @@ class HogSpec:
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
             keep(name, bool(getattr(self, name)))
         for name in ("block_sigma", "eps", "clip"):
-            keep(name, _not_negative(name, getattr(self, name)))
+            keep(name, not_negative(name, getattr(self, name)))
         keep("bins", at_least("bins", self.bins, 1))
         keep("gaussian_window", at_least("gaussian_window", self.gaussian_window, 0))
         keep("cell", pair("cell", self.cell, "(height, width)"))
@@ -188,48 +189,6 @@ def cotangent(k: int, bins: int) -> float:
     if 4 * k == bins:
         return 1.0
     return 1.0 / math.tan(k * math.pi / bins)
-
-
-def at_least(name: str, value, least: int) -> int:
-    """``value`` as an int, if it is one and not below ``least``."""
-    try:
-        if is_bool(value):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {value!r}")
-    return number
-
-
-def pair(name: str, value, axes: str) -> tuple[int, int]:
-    """An int, for both, or two of them in a tuple, a list or an array; each at least 1."""
-    if not isinstance(value, (tuple, list)):
-        value = value.tolist() if hasattr(value, "tolist") and not is_bool(value) else value
-        value = value if isinstance(value, list) else (value, value)
-    if len(value) != 2:
-        raise ValueError(f"{name} must be an int or {axes}, got {value!r}")
-    return at_least(name, value[0], 1), at_least(name, value[1], 1)
-
-
-def is_bool(value) -> bool:
-    """Whether a value is a truth value of Python or NumPy, which this file does not import."""
-    if isinstance(value, (int, float)):
-        return isinstance(value, bool)
-    return (type(value).__module__, type(value).__name__.strip("_")) == ("numpy", "bool")
-
-
-def _not_negative(name: str, value) -> float:
-    try:
-        if isinstance(value, str) or is_bool(value):
-            raise TypeError
-        number = float(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{name} must be finite and not negative, got {value!r}")
-    return number
 
 
 MASKFEAT = HogSpec(bins=9, cell=8)

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from .blocks import OPENCV_ARC_TANGENT, CellAxis, Region, cell_axes, epsilons
-from .hog_reference import finite_or_nan, orientation_bin
+from .cells_reference import finite_or_nan, orientation_bin
+from .plan import OPENCV_ARC_TANGENT, CellAxis, Region, cell_axes, epsilons
 from .spec import HogSpec, cotangent
 
 

@@ -5,11 +5,13 @@ import warnings
 
 import torch
 
-from . import hog_blocks_reference, hog_reference, ops
-from .backend import choose_backend
-from .blocks import Region, whole
-from .masked_gather import STRIDED, check_companion, check_dense, check_token_ids, needs_autograd
-from .spec import MASKFEAT, HogSpec, at_least
+from ..backend import choose_backend
+from ..checks import STRIDED, check_companion, check_dense, check_token_ids
+from ..library import needs_autograd
+from ..scalars import at_least
+from . import cells_reference, ops, reference
+from .plan import Region, whole
+from .spec import MASKFEAT, HogSpec
 
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -67,7 +69,7 @@ def fused_hog(
         _warn_of_unit_range(x)
     if spec.is_maskfeat and not needs_autograd(x):
         if backend == "reference":
-            return hog_reference.hog(x, spec)
+            return cells_reference.hog(x, spec)
         return _kernels(backend).hog(x, spec.bins, *spec.cell, spec.gaussian_window)
     return hog_blocks(x, spec, whole(spec, *x.shape[-2:]), backend)
 
@@ -126,7 +128,7 @@ def fused_hog_tokens(
         check_token_ids(token_ids, x.shape[1] * grid)
     backend = choose_backend(x.device, backend)
     if backend == "reference":
-        return hog_reference.hog_tokens(x, token_ids, patch_size, spec)
+        return cells_reference.hog_tokens(x, token_ids, patch_size, spec)
     return _kernels(backend).hog_tokens(x, token_ids, patch_size, spec.bins, *spec.cell, spec.gaussian_window)
 
 
@@ -179,7 +181,7 @@ def hog_blocks(
     if spec.arithmetic == "skimage" and backend not in ("reference", "cpu"):
         raise ValueError(f"arithmetic 'skimage' needs backend 'cpu' or 'reference', got {backend!r}; or take 'exact'")
     if backend == "reference":
-        return hog_blocks_reference.hog_blocks(x, spec, region)
+        return reference.hog_blocks(x, spec, region)
     if torch.jit.is_tracing():
         raise RuntimeError(
             "torch.jit.trace cannot record HOG of this dialect or with a gradient, as it knows no lists of sizes: use"
@@ -229,18 +231,18 @@ class _HogGradient(torch.autograd.Function):
 def _kernels(backend: str):
     """The functions hog and hog_tokens of a backend."""
     if backend == "triton":
-        from . import hog_triton
+        from .triton import cells
 
-        return hog_triton
+        return cells
     return ops
 
 
 def _block_kernels(backend: str):
     """The functions hog_blocks and hog_blocks_backward of a backend."""
     if backend == "triton":
-        from . import hog_blocks_triton
+        from .triton import launch
 
-        return hog_blocks_triton
+        return launch
     return ops
 
 

@@ -18,9 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import ops
-from .hog_votes_triton import constant, tile, tree_sum
-from .spec import edge_cotangents
+from ...library import TAGS
+from ..ops import hog_dtype, register_hog_ops
+from ..spec import edge_cotangents
+from .votes import constant, tile, tree_sum
 
 # Pixels of a row of a program. The interpreter takes its time per program, whatever the size.
 _PIXELS = 16384 if triton.knobs.runtime.interpret else 256
@@ -186,7 +187,7 @@ def _hog_kernel(
         tl.store(place, histogram[k] * scale, mask=exists)
 
 
-@torch.library.custom_op("maskfeat_kernels::hog_triton", mutates_args=(), tags=ops.TAGS)
+@torch.library.custom_op("maskfeat_kernels::hog_triton", mutates_args=(), tags=TAGS)
 def hog(x: Tensor, bins: int, cell_h: int, cell_w: int, gaussian_window: int) -> Tensor:
     """[..., H, W] -> [..., bins, H // cell_h, W // cell_w]"""
     if x.ndim > 5:  # more leading axes than strides of the kernel; those that step evenly become one
@@ -196,13 +197,13 @@ def hog(x: Tensor, bins: int, cell_h: int, cell_w: int, gaussian_window: int) ->
         return hog(merged, bins, cell_h, cell_w, gaussian_window).unflatten(0, x.shape[: x.ndim - 4])
     x5 = x.reshape((1,) * (5 - x.ndim) + x.shape)
     height, width = x.shape[-2:]
-    out = x.new_empty((*x.shape[:-2], bins, height // cell_h, width // cell_w), dtype=ops.hog_dtype(x))
+    out = x.new_empty((*x.shape[:-2], bins, height // cell_h, width // cell_w), dtype=hog_dtype(x))
     if out.numel():
         _launch(x5, x5, out, bins, cell_h, cell_w, gaussian_window, x5.shape[:3].numel(), height, width, patch_size=0)
     return out
 
 
-@torch.library.custom_op("maskfeat_kernels::hog_tokens_triton", mutates_args=(), tags=ops.TAGS)
+@torch.library.custom_op("maskfeat_kernels::hog_tokens_triton", mutates_args=(), tags=TAGS)
 def hog_tokens(
     x: Tensor,
     token_ids: Tensor,
@@ -215,14 +216,14 @@ def hog_tokens(
     """[B, T, C, H, W], [B, K] -> [B, K, C * bins * (patch_size // cell_h) * (patch_size // cell_w)]"""
     channels, count = x.shape[2], token_ids.numel()
     features = channels * bins * (patch_size // cell_h) * (patch_size // cell_w)
-    out = x.new_empty((*token_ids.shape, features), dtype=ops.hog_dtype(x))
+    out = x.new_empty((*token_ids.shape, features), dtype=hog_dtype(x))
     if out.numel():
         side = patch_size
         _launch(x, token_ids, out, bins, cell_h, cell_w, gaussian_window, count * channels, side, side, patch_size)
     return out
 
 
-ops.register_hog_ops(hog, hog_tokens)
+register_hog_ops(hog, hog_tokens)
 
 
 def _launch(x, token_ids, out, bins, cell_h, cell_w, window, regions, height, width, patch_size) -> None:

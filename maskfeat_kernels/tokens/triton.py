@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import ops
+from ..library import TAGS
+from .ops import register_token_ops
 
 _BYTES_OF_TILE = 4096  # two 16-byte accesses for each of 128 threads; with four, some do not fit the registers
 _SLICE_ROWS, _SLICES = 32, 8
@@ -185,10 +186,7 @@ def _sum_kernel(
     tl.store(sums + chunk * D + d, tl.sum(total, axis=0), mask=d < D)
 
 
-_TAGS = (torch.Tag.needs_exact_strides,)
-
-
-@torch.library.custom_op("maskfeat_kernels::masked_gather_triton", mutates_args=(), tags=_TAGS)
+@torch.library.custom_op("maskfeat_kernels::masked_gather_triton", mutates_args=(), tags=TAGS)
 def masked_gather(tokens: Tensor, token_ids: Tensor) -> Tensor:
     (batch, length, width), count = tokens.shape, token_ids.shape[1]
     out = tokens.new_empty((batch, count, width))
@@ -203,7 +201,7 @@ def masked_gather(tokens: Tensor, token_ids: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op("maskfeat_kernels::masked_scatter_add_triton", mutates_args=(), tags=_TAGS)
+@torch.library.custom_op("maskfeat_kernels::masked_scatter_add_triton", mutates_args=(), tags=TAGS)
 def masked_scatter_add(values: Tensor, token_ids: Tensor, length: int) -> Tensor:
     batch, count, width = values.shape
     out = values.new_empty((batch, length, width))
@@ -218,7 +216,7 @@ def masked_scatter_add(values: Tensor, token_ids: Tensor, length: int) -> Tensor
     return out
 
 
-@torch.library.custom_op("maskfeat_kernels::mask_tokens_triton", mutates_args=(), tags=_TAGS)
+@torch.library.custom_op("maskfeat_kernels::mask_tokens_triton", mutates_args=(), tags=TAGS)
 def mask_tokens(tokens: Tensor, mask_token: Tensor, mask: Tensor) -> Tensor:
     batch, length, width = tokens.shape
     out = tokens.new_empty(tokens.shape)
@@ -234,7 +232,7 @@ def mask_tokens(tokens: Tensor, mask_token: Tensor, mask: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op("maskfeat_kernels::masked_sum_triton", mutates_args=(), tags=_TAGS)
+@torch.library.custom_op("maskfeat_kernels::masked_sum_triton", mutates_args=(), tags=TAGS)
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     dtype, masked = x.dtype, True
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -256,7 +254,7 @@ def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
         x, masked = sums, False
 
 
-ops.register_token_ops(masked_gather, masked_scatter_add, mask_tokens, masked_sum)
+register_token_ops(masked_gather, masked_scatter_add, mask_tokens, masked_sum)
 
 
 def _tile(tokens: Tensor) -> tuple[int, int]:  # BLOCK_R, BLOCK_D

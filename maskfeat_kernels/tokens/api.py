@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
-from . import masked_gather_reference, ops
-from .backend import choose_backend
+from ..backend import choose_backend
+from ..checks import STRIDED, check_companion, check_dense, check_token_ids
+from ..library import needs_autograd
+from . import ops, reference
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-STRIDED = torch.strided
 
 
 def fused_masked_gather(
@@ -97,39 +98,6 @@ def _check_tokens(tokens: Tensor) -> None:
         raise ValueError(f"tokens must have the axes [B, N, D], got shape {tuple(tokens.shape)}")
 
 
-def check_dense(name: str, x: Tensor) -> None:
-    """Refuse a tensor that is not numbers at even steps in memory: sparse, of MKL-DNN, nested, masked."""
-    masked = isinstance(x, torch.masked.MaskedTensor)
-    if x.layout is STRIDED and not x.is_nested and not masked:
-        return
-    kind, advice = str(x.layout).removeprefix("torch."), "take its to_dense()"
-    if x.is_nested:
-        kind, advice = "nested", "take one of its unbind() at a time"
-    elif masked:
-        kind, advice = "masked", "take its get_data(), or to_tensor(value)"
-    raise TypeError(f"{name} must be a dense tensor, got a {kind} one; {advice}")
-
-
-def check_companion(name: str, x: Tensor, dtype: torch.dtype, leader_name: str, leader: Tensor) -> None:
-    """Refuse a tensor that is not of ``dtype`` or not on the device of ``leader``."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if x.layout is not STRIDED or x.is_nested or type(x) is not Tensor:
-        check_dense(name, x)
-    if x.dtype != dtype:
-        raise TypeError(f"{name} must be {str(dtype).removeprefix('torch.')}, got {x.dtype}")
-    if x.device != leader.device:
-        raise ValueError(f"{name} must be on the device of {leader_name}, {leader.device}, got {x.device}")
-
-
-def check_token_ids(token_ids: Tensor, length: int) -> None:
-    """Refuse ids that are not in 0 .. length - 1."""
-    wrong = ((token_ids < 0) | (token_ids >= length)).nonzero()
-    if len(wrong):
-        b, k = wrong[0].tolist()
-        raise IndexError(f"token_ids[{b}, {k}] is {token_ids[b, k]}, outside 0 .. N - 1 with N = {length}")
-
-
 # The two moves and their adjoints, on any backend. The gradient of each is one of the four again.
 
 
@@ -160,22 +128,12 @@ def _sum(x: Tensor, mask: Tensor, backend: str) -> Tensor:
 def _kernels(backend: str):
     """The four functions masked_gather, masked_scatter_add, mask_tokens and masked_sum of a backend."""
     if backend == "reference":
-        return masked_gather_reference
+        return reference
     if backend == "triton":
-        from . import masked_gather_triton
+        from . import triton
 
-        return masked_gather_triton
+        return triton
     return ops
-
-
-def needs_autograd(*inputs: Tensor) -> bool:
-    """Whether to pay for an autograd.Function, some ten times the price of a bare op.
-
-    Under a transform of torch.func a tensor does not tell: inside vmap, requires_grad is that of the wrapper.
-    """
-    if torch._C._are_functorch_transforms_active():
-        return any(x.is_floating_point() for x in inputs)
-    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
 def _takes_gradient(*inputs: Tensor) -> bool:

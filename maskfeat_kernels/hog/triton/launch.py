@@ -9,11 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import ops
-from .blocks import OPENCV_ARC_TANGENT, CellAxis, Region, block_shape, pack
-from .hog_blocks_kernels_triton import cells_kernel, normalise_kernel, pixels_kernel, spread_kernel
-from .hog_votes_triton import Axis, Cells, Dialect, Image, Strides, hidden, tile
-from .spec import CHOICES, DALAL_TRIGGS, SKIMAGE, HogSpec, cotangent, edge_cotangents
+from ...library import TAGS
+from .. import ops
+from ..plan import OPENCV_ARC_TANGENT, CellAxis, Region, block_shape, pack
+from ..spec import CHOICES, DALAL_TRIGGS, SKIMAGE, HogSpec, cotangent, edge_cotangents
+from .blocks import cells_kernel, normalise_kernel, pixels_kernel, spread_kernel
+from .votes import Axis, Cells, Dialect, Image, Strides, hidden, tile
 
 # Numbers of a program. The interpreter takes its time per program, whatever the size.
 _INTERPRETED = triton.knobs.runtime.interpret
@@ -35,7 +36,7 @@ _ARC = {
 @torch.library.custom_op(
     "maskfeat_kernels::hog_blocks_triton",
     mutates_args=(),
-    tags=ops.TAGS,
+    tags=TAGS,
     schema="(Tensor x, int[] numbers, float[] reals, SymInt[] region, SymInt[] shape) -> Tensor",
 )
 def hog_blocks_op(x, numbers, reals, region, shape):
@@ -51,7 +52,7 @@ def hog_blocks_op(x, numbers, reals, region, shape):
 @torch.library.custom_op(
     "maskfeat_kernels::hog_blocks_backward_triton",
     mutates_args=(),
-    tags=ops.TAGS,
+    tags=TAGS,
     schema="(Tensor grad, Tensor x, int[] numbers, float[] reals, SymInt[] region) -> Tensor",
 )
 def hog_blocks_backward_op(grad, x, numbers, reals, region):

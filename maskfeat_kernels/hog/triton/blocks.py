@@ -20,7 +20,7 @@ and of every cell that weights one of them 1 number (linear: 2). No sum depends 
 import triton
 import triton.language as tl
 
-from .hog_votes_triton import (
+from .votes import (
     angle_rate,
     constant,
     pixel,

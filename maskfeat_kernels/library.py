@@ -1,0 +1,122 @@
+"""The library of ops in PyTorch and the shared object with their compiled kernels, which is loaded here.
+
+An op's schema, fake kernel and batching rule are in its ``ops.py``; ``csrc`` registers its kernels for each device.
+"""
+
+import ctypes
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "maskfeat_kernels"
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+TAGS = (torch.Tag.needs_exact_strides,)
+
+
+def define(schema: str) -> None:
+    """Make an op known to PyTorch."""
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *TAGS))
+
+
+# A missing file means "not built"; a file that does not load is a broken build and raises here.
+_shared_object = Path(__file__).with_name("_torch_ops.so")
+_record = None
+if _shared_object.exists():
+    torch.ops.load_library(_shared_object)
+    _record = ctypes.CDLL(str(_shared_object))
+
+
+def _built_with(name: str) -> str:
+    """What ``csrc/common/build_record.cpp`` says; nothing where there is no shared object, or one of older sources."""
+    function = getattr(_record, f"maskfeat_{name}", None)
+    if function is None:
+        return ""
+    function.restype = ctypes.c_char_p
+    return function().decode()
+
+
+def find_compiled_devices() -> list[str]:
+    """Those that the shared object has kernels for; not GPUs of AMD, which torch also names "cuda"."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    devices = ["cpu"] if torch.version.hip else ["cpu", "cuda"]
+    return [device for device in devices if has(f"{NAMESPACE}::hog", device.upper())]
+
+
+compiled_devices = find_compiled_devices()
+cuda_archs = _built_with("cuda_archs").split()
+"""Architectures that the CUDA kernels are compiled for: ["80", "90"]."""
+_why_no_cuda = _built_with("no_cuda")
+_OUT_OF_MEMORY = "maskfeat_kernels: out of memory"  # what the shared object says of it
+
+
+def op(name: str) -> torch._ops.OpOverload:
+    """An op, as PyTorch calls it."""
+    return getattr(torch.ops.maskfeat_kernels, name).default
+
+
+def compiled(name: str):
+    """The op, but out of memory raises what ``torch.empty`` raises, which only an allocation by torch can."""
+    kernel = op(name)
+
+    def call(*arguments):
+        try:
+            return kernel(*arguments)
+        except RuntimeError as error:
+            if _OUT_OF_MEMORY not in str(error):
+                raise
+            message = str(error)
+        x = arguments[0]
+        result = kernel(*(y.to("meta") if isinstance(y, Tensor) else y for y in arguments))
+        x.new_empty(result.shape, dtype=result.dtype)
+        if x.is_cuda:  # it was scratch
+            raise torch.OutOfMemoryError(f"CUDA out of memory. {message}")
+        raise RuntimeError(message)
+
+    return call
+
+
+def why_not_compiled(device: str) -> str | None:
+    """None if the shared object holds kernels for ``device`` ("cpu" or "cuda"), else what to do about it."""
+    if device in compiled_devices:
+        return None
+    if device == "cuda" and torch.version.hip:
+        return "this torch is built for ROCm"
+    if not compiled_devices:
+        if sys.platform == "win32":
+            return "there are no compiled kernels for Windows"
+        return "the compiled extension is not built; run `pip install .` in the source tree"
+    return f"the extension was built without it ({_why_no_cuda}); rebuild with MASKFEAT_BUILD={device}"
+
+
+def fold(op, info, in_dims, *args):
+    """Batching rule of an op whose tensors all begin with the axis B: the new axis becomes a part of it."""
+
+    def folded(x, dim):
+        if not isinstance(x, torch.Tensor):
+            return x
+        x = x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+        return x.flatten(0, 1)
+
+    out = op(*map(folded, args, in_dims))
+    return out.unflatten(0, (info.batch_size, out.shape[0] // info.batch_size)), 0
+
+
+def loop(op, info, in_dims, *args):
+    """Batching rule of any op: a call for each index of the new axis."""
+
+    def call(i):
+        return op(*(x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)))
+
+    return torch.stack([call(i) for i in range(info.batch_size)]), 0
+
+
+def needs_autograd(*inputs: Tensor) -> bool:
+    """Whether to pay for an autograd.Function, some ten times the price of a bare op.
+
+    Under a transform of torch.func a tensor does not tell: inside vmap, requires_grad is that of the wrapper.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return any(x.is_floating_point() for x in inputs)
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)

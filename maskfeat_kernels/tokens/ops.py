@@ -1,0 +1,35 @@
+"""The compiled ops of the token moves: schema, fake kernel and batching rule of each."""
+
+from functools import partial
+
+import torch
+
+from ..library import LIBRARY, compiled, define, fold, loop, op
+
+for _schema in (
+    "masked_gather(Tensor tokens, Tensor token_ids) -> Tensor",
+    "masked_scatter_add(Tensor values, Tensor token_ids, SymInt length) -> Tensor",
+    "mask_tokens(Tensor tokens, Tensor mask_token, Tensor mask) -> Tensor",
+    "masked_sum(Tensor x, Tensor mask) -> Tensor",
+):
+    define(_schema)
+
+masked_gather = compiled("masked_gather")
+masked_scatter_add = compiled("masked_scatter_add")
+mask_tokens = compiled("mask_tokens")
+masked_sum = compiled("masked_sum")
+
+
+def register_token_ops(masked_gather, masked_scatter_add, mask_tokens, masked_sum) -> None:
+    """Give these ops their fake kernels and batching rules, the same for each backend."""
+    for move, fake, rule in (
+        (masked_gather, lambda tokens, ids: tokens.new_empty((*ids.shape, tokens.shape[2])), fold),
+        (masked_scatter_add, lambda x, ids, length: x.new_empty((x.shape[0], length, x.shape[2])), fold),
+        (mask_tokens, lambda tokens, mask_token, mask: tokens.new_empty(tokens.shape), loop),
+        (masked_sum, lambda x, mask: x.new_empty(x.shape[2]), loop),
+    ):
+        torch.library.register_fake(move, fake, lib=LIBRARY)
+        torch.library.register_vmap(move, partial(rule, move), lib=LIBRARY)
+
+
+register_token_ops(*map(op, ("masked_gather", "masked_scatter_add", "mask_tokens", "masked_sum")))
