@@ -1,4 +1,4 @@
-"""The benchmarks: one command, every rival, and what it wrote as tables, plots and the results of the README.
+"""The benchmarks: one command, every rival, and what it wrote as tables, plots and the results in the documents.
 
 ::
 
@@ -7,7 +7,7 @@
                          [--only PATTERN] [--without BACKEND:OP ...]
     python -m benchmarks report FILE... [--out FOLDER]    tables and plots from JSON alone, machines side by side
     python -m benchmarks report FILE... --join JSON       one report of runs of different cases on one machine
-    python -m benchmarks readme [--check]                 the results in README.md, from benchmarks/results/*.json
+    python -m benchmarks readme [--check]                 the results in README.md and docs/benchmarks.md
 """
 
 import argparse

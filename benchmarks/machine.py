@@ -105,7 +105,7 @@ def flags() -> dict[str, str]:
 def commit(tree: Path = ROOT) -> str | None:
     """The commit of the sources; outside a git repository what MASKFEAT_COMMIT says, or None.
 
-    Followed by "+" if tracked files differ from it, but for README.md and the results, which a run is about to rewrite.
+    Followed by "+" if tracked files differ from it. The results, and the documents that have them, do not count.
     """
     elsewhere = os.environ.get("MASKFEAT_COMMIT")
     git = ["git", "-C", str(tree)]
@@ -116,7 +116,7 @@ def commit(tree: Path = ROOT) -> str | None:
     if head.returncode:
         return elsewhere
     status = [*git, "status", "--porcelain", "--untracked-files=no", "--", ":/"]
-    status += [":(top,exclude)benchmarks/results", ":(top,exclude)README.md"]
+    status += [f":(top,exclude){name}" for name in ("benchmarks/results", "docs/benchmarks.md", "README.md")]
     changes = subprocess.run(status, capture_output=True, text=True, check=True)
     return head.stdout.strip() + ("+" if changes.stdout else "")
 

@@ -19,17 +19,17 @@ from benchmarks.tables import aligned, share, table, time_of, wrong_pixels
 
 LEGEND = """\
 Median (p20 to p80) of the samples, the rivals taken in turn. A time ratio is the median of the ratios within a round: \
-more than 1 is slower than the row it is taken to. Nothing is timed before its result has passed the check; errors are \
+more than 1 is slower than the row it is taken to. Nothing is timed before its result has passed the check. Errors are \
 against float64 in the definition of the row, and a dash means that only finiteness is checked. "(!)" marks a spread \
-of more than a factor of two. Where freed memory is held (above), nobody pays for page faults; a cold start finds its \
+of more than a factor of two. Where freed memory is held (above), nobody pays for page faults. A cold start finds its \
 files in the cache of the system. GB/s counts once each byte of the input that the result needs, and each result. \
-"Of a copy" and "of arithmetic" are shares of what a plain copy and a float32 matrix product or convolution reach on \
-the same number of threads (above): what stays in the cache can be faster than a copy, and float32 arithmetic that \
-rounds after each operation reaches half of the second. "Of arithmetic" counts the operations that the definition \
-needs, however a rival does them. Peak MB is memory beyond the input, the result included. A pixel is in the wrong \
-bin, and a cell is off where one of its bins differs by more than 1e-3, against exact arithmetic in the definition of \
-the row, on the bytes of the same photographs; the libraries are judged on gray, and hogpp and fasthog, whose \
-definitions are written nowhere else, by their own results in float64."""
+"Of a copy" is a share of what a plain copy reaches on the same number of threads (above). What stays in the cache can \
+be faster than a copy. "Of arithmetic" is a share of what a float32 matrix product or convolution reaches. float32 \
+arithmetic that rounds after each operation reaches half of that. It counts the operations that the definition needs, \
+however a rival does them. Peak MB is memory beyond the input, the result included. Pixels in the wrong bin and cells \
+that are off are judged on the bytes of the same photographs, against exact arithmetic in the definition of the row. A \
+cell is off where one of its bins differs by more than 1e-3. The libraries are judged on gray. hogpp and fasthog are \
+judged by their own results in float64, since their definitions are written nowhere else."""
 
 
 def about(report: dict) -> str:

@@ -1,4 +1,4 @@
-"""The results in the README: every number from a row, all losses told, and stale where a report has changed."""
+"""The results in the documents: every number from a row, all losses told, and stale where a report has changed."""
 
 import json
 import re
@@ -27,12 +27,13 @@ def test_the_readme_is_up_to_date():
 
 @pytest.fixture
 def path(monkeypatch, tmp_path):
-    """Of a report in a copy of the results and the README."""
+    """Of a report in a copy of the results and the documents."""
     pytest.importorskip("matplotlib")
-    for path in (*readme.RESULTS.iterdir(), readme.README):
+    for path in (*readme.RESULTS.iterdir(), readme.README, readme.PAGE):
         shutil.copy(path, tmp_path)
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    monkeypatch.setattr(readme, "PAGE", tmp_path / "benchmarks.md")
     return next(tmp_path.glob("cpu_*.json"))
 
 
@@ -49,12 +50,13 @@ def test_the_readme_follows_the_results(path):
     path.with_suffix(".md").write_text("other tables")
     assert readme.main(["--check"]) == 1
     assert readme.main([]) == 0
-    text = readme.README.read_text()
-    assert re.search(r"\| OpenCV uint8 +\| [\d,]+ +\| 0.51 +\|", text)
+    for document, committed in ((readme.README, ROOT / "README.md"), (readme.PAGE, ROOT / "docs" / "benchmarks.md")):
+        text = document.read_text()
+        assert re.search(r"\| OpenCV uint8 +\| [\d,]+ +\| 0.51 +\|", text)
+        before, _, rest = committed.read_text().partition(readme.BEGIN)
+        assert text.startswith(before)
+        assert text.endswith(rest.partition(readme.END)[2])
     assert "* OpenCV uint8 took 0.51 (" in text.partition("**Where we lose**")[2]
-    before, _, rest = (ROOT / "README.md").read_text().partition(readme.BEGIN)
-    assert text.startswith(before)
-    assert text.endswith(rest.partition(readme.END)[2])
 
 
 def test_plots_follow_the_results_and_the_code_that_draws_them(path, monkeypatch, capsys):
@@ -206,9 +208,25 @@ def test_what_a_gpu_is_asked(result):
 @pytest.mark.parametrize(
     "text", ["nothing", f"{readme.END} {readme.BEGIN}", f"{readme.BEGIN} {readme.BEGIN} {readme.END}"]
 )
-def test_without_its_marks_the_readme_is_left_alone(text):
+def test_without_its_marks_a_document_is_left_alone(text, tmp_path):
+    (tmp_path / "README.md").write_text(text)
     with pytest.raises(ValueError, match=r"README.md must have one"):
-        readme.with_block(text, "new")
+        readme.with_block(tmp_path / "README.md", "new")
+
+
+def test_the_readme_has_a_few_rows(result):
+    """Ours and whoever took part, in colour and, where that was measured, in gray."""
+
+    def table():
+        lines = readme.few_rows("stem", Rows(result))[1].splitlines()
+        return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+    ours, none = ["fused_hog uint8", "1,000", ""], ["fused_hog float32", "", ""]
+    assert table() == [["us an image", "RGB", "times slower"], table()[1], ours, none, ["OpenCV uint8", "4,000", "4"]]
+    rows = [{"name": "OpenCV uint8", "failed": "Error: no"}]
+    result["cases"].append({"suite": "hog", "title": "Gray 224x224", "axis": None, "rows": rows})
+    assert table()[2:] == [[*ours, "", ""], [*none, "", ""], ["OpenCV uint8", "4,000", "4", "Error: no", ""]]
+    assert "| OpenCV uint8      | 4,000 |" in readme.summary({"cpu_x": result})
 
 
 def test_changed_cases_make_results_stale(result):

@@ -1,0 +1,84 @@
+"""The documents: their Python runs and gives the shapes that its comments tell, and their links lead somewhere.
+
+A block of Python runs after those above it in the same document; ```` ```python no-run ```` is left alone.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted(path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")))
+BLOCK = re.compile(r"^```(\S*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SHAPE = re.compile(r"# (\[\d+(?:, \d+)*\])")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+ids = {"ids": lambda path: path.relative_to(ROOT).as_posix()}
+
+
+def python_blocks(text: str) -> list[str]:
+    return [code for language, info, code in BLOCK.findall(text) if language == "python" and "no-run" not in info]
+
+
+def run(code: str, names: dict) -> list[str]:
+    """Run a block in ``names``, statement by statement; where a comment beside a result tells another shape."""
+    wrong, lines = [], code.splitlines()
+    for statement in ast.parse(code).body:
+        told = SHAPE.search(lines[statement.end_lineno - 1])
+        if told and isinstance(statement, (ast.Expr, ast.Assign)):
+            value = eval(compile(ast.Expression(statement.value), "block", "eval"), names)
+            shape = list(getattr(value, "shape", value))
+            wrong += [] if str(shape) == told[1] else [f"{ast.unparse(statement)} is {shape}, not {told[1]}"]
+            if isinstance(statement, ast.Assign):
+                names[statement.targets[0].id] = value
+        else:
+            exec(compile(ast.Module([statement], []), "block", "exec"), names)
+    return wrong
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(path: Path, text: str) -> list[str]:
+    """Links to files that are not there, or to headings that a document does not have; none is followed to the net."""
+    broken = []
+    for link in LINK.findall(BLOCK.sub("", text)):
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        if "://" in link:
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(text if target == path else target.read_text())):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if python_blocks(path.read_text())], **ids)
+def test_python_in_documents(path):
+    names: dict = {}
+    assert [wrong for code in python_blocks(path.read_text()) for wrong in run(code, names)] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, **ids)
+def test_links_in_documents(path):
+    assert broken_links(path, path.read_text()) == []
+
+
+def test_another_shape_is_seen():
+    code = "import torch\nx = torch.zeros(2, 3)  # [2, 3]: right\nx.T  # [2, 3]: wrong\n"
+    assert run(code, {}) == ["x.T is [3, 2], not [2, 3]"]
+    with pytest.raises(NameError):
+        run("unknown\n", {})
+    assert python_blocks("```python no-run\nunknown\n```\n```sh\nls\n```\n```python\n1\n```\n") == ["1\n"]
+
+
+def test_broken_links_are_seen(tmp_path):
+    (tmp_path / "other.md").write_text("# A heading, of it\n")
+    text = "# Here\n[a](other.md) [b](other.md#a-heading-of-it) [c](#here) [d](https://nowhere.invalid/x)\n"
+    (tmp_path / "this.md").write_text(text)
+    assert broken_links(tmp_path / "this.md", text) == []
+    wrong = "[a](none.md) [b](other.md#no-heading) [c](#nowhere) [d](docs/hog.jpg)\n"
+    assert broken_links(tmp_path / "this.md", wrong) == ["none.md", "other.md#no-heading", "#nowhere", "docs/hog.jpg"]
