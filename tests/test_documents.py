@@ -1,10 +1,11 @@
-"""The documents: their Python runs and gives the shapes that its comments tell, and their links lead somewhere.
+"""The documents: their Python runs and gives the shapes that its comments tell, and their links and files are there.
 
-A block of Python runs after those above it in the same document; ```` ```python no-run ```` is left alone.
+A block of Python runs after those above it in the same document; of ```` ```python no-run ```` only the imports do.
 """
 
 import ast
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,24 @@ DOCUMENTS = sorted(path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")
 BLOCK = re.compile(r"^```(\S*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHAPE = re.compile(r"# (\[\d+(?:, \d+)*\])")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+SOURCE = re.compile(r"`([a-z0-9_./*]+\.(?:py|h|cu|cpp|md|txt))`")
+SOURCES = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("*.*")]
+SOURCES += [
+    path.relative_to(ROOT).as_posix()
+    for folder in ("csrc", "maskfeat_kernels", "maskfeat", "benchmarks", "examples", "tests", "docs")
+    for path in (ROOT / folder).rglob("*.*")
+]
 ids = {"ids": lambda path: path.relative_to(ROOT).as_posix()}
 
 
 def python_blocks(text: str) -> list[str]:
-    return [code for language, info, code in BLOCK.findall(text) if language == "python" and "no-run" not in info]
+    blocks = [(info, code) for language, info, code in BLOCK.findall(text) if language == "python"]
+    return [imports(code) if "no-run" in info else code for info, code in blocks]
+
+
+def imports(code: str) -> str:
+    found = [node for node in ast.parse(code).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    return ast.unparse(ast.Module(found, []))
 
 
 def run(code: str, names: dict) -> list[str]:
@@ -56,6 +70,11 @@ def broken_links(path: Path, text: str) -> list[str]:
     return broken
 
 
+def missing_sources(text: str) -> list[str]:
+    """Files of ours that a document names, by path or by the end of one, and that are nowhere."""
+    return [name for name in SOURCE.findall(text) if not any(fnmatch(f"/{path}", f"*/{name}") for path in SOURCES)]
+
+
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if python_blocks(path.read_text())], **ids)
 def test_python_in_documents(path):
     names: dict = {}
@@ -63,8 +82,10 @@ def test_python_in_documents(path):
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, **ids)
-def test_links_in_documents(path):
-    assert broken_links(path, path.read_text()) == []
+def test_links_and_files_in_documents(path):
+    text = path.read_text()
+    assert broken_links(path, text) == []
+    assert missing_sources(text) == []
 
 
 def test_another_shape_is_seen():
@@ -72,7 +93,8 @@ def test_another_shape_is_seen():
     assert run(code, {}) == ["x.T is [3, 2], not [2, 3]"]
     with pytest.raises(NameError):
         run("unknown\n", {})
-    assert python_blocks("```python no-run\nunknown\n```\n```sh\nls\n```\n```python\n1\n```\n") == ["1\n"]
+    text = "```python no-run\nimport re\nunknown\n```\n```sh\nls\n```\n```python\n1\n```\n"
+    assert python_blocks(text) == ["import re", "1\n"]
 
 
 def test_broken_links_are_seen(tmp_path):
@@ -80,5 +102,7 @@ def test_broken_links_are_seen(tmp_path):
     text = "# Here\n[a](other.md) [b](other.md#a-heading-of-it) [c](#here) [d](https://nowhere.invalid/x)\n"
     (tmp_path / "this.md").write_text(text)
     assert broken_links(tmp_path / "this.md", text) == []
+    text = "`tests/test_documents.py` `test_*.py` `documents.py` `tests/none.py` `hog_NAME.py` `python -m x.py`"
+    assert missing_sources(text) == ["documents.py", "tests/none.py"]
     wrong = "[a](none.md) [b](other.md#no-heading) [c](#nowhere) [d](docs/hog.jpg)\n"
     assert broken_links(tmp_path / "this.md", wrong) == ["none.md", "other.md#no-heading", "#nowhere", "docs/hog.jpg"]
