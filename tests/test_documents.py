@@ -4,6 +4,7 @@ A block of Python runs after those above it in the same document; of ```` ```pyt
 """
 
 import ast
+import importlib.util
 import re
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,6 +17,7 @@ BLOCK = re.compile(r"^```(\S*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHAPE = re.compile(r"# (\[\d+(?:, \d+)*\])")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 SOURCE = re.compile(r"`([a-z0-9_./*]+\.(?:py|h|cu|cpp|md|txt))`")
+MODULE = re.compile(r"`(maskfeat(?:_kernels)?(?:\.[a-z_]+)+)`")
 SOURCES = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("*.*")]
 SOURCES += [
     path.relative_to(ROOT).as_posix()
@@ -71,8 +73,16 @@ def broken_links(path: Path, text: str) -> list[str]:
 
 
 def missing_sources(text: str) -> list[str]:
-    """Files of ours that a document names, by path or by the end of one, and that are nowhere."""
-    return [name for name in SOURCE.findall(text) if not any(fnmatch(f"/{path}", f"*/{name}") for path in SOURCES)]
+    """Files of ours that a document names, by path or by the end of one, and modules, that are nowhere."""
+    files = [name for name in SOURCE.findall(text) if not any(fnmatch(f"/{path}", f"*/{name}") for path in SOURCES)]
+    return files + [name for name in MODULE.findall(text) if not is_module(name)]
+
+
+def is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if python_blocks(path.read_text())], **ids)
@@ -103,6 +113,7 @@ def test_broken_links_are_seen(tmp_path):
     (tmp_path / "this.md").write_text(text)
     assert broken_links(tmp_path / "this.md", text) == []
     text = "`tests/test_documents.py` `test_*.py` `documents.py` `tests/none.py` `hog_NAME.py` `python -m x.py`"
-    assert missing_sources(text) == ["documents.py", "tests/none.py"]
+    text += " `maskfeat_kernels.layouts` `maskfeat_kernels.hog.none`"
+    assert missing_sources(text) == ["documents.py", "tests/none.py", "maskfeat_kernels.hog.none"]
     wrong = "[a](none.md) [b](other.md#no-heading) [c](#nowhere) [d](docs/hog.jpg)\n"
     assert broken_links(tmp_path / "this.md", wrong) == ["none.md", "other.md#no-heading", "#nowhere", "docs/hog.jpg"]
