@@ -18,7 +18,7 @@ from benchmarks.rivals import hog_layer, photograph_batch
 from benchmarks.timing import TOLERANCE, Rival, WrongResult
 from maskfeat import HogTarget, MaskFeat, Masks, Target, make_masks, vit
 from maskfeat.config import IMAGENET
-from maskfeat.data.loader import normalise
+from maskfeat.run.step import normalise
 from maskfeat_kernels import fused_mask_tokens, fused_masked_gather
 
 GRID, PATCH = (14, 14), 16

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from benchmarks.timing import cpu_name
 from maskfeat import HogTarget, MaskFeat, PixelTarget, VisionTransformer, make_masks
 from maskfeat.config import IMAGENET
-from maskfeat.data.loader import normalise
+from maskfeat.run.step import normalise
 
 RESULTS, FIRST = Path(__file__).parent / "results", "experiment_1200_steps.json"
 CLASSES, SIZE, PATCH = 10, 32, 8

@@ -150,13 +150,14 @@ def _show(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from .data.loader import make_loader
-    from .run.distributed import device_named
+    from .model import trunk
+    from .run.device import device_named
     from .run.evaluate import export_features
 
     model, recipe = _load(options)
     loader = make_loader(recipe, options.split, seed=recipe.seed, workers=recipe.workers, augment=False)
-    device, encoder = device_named(recipe.device, recipe.precision), getattr(model, "encoder", model)
-    export_features(encoder.to(device), loader, options.output, device)
+    device = device_named(recipe.device, recipe.precision)
+    export_features(trunk(model).to(device), loader, options.output, device)
     print(options.output)
 
 

@@ -351,10 +351,6 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _vit(cls, name: str, **changes):
-    return cls(name=name, **changes)
-
-
 def _mvit(cls, name: str, **changes):
     video = dict(encoder="mvit", frames=16, interpolation="bilinear", classes=400, **KINETICS)
     return cls(name=name, **{**video, **changes})
@@ -392,18 +388,16 @@ _TINY_FT = dict(
 )  # fmt: skip
 
 _ALL = [
-    _vit(Pretrain, "vit_b_in1k", epochs=1600),
-    _vit(Pretrain, "vit_l_in1k", size="large", epochs=1600),
+    Pretrain(name="vit_b_in1k", epochs=1600),
+    Pretrain(name="vit_l_in1k", size="large", epochs=1600),
     _mvit(Pretrain, "mvit_s_k400", size="small", epochs=300, **_MVIT),
     _mvit(Pretrain, "mvit_l_k400", size="large", epochs=800, **_MVIT),
     _mvit(Pretrain, "mvit_l_k600", size="large", epochs=800, classes=600, **_MVIT),
     _mvit(Pretrain, "mvit_l_k700", size="large", epochs=800, classes=700, **_MVIT),
-    _vit(
-        Finetune, "vit_b_in1k_ft", epochs=100, lr=8e-3, warmup_epochs=20.0, warmup_lr=4e-8, end_lr=4e-6,
+    Finetune(name="vit_b_in1k_ft", epochs=100, lr=8e-3, warmup_epochs=20.0, warmup_lr=4e-8, end_lr=4e-6,
         layer_decay=0.65, drop_path=0.1,
     ),
-    _vit(
-        Finetune, "vit_l_in1k_ft", size="large", epochs=50, batch_size=1024, lr=4e-3, warmup_epochs=5.0,
+    Finetune(name="vit_l_in1k_ft", size="large", epochs=50, batch_size=1024, lr=4e-3, warmup_epochs=5.0,
         warmup_lr=4e-8, end_lr=4e-6, layer_decay=0.75, drop_path=0.1,
     ),
     _mvit(Finetune, "mvit_s_k400_ft", **_MVIT_S_FT),
@@ -416,8 +410,8 @@ _ALL = [
     Finetune(
         name="mvit_l_ssv2_ft", size="large", epochs=40, batch_size=8, lr=1.25e-3, drop_path=0.75, **_SSV2,
     ),
-    _vit(Pretrain, "vit_tiny", **_TINY_VIT, **_TINY_RATES),
-    _vit(Finetune, "vit_tiny_ft", **_TINY_VIT, **_TINY_RATES, **_TINY_FT),
+    Pretrain(name="vit_tiny", **_TINY_VIT, **_TINY_RATES),
+    Finetune(name="vit_tiny_ft", **_TINY_VIT, **_TINY_RATES, **_TINY_FT),
     _mvit(Pretrain, "mvit_tiny", mask="cube", mask_stride=32, **_TINY_MVIT, **_TINY_RATES),
     _mvit(Finetune, "mvit_tiny_ft", **{**_TINY_MVIT, **_TINY_RATES, **_TINY_FT}),
 ]  # fmt: skip

@@ -114,6 +114,11 @@ class MaskFeat(nn.Module):
         return per_token.sum() / (count.clamp_min(1) if isinstance(count, Tensor) else max(count, 1))
 
 
+def trunk(model: nn.Module) -> nn.Module:
+    """The encoder of a model that pre-trains. A classifier is its own: it has the same parts, and a head."""
+    return getattr(model, "encoder", model)
+
+
 class PredictionHead(nn.Module):
     """A norm and a linear map for each predicted depth, on masked tokens only."""
 

@@ -64,7 +64,7 @@ TRAINING = {
     "data": {"config", "mask", "sigterm"},
     "weights": {"build", "config", "encoders", "model"},
     "run": {"build", "config", "data", "mask", "model", "sigterm", "target", "weights"},
-    "cli": {"build", "config", "data", "run", "weights"},
+    "cli": {"build", "config", "data", "model", "run", "weights"},
     "__main__": {"cli"},
     "__init__": {"encoders", "mask", "model", "target"},
 }

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from benchmarks.timing import cpu_name
 from maskfeat.build import build
 from maskfeat.config import Recipe
-from maskfeat.data.loader import make_loader, normalise
+from maskfeat.data.loader import make_loader
 from maskfeat.run.distributed import join
 from maskfeat.run.evaluate import knn_accuracy
+from maskfeat.run.step import normalise
 from maskfeat.run.train import train
 from maskfeat.weights.files import initialise, read_weights
 from maskfeat.weights.storage import write_atomically

@@ -1,6 +1,7 @@
 """Batches of uint8 crops, the same for a seed and an epoch however many processes load them, from any batch on."""
 
 import atexit
+import copy
 import errno
 import logging
 import os
@@ -80,14 +81,19 @@ class Loader:
     masks: :class:`~maskfeat.mask.Masks` to pre-train with, drawn here because a GPU would take some hundred launches.
     In the test split there are as many images to a label as the recipe has views, one after another.
 
+    source: where the samples come from, and ``data`` its name in the recipe.
     ``skipped`` counts the samples that could not be read so far. In training another sample takes the place of each;
     else the batch is smaller.
     """
 
     def __init__(self, batches: "Batches", start: int, workers: int):
         self.batches, self.start, self.workers = batches, start, workers
-        self.recipe = batches.recipe
+        self.recipe, self.source, self.data = batches.recipe, batches.source, batches.data
         self.skipped = 0
+
+    def at(self, epoch: int, start: int = 0) -> "Loader":
+        """The same data in another epoch, from batch ``start`` on; nothing is opened or counted again."""
+        return Loader(self.batches.of_epoch(epoch), start, self.workers)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -123,7 +129,7 @@ class Loader:
                 yield batch
 
     def names(self, indices: Tensor) -> list[str]:  # [B]
-        return [self.batches.source.name(index) for index in indices.tolist()]
+        return [self.source.name(index) for index in indices.tolist()]
 
 
 def loader_failure(error: RuntimeError) -> OSError | None:
@@ -186,7 +192,7 @@ class Batches(Dataset):
 
     def __init__(self, recipe: Recipe, split: str, seed: int, epoch: int, rank: int, world: int, augment: bool):
         self.recipe, self.train = recipe, split == "train" and augment
-        self.seed, self.epoch, self.rank, self.world = seed, epoch, rank, world
+        self.seed, self.rank, self.world = seed, rank, world
         self.masked = isinstance(recipe, Pretrain) and augment
         tuned = isinstance(recipe, Finetune)
         self.classes = recipe.classes if tuned else None
@@ -203,15 +209,25 @@ class Batches(Dataset):
         self.data = recipe.val_data if recipe.val_data and split != "train" else recipe.data
         self.check_labels()
         wanted = min((split == "train" and recipe.samples) or len(self.source), len(self.source))
-        self.order = np.arange(wanted) * len(self.source) // wanted
-        if self.train:
-            self.order = np.random.default_rng((seed, epoch)).permutation(self.order)
+        self.chosen = np.arange(wanted) * len(self.source) // wanted
+        self.set_epoch(epoch)
         self.reads = self.samples_to_read(recipe.rank_batch(world))
         if not len(self):
             raise ValueError(
                 f"{recipe.data!r} has {wanted} samples to train on, fewer than one batch of {self.reads} on each of "
                 f"{world} ranks; choose a smaller batch_size"
             )
+
+    def of_epoch(self, epoch: int) -> "Batches":
+        """The batches of another epoch, of the same samples."""
+        other = copy.copy(self)
+        other.set_epoch(epoch)
+        return other
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch, self.order = epoch, self.chosen
+        if self.train:
+            self.order = np.random.default_rng((self.seed, epoch)).permutation(self.chosen)
 
     def check_labels(self) -> None:
         """ValueError if the labels of the source are not those of a classifier, as far as that is known yet."""
@@ -307,14 +323,17 @@ class Batches(Dataset):
         return clip
 
 
-def part_seeds(seed: int, stream: int, step: int, part: int) -> list[int]:
-    """Two seeds, a function of the four numbers alone: of what torch and Python draw from, and of what we hand on."""
+def derive_seeds(seed: int, stream: int, step: int, part: int) -> list[int]:
+    """Two seeds, a function of the four numbers alone.
+
+    The first is for what torch, NumPy and Python draw from, the second for the generator that we hand on.
+    """
     return np.random.SeedSequence((seed, stream, step, part)).generate_state(2).tolist()
 
 
 def part_masks(recipe: Pretrain, samples: int, stream: int, step: int, part: int) -> Masks:
     """The masks of a part of a batch, as the recipe says."""
-    _, own = part_seeds(recipe.seed, stream, step, part)
+    _, own = derive_seeds(recipe.seed, stream, step, part)
     options = {"generator": torch.Generator().manual_seed(own), "compat": recipe.mask_compat or None}
     return make_masks(recipe.mask, samples, recipe.mask_grid, recipe.mask_ratio, **options)
 
@@ -340,20 +359,3 @@ def _decoded_once(source, megabytes: int) -> DecodedOnce:
 def to_tensor(clips: list[Frames]) -> Tensor:  # [B, 3, T, H, W] uint8
     pictures = np.stack([np.stack([np.asarray(frame) for frame in clip]) for clip in clips])  # [B, T, H, W, 3]
     return torch.from_numpy(pictures).permute(0, 4, 1, 2, 3).contiguous()
-
-
-def normalise(
-    images: Tensor,  # [B, C, ...] uint8
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> Tensor:  # float32
-    """(x / 255 - mean) / std for each channel."""
-    offset, scale = _affine(tuple(mean), tuple(std), images.ndim, images.device)
-    return images.float().sub_(offset).mul_(scale)
-
-
-@lru_cache(maxsize=32)
-def _affine(mean: tuple, std: tuple, ndim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    shape = (-1, *[1] * (ndim - 2))
-    offset, scale = torch.tensor([mean, [1 / value for value in std]], dtype=torch.float64)
-    return (255 * offset).float().view(shape).to(device), (scale / 255).float().view(shape).to(device)

@@ -6,7 +6,7 @@ written under another name and renamed when it is complete and on disk, so a fol
 process dies. What is damaged later is refused.
 
 The schedule, the position in the data, the masks and every random number of a step are functions of the recipe and the
-step (:func:`maskfeat.run.step.seed_part`), so the step stands for all of them.
+step (:func:`maskfeat.run.step.seed_everything`), so the step stands for all of them.
 """
 
 import dataclasses

@@ -1,11 +1,9 @@
 """The ranks of a run: joining them, sharing a model between them, and sums over them."""
 
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,6 +15,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import Recipe
+from ..model import trunk
+from .device import device_named
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def share(model: nn.Module, recipe: Recipe, world: World) -> nn.Module:
     if recipe.parallel == "ddp":
         return DistributedDataParallel(model, device_ids=None if world.device.type == "cpu" else [world.device.index])
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for block in getattr(getattr(model, "encoder", model), "blocks", ()):
+    for block in getattr(trunk(model), "blocks", ()):
         fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
@@ -142,45 +142,3 @@ def finite(model: nn.Module) -> bool:
     """Whether all that this rank holds of the parameters is; waits for the device."""
     shares = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in model.parameters()]
     return bool(torch.stack([share.isfinite().all() for share in shares]).all())
-
-
-def device_named(name: str, precision: str = "fp32") -> torch.device:
-    """The device of a recipe; ValueError if this machine has none of the kind, or if it lacks the precision."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    try:
-        device = (found or torch.device("cpu")) if name == "auto" else torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or the like, got {name!r}") from None
-    if device.type == "cpu":
-        return torch.device("cpu")
-    if found is None or found.type != device.type:
-        offer = found.type if found else "no accelerator"
-        raise ValueError(f"device={name}, but this machine has {offer}; use device=auto")
-    count = torch.accelerator.device_count()
-    if (device.index or 0) >= count:
-        raise ValueError(f"device={name}, but this machine has {count} of them, numbered from 0")
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ValueError(f"{torch.cuda.get_device_name(device)} has no bf16 arithmetic; use precision=fp32")
-    return device
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The arithmetic of a recipe's ``precision`` on ``device``."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=arithmetic(device, precision) == "bf16")
-
-
-def arithmetic(device: torch.device, precision: str) -> str:
-    """ "fp32" or "bf16"; for "auto" bf16 where the device has instructions for it, as it is slow where it has not."""
-    return precision if precision != "auto" else "bf16" if has_bf16(device.type) else "fp32"
-
-
-@lru_cache
-def has_bf16(kind: str) -> bool:
-    """Whether devices of this kind multiply bf16 numbers in hardware, as far as torch says."""
-    if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if kind != "cpu":
-        return True
-    if platform.machine().lower() in ("x86_64", "amd64"):  # where oneDNN takes any AVX-512 for enough
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()

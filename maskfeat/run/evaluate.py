@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Finetune, Pretrain, Recipe
-from ..data.loader import HELD_OUT, Loader, make_loader, normalise
+from ..data.loader import HELD_OUT, Loader, make_loader
 from ..model import MaskFeat
 from ..weights.storage import save_tensors
-from .distributed import World, autocast
+from .distributed import World
 from .show import panel
-from .step import part_loss, seed_part
+from .step import infer, part_loss, seed_everything
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def held_out_loss(model: nn.Module, recipe: Pretrain, world: World) -> float:
     device = world.device
     total = torch.zeros(2, device=device)
     for i, batch in enumerate(held_out(recipe, world)):
-        generator = seed_part(recipe.seed, HELD_OUT, i * world.size + world.rank, 0)
+        generator = seed_everything(recipe.seed, HELD_OUT, i * world.size + world.rank, 0)
         loss, samples = part_loss(model, batch, recipe, generator, device), len(batch["images"])
         total += torch.stack([loss, torch.ones_like(loss)]) * samples
     loss, samples = world.sum(total).tolist()
@@ -76,10 +77,8 @@ def classifier_accuracy(
         if "labels" not in batch:
             raise ValueError(f"evaluation needs labels, and {recipe.val_data or recipe.data!r} has none")
         labels = batch["labels"].to(device, non_blocking=True)
-        pixels = normalise(batch["images"].to(device, non_blocking=True), recipe.mean, recipe.std)
-        with autocast(device, recipe.precision):
-            scores = model(pixels).float()
-        probabilities = scores.softmax(-1).unflatten(0, (len(labels), -1)).mean(1)
+        scores = infer(model, batch["images"], recipe, device)
+        probabilities = scores.float().softmax(-1).unflatten(0, (len(labels), -1)).mean(1)
         right = probabilities.topk(min(5, probabilities.shape[1])).indices == labels.unsqueeze(1)
         losses = F.nll_loss(probabilities.clamp_min(torch.finfo(torch.float32).tiny).log(), labels, reduction="sum")
         sums += torch.stack([losses, right[:, 0].sum(), right.sum(), torch.full_like(losses, len(labels))])
@@ -92,7 +91,7 @@ def classifier_accuracy(
 
 def knn_accuracy(model: nn.Module, recipe: Recipe, world: World) -> float:
     """Accuracy of the nearest of ``knn_samples`` training samples, without augmentation, on the held-out data."""
-    encoder = model.encoder if isinstance(model, MaskFeat) else _Trunk(model)
+    encoder = model.encoder if isinstance(model, MaskFeat) else _Features(model)
     samples = min(filter(None, (recipe.samples, recipe.knn_samples)), default=0)
     options = dict(seed=recipe.seed, rank=world.rank, world=world.size, workers=recipe.workers, augment=False)
     bank = make_loader(dataclasses.replace(recipe, samples=samples), "train", **options)
@@ -129,7 +128,7 @@ def knn(
     correct, asked = world.sum(right).tolist()
     for loader, samples in zip(loaders, (len(bank), asked), strict=True):
         if not samples:
-            data = loader.batches.data
+            data = loader.data
             raise ValueError(f"the kNN accuracy needs labels, and no sample of {data!r} that can be read has one")
     return correct / asked
 
@@ -146,13 +145,12 @@ def features(
         unlabelled += int((~known).sum())
         if not known.any():
             continue
-        pixels = normalise(batch["images"][known].to(device, non_blocking=True), recipe.mean, recipe.std)
-        with autocast(device, recipe.precision):
-            found.append(F.normalize(encoder(pixels).float(), dim=-1))
+        outputs = infer(encoder, batch["images"][known], recipe, device)
+        found.append(F.normalize(outputs.float(), dim=-1))
         labels.append(batch["labels"][known].to(device))
     encoder.train(training)
     if unlabelled:
-        log.warning("the kNN accuracy leaves out %d samples of %s that have no label", unlabelled, loader.batches.data)
+        log.warning("the kNN accuracy leaves out %d samples of %s that have no label", unlabelled, loader.data)
     return torch.cat(found) if found else torch.empty(0, 0, device=device), torch.cat(labels)
 
 
@@ -167,7 +165,7 @@ def show_panel(model: MaskFeat, recipe: Recipe, path: Path, number: int = 8) -> 
     panel(model, batch["images"], batch["masks"], path, mean=recipe.mean, std=recipe.std)
 
 
-class _Trunk(nn.Module):
+class _Features(nn.Module):
     """The features that a classifier classifies."""
 
     def __init__(self, classifier: nn.Module):
@@ -202,9 +200,7 @@ def export_features(encoder: nn.Module, loader: Loader, folder: "str | Path", de
     Path(folder).mkdir(parents=True, exist_ok=True)
     encoder.eval()
     for i, batch in enumerate(loader, start=loader.start):
-        pixels = normalise(batch["images"].to(device, non_blocking=True), recipe.mean, recipe.std)
-        with autocast(device, recipe.precision):
-            maps = feature_maps(encoder, pixels).half().cpu().contiguous()
+        maps = infer(partial(feature_maps, encoder), batch["images"], recipe, device).half().cpu().contiguous()
         views = len(maps) // len(batch["indices"])
         rows = {name: batch[name].repeat_interleave(views) for name in ("labels", "indices") if name in batch}
         metadata = {"names": json.dumps(loader.names(rows["indices"]))}
@@ -214,4 +210,4 @@ def export_features(encoder: nn.Module, loader: Loader, folder: "str | Path", de
 
 def _has_labels(recipe: Recipe) -> bool:
     one = dataclasses.replace(recipe, batch_size=1, accumulate=1)
-    return all(make_loader(one, split, seed=recipe.seed).batches.source.classes != 0 for split in ("train", "val"))
+    return all(make_loader(one, split, seed=recipe.seed).source.classes != 0 for split in ("train", "val"))

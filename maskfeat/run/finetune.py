@@ -9,30 +9,29 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..config import Finetune
 from ..data.augment import erase, mix, smooth_labels
-from ..data.loader import normalise
 
 
 def train_step_inputs(
-    batch: dict[str, Tensor],
+    pixels: Tensor,  # [B, C, (T,) H, W] float32, normalised; changed in place
+    labels: Tensor | None,  # [B] int64
     recipe: Finetune,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:  # [B, C, (T,) H, W] float32, [B, classes]
-    """Pixels with erased windows and mixed samples, and the probabilities of the classes, on the device of the batch.
+    """Pixels with erased windows and mixed samples, and the probabilities of the classes, on the device of the pixels.
 
     generator: the only source of randomness, on any device.
 
-    Raises ValueError for a batch without labels.
+    Raises ValueError if there are no labels.
     """
-    if "labels" not in batch:
+    if labels is None:
         raise ValueError(f"fine-tuning needs labels, and {recipe.data!r} has none")
-    images = batch["images"]
     rng = host_rng(generator)
-    noise = torch.Generator(images.device).manual_seed(int(rng.integers(2**62)))
-    pixels = erase(normalise(images, recipe.mean, recipe.std), recipe.erasing, rng, noise)
-    labels = smooth_labels(batch["labels"], recipe.classes, recipe.label_smoothing)
+    noise = torch.Generator(pixels.device).manual_seed(int(rng.integers(2**62)))
+    pixels = erase(pixels, recipe.erasing, rng, noise)
+    probabilities = smooth_labels(labels, recipe.classes, recipe.label_smoothing)
     if rng.random() < recipe.mix_prob:
-        return mix(pixels, labels, recipe.mixup, recipe.cutmix, recipe.mix_switch, rng)
-    return pixels, labels
+        return mix(pixels, probabilities, recipe.mixup, recipe.cutmix, recipe.mix_switch, rng)
+    return pixels, probabilities
 
 
 def host_rng(generator: torch.Generator) -> np.random.Generator:

@@ -11,11 +11,11 @@ from torch import Tensor
 from maskfeat_kernels import fused_hog, hog_image
 
 from ..config import IMAGENET
-from ..data.loader import normalise
 from ..mask import Masks
 from ..model import MaskFeat
 from ..target import HogTarget, MixTarget, Target, brightness, frames_of
 from ..weights.storage import write_atomically
+from .step import normalise
 
 TITLES = ("masked input", "predicted HOG", "target HOG", "original")
 GREY, GAP, MARGIN = 0.5, 6, 22

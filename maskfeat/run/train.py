@@ -26,17 +26,18 @@ from torch.distributed.checkpoint.state_dict import (
 from ..build import build
 from ..config import Finetune, Pretrain, Recipe
 from ..data.fingerprint import fingerprint
-from ..data.loader import TRAINING, Loader, make_loader, part_masks
-from ..model import MaskFeat
+from ..data.loader import TRAINING, make_loader
+from ..model import MaskFeat, trunk
 from ..sigterm import watch_sigterm
 from ..weights.files import EMA_WEIGHTS, WEIGHTS, initialise, save_weights
 from .checkpoint import Checkpoints, find_checkpoint, whole_checkpoints
-from .distributed import Terminated, World, arithmetic, finite, join, share, synchronise, whole
+from .device import arithmetic
+from .distributed import Terminated, World, finite, join, share, synchronise, whole
 from .evaluate import evaluate_model, held_out
 from .finetune import EMA
 from .lock import RunLock
 from .progress import Progress, Stopwatch
-from .step import part_loss, seed_part
+from .step import part_loss, seed_everything
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +79,9 @@ class Trainer:
                 log.warning("precision=auto: fp32, as this %s has no bf16 arithmetic", world.device.type.upper())
         self.recipe, self.world, self.build = recipe, world, build
         self.out = run_folder(recipe)
-        loader = self.loader(0)
-        self.epoch_steps = len(loader) // recipe.accumulate
+        place = dict(rank=world.rank, world=world.size)
+        self.data = make_loader(recipe, "train", seed=recipe.seed, workers=recipe.workers, **place)
+        self.epoch_steps = len(self.data) // recipe.accumulate
         if self.epoch_steps == 0:
             raise ValueError(f"the data do not fill a batch of {recipe.batch_size}; choose a smaller batch_size")
         if recipe.eval_every:
@@ -89,9 +91,9 @@ class Trainer:
 
         torch.manual_seed(recipe.seed)
         self.module = build(recipe)
-        source = loader.batches.source
-        data = world.first(fingerprint(source) if world.rank == 0 else "")
-        self.checkpoints = Checkpoints(self.out, recipe, world, len(source), data)
+        source = self.data.source
+        name = world.first(fingerprint(source) if world.rank == 0 else "")
+        self.checkpoints = Checkpoints(self.out, recipe, world, len(source), name)
         self.resumed = self.checkpoint_to_resume()
         if recipe.init and not self.resumed:  # which may be gone by the time that a run goes on
             initialise(self.module, Path(recipe.init))
@@ -164,7 +166,7 @@ class Trainer:
         """Make the steps that are left, epoch by epoch; the loss of each, over this rank's parts."""
         while self.step < self.total:
             epoch, done = divmod(self.step, self.epoch_steps)
-            loader, skipped = self.loader(epoch, done * self.recipe.accumulate), self.skipped
+            loader, skipped = self.data.at(epoch, done * self.recipe.accumulate), self.skipped
             parts = iter(loader)
             for _ in range(min(self.epoch_steps - done, self.total - self.step)):
                 loss = self.train_step(parts)
@@ -178,13 +180,14 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step) * group["lr_scale"]
         parts = [i * world.size + world.rank for i in range(recipe.accumulate)]
-        count = self.masked_cells(parts)
+        count = None
+        if isinstance(recipe, Pretrain) and recipe.global_loss and recipe.mask_compat:  # else all have the same number
+            batches = [self.next_batch(source) for _ in parts]
+            count, source = self.masked_cells(batches), iter(batches)
         total = torch.zeros((), device=world.device)
         for part in parts:
-            begun = time.perf_counter()
-            batch = next(source)
-            self.data_seconds += time.perf_counter() - begun
-            generator = seed_part(recipe.seed, TRAINING, self.step, part)
+            batch = self.next_batch(source)
+            generator = seed_everything(recipe.seed, TRAINING, self.step, part)
             with synchronise(self.model, last=part == parts[-1]):
                 loss = part_loss(self.model, batch, recipe, generator, world.device, count) / len(parts)
                 loss.backward()
@@ -198,15 +201,18 @@ class Trainer:
         self.step += 1
         return total
 
-    def masked_cells(self, parts: list[int]) -> Tensor | None:
-        """Masked cells of a part, averaged over all parts of all ranks, where the loss is to be divided by that."""
-        recipe, world = self.recipe, self.world
-        if not (isinstance(recipe, Pretrain) and recipe.global_loss and recipe.mask_compat):
-            return None  # without compat all parts have the same number
-        samples = recipe.rank_batch(world.size)
-        masks = [part_masks(recipe, samples, TRAINING, self.step, part).mask for part in parts]
-        cells = torch.stack(masks).sum().to(world.device, torch.float32)
-        return world.sum(cells) / (len(parts) * world.size)
+    def next_batch(self, source: Iterator[dict]) -> dict:
+        """The next batch; the time that it is waited for is added up."""
+        begun = time.perf_counter()
+        batch = next(source)
+        self.data_seconds += time.perf_counter() - begun
+        return batch
+
+    def masked_cells(self, batches: list[dict]) -> Tensor:
+        """Masked cells of a part, averaged over all parts of all ranks: what the loss of each is divided by."""
+        cells = torch.stack([batch["masks"].mask.sum() for batch in batches]).sum()
+        cells = cells.to(self.world.device, torch.float32)
+        return self.world.sum(cells) / (len(batches) * self.world.size)
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up to the cosine, which falls from ``lr`` to ``end_lr``: set anew at every step."""
@@ -242,11 +248,6 @@ class Trainer:
         whole = whole_checkpoints(self.checkpoints.folder)
         kept = f"the newest checkpoint, {whole[-1]}, is from before" if whole else "there is no checkpoint from before"
         return FloatingPointError(f"{what}; {kept}. Try a lower lr, a longer warm-up or precision=fp32")
-
-    def loader(self, epoch: int, start: int = 0) -> Loader:
-        recipe, world = self.recipe, self.world
-        place = dict(epoch=epoch, start=start, rank=world.rank, world=world.size)
-        return make_loader(recipe, "train", seed=recipe.seed, workers=recipe.workers, **place)
 
     def state(self) -> dict[str, Any]:
         """What changes while training, by parameter name."""
@@ -299,8 +300,8 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     A block learns ``layer_decay`` times as fast as the next deeper one, the embedding like a block before the first,
     what comes after the blocks at the full rate. Biases and other parameters with one axis do not decay.
     """
-    trunk = getattr(model, "encoder", model)
-    depth = len(getattr(trunk, "widths", getattr(trunk, "blocks", ())))
+    encoder = trunk(model)
+    depth = len(getattr(encoder, "widths", getattr(encoder, "blocks", ())))
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         decay = 0.0 if parameter.ndim <= 1 or name.endswith(".bias") else recipe.weight_decay

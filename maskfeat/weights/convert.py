@@ -20,7 +20,7 @@ from ..config import IMAGENET, KINETICS, Finetune, Pretrain, Recipe
 from ..encoders.mvit import SIZES as MVIT_SIZES
 from ..encoders.vit import SIZES as VIT_SIZES
 from ..encoders.vit import VisionTransformer
-from ..model import MaskFeat
+from ..model import MaskFeat, trunk
 from .files import load_strictly, read_weights, resize_weights, save_weights
 from .layout import LAYOUTS, MVIT_LAYOUTS, Layout, depth_of, mvit_features, rename, rename_mvit, vit_features
 from .storage import one_line, read_tensors, save_tensors, write_atomically
@@ -250,7 +250,7 @@ def huggingface_config(encoder: VisionTransformer) -> dict[str, Any]:
 
 def check(model: nn.Module, tensors: Mapping[str, Tensor], layout: Layout) -> float:
     """The largest difference of the features of a model and of the tensors; ValueError if they do not agree."""
-    blocks, pixels = getattr(model, "encoder", model).blocks, random_input(model)
+    blocks, pixels = trunk(model).blocks, random_input(model)
     if pixels.ndim == 4:
         expected = vit_features(tensors, layout, pixels, blocks[0].attn.num_heads)
     else:
@@ -269,7 +269,7 @@ def compare(first: Tensor, second: Tensor) -> float:
 @torch.no_grad()
 def features(model: nn.Module) -> Tensor:  # [1, 1 + N, D]
     """Output of the last block, normalised by what follows it, on a random input."""
-    encoder = getattr(model, "encoder", model)
+    encoder = trunk(model)
     if isinstance(model, MaskFeat):
         norm = model.pred_head.transforms[0]
     else:
@@ -279,7 +279,7 @@ def features(model: nn.Module) -> Tensor:  # [1, 1 + N, D]
 
 
 def random_input(model: nn.Module) -> Tensor:  # [1, 3, (T,) H, W]
-    encoder = getattr(model, "encoder", model)
+    encoder = trunk(model)
     if isinstance(encoder, VisionTransformer):
         shape = [side * encoder.patch_size for side in encoder.grid]
     else:

@@ -10,7 +10,7 @@ from .. import config
 from ..config import Recipe
 from ..encoders.mvit import resize_relative_positions
 from ..encoders.vit import resize_positions
-from ..model import MaskFeat
+from ..model import MaskFeat, trunk
 from .storage import one_line, read_tensors, save_tensors
 
 WEIGHTS, EMA_WEIGHTS = "weights.safetensors", "weights_ema.safetensors"
@@ -69,7 +69,7 @@ def initialise(model: nn.Module, path: Path) -> None:
 
 def resize_weights(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Absolute positions (of square images) and relative ones, brought to the lengths of ``model``."""
-    encoder, own, resized = getattr(model, "encoder", model), model.state_dict(), {}
+    encoder, own, resized = trunk(model), model.state_dict(), {}
     for name, tensor in weights.items():
         if name in own and own[name].shape != tensor.shape:
             if name.endswith("pos_embed"):

@@ -370,7 +370,7 @@ def test_files_that_cannot_be_read(tmp_path, capsys):
         "list.pth": "holds a list",
         "resnet.pth": "no known project; its names begin with conv1.weight",
         "nocfg.pyth": "needs model_state and cfg",
-        "wide.pyth": "no encoder with embed_dim 200, depth 12, num_heads 3; the sizes are tiny",
+        "wide.pyth": "no encoder with embed_dim 200, depth 12, num_heads 3; the sizes are micro, tiny",
         "mae.pyth": "no MaskFeat model",
         "shallow.pyth": "not in the model: encoder.blocks.4.norm1.weight",
     }

@@ -12,7 +12,8 @@ from PIL import Image
 
 from maskfeat.config import Finetune, Pretrain
 from maskfeat.data import source
-from maskfeat.data.loader import HELD_OUT, TRAINING, make_loader, normalise, part_masks
+from maskfeat.data.loader import HELD_OUT, TRAINING, make_loader, part_masks
+from maskfeat.run.step import normalise
 
 PLAIN = dict(rand_augment="", erasing=0.0, mixup=0.0, cutmix=0.0, classes=10)
 
@@ -143,6 +144,8 @@ def test_goes_on_from_any_batch(tmp_path):
         assert_same(whole[start:], batches(recipe, epoch=1, start=start))
     late = make_loader(recipe, "train", seed=0, start=3)
     assert len(late) == 4 and len(list(late)) == 1
+    assert_same(whole[2:], list(late.at(1, 2)))
+    assert_same(batches(recipe)[3:], list(late.at(1).at(0, 3)))
 
 
 def test_two_ranks_load_what_one_process_loads(tmp_path):

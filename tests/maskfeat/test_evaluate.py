@@ -16,9 +16,10 @@ from torch import nn
 
 from maskfeat import MViT, VisionTransformer
 from maskfeat.config import Pretrain
-from maskfeat.data.loader import make_loader, normalise
+from maskfeat.data.loader import make_loader
 from maskfeat.run.distributed import World, join
 from maskfeat.run.evaluate import classifier_accuracy, export_features, feature_maps, features, knn, knn_accuracy
+from maskfeat.run.step import normalise
 
 ALONE = World(0, 1, torch.device("cpu"), None)
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from maskfeat.config import Finetune
 from maskfeat.data.augment import CHANGES, erase, mix, rand_augment, random_window, smooth_labels
-from maskfeat.data.loader import normalise
 from maskfeat.run.finetune import EMA, host_rng, train_step_inputs
+from maskfeat.run.step import normalise
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FILL = (124, 116, 104)
@@ -134,26 +134,30 @@ def test_smooth_labels():
     torch.testing.assert_close(soft, torch.tensor([[0.025, 0.025, 0.925, 0.025], [0.925, 0.025, 0.025, 0.025]]))
 
 
+def inputs(data, recipe, generator):
+    return train_step_inputs(normalise(data["images"], MEAN, STD), data.get("labels"), recipe, generator)
+
+
 @pytest.mark.parametrize("shape", [(3, 16, 16), (3, 4, 16, 16)])
 def test_train_step_inputs(shape):
     data = batch(shape=shape)
-    pixels, labels = train_step_inputs(data, recipe(), generator(1))
+    pixels, labels = inputs(data, recipe(), generator(1))
     assert pixels.shape == data["images"].shape and pixels.dtype == torch.float32
     torch.testing.assert_close(labels.sum(1), torch.ones(6))
-    again = train_step_inputs(data, recipe(), generator(1))
+    again = inputs(data, recipe(), generator(1))
     assert torch.equal(pixels, again[0]) and torch.equal(labels, again[1])
-    assert not torch.equal(pixels, train_step_inputs(data, recipe(), generator(2))[0])
+    assert not torch.equal(pixels, inputs(data, recipe(), generator(2))[0])
     one = generator(1)
-    assert not torch.equal(train_step_inputs(data, recipe(), one)[0], train_step_inputs(data, recipe(), one)[0])
+    assert not torch.equal(inputs(data, recipe(), one)[0], inputs(data, recipe(), one)[0])
 
     plain = recipe(erasing=0.0, mixup=0.0, cutmix=0.0, label_smoothing=0.0)
-    pixels, labels = train_step_inputs(data, plain, generator())
+    pixels, labels = inputs(data, plain, generator())
     assert torch.equal(pixels, normalise(data["images"], MEAN, STD))
     assert torch.equal(labels, F.one_hot(data["labels"], 5).float())
-    never = train_step_inputs(data, recipe(erasing=0.0, mix_prob=0.0, label_smoothing=0.0), generator())
+    never = inputs(data, recipe(erasing=0.0, mix_prob=0.0, label_smoothing=0.0), generator())
     assert torch.equal(never[0], pixels) and torch.equal(never[1], labels)
     with pytest.raises(ValueError, match="needs labels"):
-        train_step_inputs({"images": data["images"]}, recipe(), generator())
+        inputs({"images": data["images"]}, recipe(), generator())
 
 
 def test_host_rng_follows_the_generator():

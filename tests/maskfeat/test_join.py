@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from maskfeat.run.distributed import device_named, join
+from maskfeat.run.device import device_named
+from maskfeat.run.distributed import join
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from maskfeat.data.loader import part_masks
 from maskfeat.run.distributed import join
 from maskfeat.run.evaluate import feature_maps
 from maskfeat.run.progress import _show
-from maskfeat.run.step import seed_part
+from maskfeat.run.step import seed_everything
 from maskfeat.run.train import Trainer, layer_of, parameter_groups, train
 from maskfeat.weights.files import read_weights
 
@@ -174,7 +174,7 @@ def test_accumulated_parts_are_one_batch(tmp_path):
 def test_sgd_has_nesterov_momentum(trainer):
     """After two steps with the gradients g and h a weight has moved by -lr ((1 + m) g) - lr (h + m (m g + h))."""
     run = trainer("optimizer=sgd", "betas=0.9,0", "weight_decay=0", "clip_grad=0", "warmup_lr=0.1", "lr=0.1", "steps=4")
-    token, gradients, batches = run.module.mask_token, [], iter(run.loader(0))
+    token, gradients, batches = run.module.mask_token, [], iter(run.data.at(0))
     before = token.detach().clone()
     token.register_post_accumulate_grad_hook(lambda p: gradients.append(p.grad.clone()))
     run.learning_rate = lambda step: 0.1
@@ -193,7 +193,7 @@ def test_clipping_bounds_the_gradient(trainer):
         seen.append(torch.cat([p.grad.flatten() for p in run.module.parameters()]).norm()),
         step(),
     )
-    run.train_step(iter(run.loader(0)))
+    run.train_step(iter(run.data.at(0)))
     assert seen[0] == pytest.approx(1e-3, rel=1e-3)
 
 
@@ -201,7 +201,7 @@ def test_masks_of_a_part_depend_on_seed_step_and_part_alone(trainer):
     recipe = trainer().recipe
 
     def masks(seed, *place):
-        generator = seed_part(seed, *place)
+        generator = seed_everything(seed, *place)
         mask = part_masks(dataclasses.replace(recipe, seed=seed), 4, *place).mask
         return mask, torch.cat([torch.rand(3), torch.rand(3, generator=generator)])
 
@@ -310,7 +310,7 @@ def test_mistakes_are_found_before_training(tmp_path, change, message):
 
 @pytest.mark.parametrize("native, wanted", [(False, "fp32"), (True, "bf16")])
 def test_the_machine_chooses_the_precision_and_the_run_remembers(tmp_path, monkeypatch, caplog, native, wanted):
-    monkeypatch.setattr("maskfeat.run.distributed.has_bf16", lambda kind: native)
+    monkeypatch.setattr("maskfeat.run.device.has_bf16", lambda kind: native)
     train_small(tmp_path / "auto", "steps=1", "precision=auto")
     train_small(tmp_path / "said", "steps=1", f"precision={wanted}")
     assert losses(tmp_path / "auto") == losses(tmp_path / "said")
