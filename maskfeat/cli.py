@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"maskfeat: {error}{advice}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        from .data.loader import loader_failure
+        from .data.processes import loader_failure
 
         failure = loader_failure(error)
         if failure is None or options.traceback:

@@ -1,14 +1,10 @@
 """Batches of uint8 crops, the same for a seed and an epoch however many processes load them, from any batch on."""
 
-import atexit
 import copy
 import errno
 import logging
-import os
-import traceback
 from collections.abc import Iterator
 from functools import lru_cache, partial
-from multiprocessing import RawValue
 
 import numpy as np
 import torch
@@ -17,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..config import Finetune, Pretrain, Recipe
 from ..mask import Masks, make_masks
-from ..sigterm import on_sigterm
+from . import processes
 from .augment import Frames, eval_crops, flip, rand_augment, random_resized_crop
 from .decode import Unreadable, frame_numbers
 from .source import DecodedOnce, Photographs, open_source
@@ -29,18 +25,6 @@ TRAINING, HELD_OUT = 0, 1  # streams of random numbers
 
 MOST_FAILURES = 100
 """Unreadable samples in a row after which something else is wrong than a few damaged files."""
-
-LONGEST_WAIT = 600
-"""Seconds after which a batch that does not come is an error."""
-
-SHARED_MEMORY = (
-    "the shared memory, through which loader processes send batches, is full; use fewer workers or workers=0, or a "
-    "smaller batch_size, or enlarge /dev/shm (docker run --shm-size=8g or --ipc=host)"
-)
-
-ENDS = RawValue("b")
-"""Shared with the workers: true when this process ends, before multiprocessing ends the workers that are left."""
-atexit.register(setattr, ENDS, "value", True)
 
 
 def make_loader(
@@ -100,26 +84,26 @@ class Loader:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         loader = DataLoader(
-            _Reporting(self.batches) if self.workers else self.batches,
+            processes.Reporting(self.batches) if self.workers else self.batches,
             batch_size=None,
             sampler=range(self.start, len(self)),
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=partial(_outlive_sigterm, ENDS),
-            timeout=LONGEST_WAIT if self.workers else 0,
+            worker_init_fn=partial(processes.outlive_sigterm, processes.ENDS),
+            timeout=processes.LONGEST_WAIT if self.workers else 0,
             generator=torch.Generator(),  # or it would draw from the global one, and a resumed run would differ
         )
         try:
             batches = iter(loader)
         except OSError as error:  # of starting the workers: the semaphores of their queues are in shared memory too
-            raise OSError(f"{SHARED_MEMORY} ({error})") if error.errno == errno.ENOSPC else error from None
+            raise OSError(f"{processes.SHARED_MEMORY} ({error})") if error.errno == errno.ENOSPC else error from None
         while True:
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             except RuntimeError as error:
-                raise loader_failure(error) or error from error
+                raise processes.loader_failure(error) or error from error
             if "error" in batch:
                 raise batch["error"] from RuntimeError(batch["traceback"])
             for failure in batch.pop("failures"):
@@ -130,61 +114,6 @@ class Loader:
 
     def names(self, indices: Tensor) -> list[str]:  # [B]
         return [self.source.name(index) for index in indices.tolist()]
-
-
-def loader_failure(error: RuntimeError) -> OSError | None:
-    """What a user is told of a loader process that died or is stuck; None for an error of another kind.
-
-    torch raises it wherever the training is when the process dies.
-    """
-    text = str(error)
-    if "killed by signal: Bus error" in text or "No space left on device" in text:
-        return OSError(f"{SHARED_MEMORY} ({text.splitlines()[0]})")
-    if "DataLoader timed out" in text:
-        return OSError(
-            f"no batch came within {LONGEST_WAIT} s: the storage or a loader process is stuck. Look at the disk that "
-            "holds the data, or load in the training process (workers=0) to see at which file"
-        )
-    if "Too many open files" in text:
-        return OSError("the loader processes have too many files open; raise `ulimit -n`, or use fewer workers")
-    if "DataLoader worker" in text:
-        return OSError(
-            f"a loader process died ({text.splitlines()[0]}). If the system killed it for memory, use fewer workers, a "
-            "smaller batch_size, or workers=0; the run goes on from its last checkpoint"
-        )
-    return None
-
-
-def _outlive_sigterm(ends: RawValue, worker: int) -> None:
-    """A cluster signals all processes of a job; a worker goes on until the process that it works for ends."""
-    on_sigterm(lambda: ends.value and os._exit(0))
-
-
-class _Reporting(Dataset):
-    """What a worker sends: batches, or the error that kept it from one, which DataLoader would bury in a traceback.
-
-    Batches are put into shared memory here: where it is full, DataLoader's own thread would lose the batch, and the
-    training wait for ever.
-    """
-
-    def __init__(self, batches: "Batches"):
-        self.batches = batches
-
-    def __getitem__(self, number: int) -> dict:
-        try:
-            batch = self.batches[number]
-            for value in batch.values():
-                for tensor in value if isinstance(value, Masks) else [value]:
-                    if isinstance(tensor, Tensor):
-                        tensor.share_memory_()
-            return batch
-        except RuntimeError as error:
-            failure = loader_failure(error)
-            if failure is None:
-                raise
-            return {"error": failure, "traceback": traceback.format_exc()}
-        except (OSError, TypeError, ValueError) as error:
-            return {"error": error, "traceback": traceback.format_exc()}
 
 
 class Batches(Dataset):

@@ -25,16 +25,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from .. import config
 from ..config import Recipe
 from ..weights.files import recipe_of
-from ..weights.storage import (
-    Planner,
-    Reader,
-    Writer,
-    file_checksum,
-    json_checksum,
-    one_line,
-    sync_folder,
-    write_atomically,
-)
+from ..weights.storage import file_checksum, json_checksum, one_line, sync_folder, write_atomically
+from .checkpoint_files import Planner, Reader, Writer
 from .distributed import World
 
 log = logging.getLogger(__name__)

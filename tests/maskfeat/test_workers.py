@@ -13,7 +13,7 @@ from test_train import SMALL
 
 from maskfeat import sigterm
 from maskfeat.config import get_recipe, override
-from maskfeat.data import loader
+from maskfeat.data import loader, processes
 from maskfeat.data.loader import make_loader
 
 PLAIN = [text for text in SMALL if not text.startswith(("samples", "eval_every"))]
@@ -129,7 +129,7 @@ def test_full_shared_memory_is_told_from_within_the_worker(monkeypatch):
 
 
 def test_a_loader_that_is_stuck_is_an_error(monkeypatch):
-    monkeypatch.setattr(loader, "LONGEST_WAIT", 1)
+    monkeypatch.setattr(processes, "LONGEST_WAIT", 1)
     monkeypatch.setattr(loader.Batches, "__getitem__", lambda self, number: time.sleep(4))
     recipe = override(get_recipe("vit_tiny"), ["image_size=32", "batch_size=8", "samples=8"])
     with pytest.raises(OSError, match=r"no batch came within 1 s: .* stuck\. .* \(workers=0\)"):
@@ -148,7 +148,7 @@ def test_a_loader_that_is_stuck_is_an_error(monkeypatch):
     ],
 )
 def test_what_is_said_of_failures(text, told):
-    failure = loader.loader_failure(RuntimeError(text))
+    failure = processes.loader_failure(RuntimeError(text))
     assert failure is None if told is None else told in str(failure) and "\n" not in str(failure)
 
 
