@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     export = command("export", _export, "feature maps of an encoder, for detectors such as those of AVA", weights)
     export.add_argument("--output", default="features", help="the folder to write into (%(default)s)")
     export.add_argument("--split", choices=("train", "val", "test"), default="val", help="(%(default)s)")
-    convert = command("convert", _convert, "weights between maskfeat and other projects; says what was checked")
+    convert = command("convert", _convert, "weights between maskfeat and other projects")
     convert.add_argument("source", help="a run folder or file of maskfeat, SlowFast, mmpretrain, timm or Hugging Face")
     convert.add_argument("output", help="the file to write; a folder for Hugging Face")
     convert.add_argument("--to", choices=("maskfeat", "timm", "huggingface"), default="maskfeat")

@@ -1,8 +1,8 @@
 """Weights of other projects: read from SlowFast, mmpretrain, timm and Hugging Face, written for timm and Hugging Face.
 
-Every conversion from or to another project is checked: the features of a random input are also computed from the
-tensors of that project, under the names they have there (:mod:`maskfeat.layout`). Files of our own are read again and
-compared tensor by tensor.
+A tensor that has no place in the model is an error, and so is one that is missing. What is written is read again and
+compared tensor by tensor. That a converted model computes what its project computes is tested for every layout of
+:mod:`maskfeat.weights.layout`.
 """
 
 import json
@@ -20,13 +20,9 @@ from ..config import IMAGENET, KINETICS, Finetune, Pretrain, Recipe
 from ..encoders.mvit import SIZES as MVIT_SIZES
 from ..encoders.vit import SIZES as VIT_SIZES
 from ..encoders.vit import VisionTransformer
-from ..model import MaskFeat, trunk
 from .files import load_strictly, read_weights, resize_weights, save_weights
-from .layout import LAYOUTS, MVIT_LAYOUTS, Layout, depth_of, mvit_features, rename, rename_mvit, vit_features
+from .layout import LAYOUTS, MVIT_LAYOUTS, depth_of, rename, rename_mvit
 from .storage import one_line, read_tensors, save_tensors, write_atomically
-
-TOLERANCE = 1e-4
-"""Of features, relative to the largest; they are computed in another order."""
 
 LEFT_OUT = {
     "mmpretrain": ("target_generator.", "data_preprocessor."),
@@ -47,11 +43,7 @@ def convert(source: Path, output: Path, to: str = "maskfeat") -> str:
     model, recipe, report = read(source)
     if to == "maskfeat":
         save_weights(output, model.state_dict(), recipe, 0)
-        copy, tensors = read_weights(output)[0], model.state_dict()
-        differ = [name for name in tensors.keys() | copy.keys() if not _same(tensors.get(name), copy.get(name))]
-        if differ:
-            raise ValueError(f"{output} does not hold what was written: {', '.join(sorted(differ)[:4])} differ")
-        return f"{report}\n{output}: {recipe.encoder} {recipe.size}; read back, all {len(copy)} tensors are equal"
+        return f"{report}\n{output}: {recipe.encoder} {recipe.size}; {_read_back(output, model.state_dict())}"
     if recipe.encoder != "vit":
         raise ValueError(f"{to} has no MViT of this form; only ViTs can be written for it")
     if type(recipe) not in LAYOUTS[to]:
@@ -62,9 +54,9 @@ def convert(source: Path, output: Path, to: str = "maskfeat") -> str:
         tensors = {name: t for name, t in tensors.items() if not name.startswith((f"{layout.head}.", layout.mask))}
     if to == "huggingface":
         write_atomically(output / "config.json", json.dumps(huggingface_config(model.encoder), indent=2).encode())
-    save_tensors(output / "model.safetensors" if to == "huggingface" else output, tensors, {"format": "pt"})
-    difference = check(model, tensors, layout)
-    return f"{report}\n{output}: ViT of {to}; outputs agree, largest difference {difference:.1e}"
+    file = output / "model.safetensors" if to == "huggingface" else output
+    save_tensors(file, tensors, {"format": "pt"})
+    return f"{report}\n{output}: ViT of {to}; {_read_back(file, tensors)}"
 
 
 def load_slowfast(file: "str | Path") -> nn.Module:
@@ -125,8 +117,7 @@ def _read_vit(tensors: dict[str, Tensor], project: str, source: Path) -> tuple[n
         fresh = [name for name in model.state_dict() if name.startswith((own.mask, own.head))]
         weights = {name: tensor for name, tensor in weights.items() if name not in fresh}
     load_strictly(model, weights | unknown, source, tuple(fresh))
-    difference = check(model, tensors, layout)
-    report = f"{source}: ViT {size} of {project}; outputs agree, largest difference {difference:.1e}"
+    report = f"{source}: ViT {size} of {project}, {len(weights)} tensors"
     return model, recipe, report + (f"; new: {', '.join(fresh)}" if fresh else "")
 
 
@@ -150,8 +141,7 @@ def _read_mmpretrain_mvit(tensors: dict[str, Tensor], source: Path) -> tuple[nn.
     recipe = Pretrain(**shape, mask="cube", mask_stride=32, interpolation="bilinear", **KINETICS)
     model = build(recipe).eval()
     load_strictly(model, weights | unknown, source)
-    difference = check(model, tensors, layout)
-    return model, recipe, f"{source}: MViT {size} of mmpretrain; outputs agree, largest difference {difference:.1e}"
+    return model, recipe, f"{source}: MViT {size} of mmpretrain, {len(weights)} tensors"
 
 
 def left_over(tensors: dict[str, Tensor], known: Mapping[str, Tensor], project: str) -> dict[str, Tensor]:
@@ -189,11 +179,8 @@ def _read_slowfast(file: dict[str, Any], source: Path) -> tuple[nn.Module, Recip
     else:
         weights = state
     load_strictly(model, resize_weights(model, weights), source)
-    layouts = LAYOUTS if recipe.encoder == "vit" else MVIT_LAYOUTS
-    difference = check(model, state, layouts["slowfast"][type(recipe)])
     kind = "ViT" if recipe.encoder == "vit" else "MViT"
-    report = f"{source}: {kind} {recipe.size} of SlowFast; outputs agree, largest difference {difference:.1e}"
-    return model, recipe, report
+    return model, recipe, f"{source}: {kind} {recipe.size} of SlowFast, {len(weights)} tensors"
 
 
 def slowfast_recipe(cfg: str, name: str) -> Recipe:
@@ -248,45 +235,6 @@ def huggingface_config(encoder: VisionTransformer) -> dict[str, Any]:
     }
 
 
-def check(model: nn.Module, tensors: Mapping[str, Tensor], layout: Layout) -> float:
-    """The largest difference of the features of a model and of the tensors; ValueError if they do not agree."""
-    blocks, pixels = trunk(model).blocks, random_input(model)
-    if pixels.ndim == 4:
-        expected = vit_features(tensors, layout, pixels, blocks[0].attn.num_heads)
-    else:
-        expected = mvit_features(tensors, layout, pixels, [block.q_stride for block in blocks])
-    return compare(features(model), expected)
-
-
-def compare(first: Tensor, second: Tensor) -> float:
-    """The largest difference; ValueError if it is more than rounding."""
-    difference, largest = (first - second).abs().max().item(), first.abs().max().item()
-    if not difference <= TOLERANCE * largest:
-        raise ValueError(f"the outputs do not agree: they differ by {difference:.2e}, the largest is {largest:.2e}")
-    return difference
-
-
-@torch.no_grad()
-def features(model: nn.Module) -> Tensor:  # [1, 1 + N, D]
-    """Output of the last block, normalised by what follows it, on a random input."""
-    encoder = trunk(model)
-    if isinstance(model, MaskFeat):
-        norm = model.pred_head.transforms[0]
-    else:
-        norm = model.fc_norm if hasattr(model, "fc_norm") else model.norm
-    tokens, grid = encoder.embed(random_input(model))
-    return norm(encoder.encode(tokens, grid, (len(encoder.blocks) - 1,))[0][0])
-
-
-def random_input(model: nn.Module) -> Tensor:  # [1, 3, (T,) H, W]
-    encoder = trunk(model)
-    if isinstance(encoder, VisionTransformer):
-        shape = [side * encoder.patch_size for side in encoder.grid]
-    else:
-        shape = [4, 4 * encoder.stride, 4 * encoder.stride]
-    return torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(0))
-
-
 def _size(sizes: Mapping[str, dict[str, Any]], **parts: Any) -> str:
     """The name of the size that has these parts."""
     for name, size in sizes.items():
@@ -296,8 +244,14 @@ def _size(sizes: Mapping[str, dict[str, Any]], **parts: Any) -> str:
     raise ValueError(f"there is no encoder with {wanted}; the sizes are {', '.join(sizes)}")
 
 
-def _same(first: Tensor | None, second: Tensor | None) -> bool:
-    return first is not None and second is not None and torch.equal(first, second)
+def _read_back(file: Path, tensors: Mapping[str, Tensor]) -> str:
+    """That the file holds these tensors, for the report; ValueError if it does not."""
+    copy = read_tensors(file)[0]
+    same = {name for name in tensors.keys() & copy.keys() if torch.equal(tensors[name], copy[name])}
+    differ = sorted((tensors.keys() | copy.keys()) - same)
+    if differ:
+        raise ValueError(f"{file} does not hold what was written: {', '.join(differ[:4])} differ")
+    return f"read back, all {len(copy)} tensors are equal"
 
 
 def _has_recipe(path: Path) -> bool:
@@ -334,4 +288,7 @@ def _tensors(values: Any, source: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{source} holds a {type(values[others[0]]).__name__} in the place of the tensor {others[0]!r}"
         )
+    for name, tensor in values.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{source} holds numbers that are not finite in {name!r}")
     return dict(values)

@@ -6,14 +6,15 @@ import re
 import pytest
 import slow_maskfeat
 import torch
+from foreign_models import check
 from safetensors.torch import load_file, save_file
 from test_train import read_log, train_small
 from test_vit import random_weights
 
 from maskfeat import MaskFeat
 from maskfeat.build import build
-from maskfeat.config import get_recipe, override
-from maskfeat.weights.convert import check, convert, load_slowfast, read
+from maskfeat.config import Finetune, Pretrain, get_recipe, override
+from maskfeat.weights.convert import convert, load_slowfast, read
 from maskfeat.weights.files import read_weights, save_weights
 from maskfeat.weights.layout import LAYOUTS, MVIT_LAYOUTS, rename, rename_mvit
 
@@ -98,8 +99,9 @@ def test_slowfast_mvit(tmp_path):
     )
     assert grid == expected_grid
     torch.testing.assert_close(features.double(), expected, rtol=1e-4, atol=1e-4)
+    assert check(loaded, state, MVIT_LAYOUTS["slowfast"][Pretrain]) < 1e-4
     report = convert(tmp_path / "file.pyth", tmp_path / "ours.safetensors")
-    assert "MViT tiny of SlowFast; outputs agree, largest difference" in report
+    assert f"MViT tiny of SlowFast, {len(model.state_dict())} tensors" in report
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_ft", "mvit_tiny_ft"])
@@ -112,7 +114,9 @@ def test_slowfast_classifiers(tmp_path, name):
     }
     cfg = (VIT_CFG if image else MVIT_CFG).replace("MaskMViT, NUM_CLASSES: 400", "MViT, NUM_CLASSES: 7")
     torch.save({"model_state": state, "cfg": cfg}, tmp_path / "file.pyth")
-    loaded, x = load_slowfast(tmp_path / "file.pyth"), torch.randn(2, 3, *(() if image else (4,)), 32, 32)
+    loaded = load_slowfast(tmp_path / "file.pyth")
+    check(loaded, state, (LAYOUTS if image else MVIT_LAYOUTS)["slowfast"][Finetune])
+    x = torch.randn(2, 3, *(() if image else (4,)), 32, 32)
     assert loaded(x).shape == (2, 7) and torch.equal(loaded(x), model(x))
 
 
@@ -120,15 +124,16 @@ def test_slowfast_classifiers(tmp_path, name):
 def test_vits_of_other_projects(tmp_path, project):
     model, _ = vit_for_masks()
     path = tmp_path / ("file.pth" if project == "mmpretrain" else "file.safetensors")
-    other_file(path, model, project)
+    tensors = other_file(path, model, project)
     report = convert(path, tmp_path / "ours.safetensors")
-    assert report.count("outputs agree, largest difference") == 1 and f"ViT tiny of {project}" in report
+    assert f"ViT tiny of {project}, " in report
     assert report.endswith(f"read back, all {len(model.state_dict())} tensors are equal")
     weights, recipe = read_weights(tmp_path / "ours.safetensors")
     loaded = build(recipe)
     loaded.load_state_dict(weights)
     new = () if project == "mmpretrain" else ("mask_token", "pred_head.projections")
     assert_equal_weights(loaded, model, but=new)
+    check(read(path)[0], tensors, LAYOUTS[project][Pretrain])
     assert ("new: mask_token, pred_head.projections.0.weight" in report) == bool(new)
 
 
@@ -137,14 +142,16 @@ def test_there_and_back(tmp_path, project):
     model, recipe = vit_for_masks()
     save_weights(tmp_path / "ours.safetensors", model.state_dict(), recipe, 1)
     report = convert(tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors", to=project)
-    assert "outputs agree" in report
+    file = "theirs.safetensors" if project == "timm" else "theirs.safetensors/model.safetensors"
+    tensors = load_file(tmp_path / file)
+    check(model, tensors, LAYOUTS[project][Pretrain])
+    assert f"read back, all {len(tensors)} tensors are equal" in report
     back, read_recipe, _ = read(tmp_path / "theirs.safetensors")
     assert read_recipe.image_size == 32 and read_recipe.size == "tiny"
     assert_equal_weights(back, model, but=("mask_token", "pred_head.projections"))
     if project == "huggingface":
         config = json.loads((tmp_path / "theirs.safetensors" / "config.json").read_text())
         assert (config["hidden_size"], config["num_attention_heads"], config["image_size"]) == (192, 3, 32)
-        tensors = load_file(tmp_path / "theirs.safetensors" / "model.safetensors")
         qkv = [f"encoder.layer.3.attention.attention.{part}.weight" for part in ("query", "key", "value")]
         assert torch.equal(torch.cat([tensors[name] for name in qkv]), model.encoder.blocks[3].attn.qkv.weight)
 
@@ -175,7 +182,7 @@ def test_mmpretrain_mvit(tmp_path):
     assert len(tensors) == len(model.state_dict())
     assert "backbone.blocks.3.attn.norm_k.weight" in tensors and "backbone.blocks.2.proj.bias" in tensors
     report = convert(tmp_path / "file.pth", tmp_path / "ours.safetensors")
-    assert "MViT tiny of mmpretrain; outputs agree, largest difference" in report and "new:" not in report
+    assert f"MViT tiny of mmpretrain, {len(tensors)} tensors" in report and "new:" not in report
     weights, recipe = read_weights(tmp_path / "ours.safetensors")
     assert (recipe.encoder, recipe.size, recipe.frames, recipe.image_size, recipe.mask) == (
         "mvit",
@@ -184,9 +191,10 @@ def test_mmpretrain_mvit(tmp_path):
         64,
         "cube",
     )
-    loaded = build(recipe)
+    loaded = build(recipe).eval()
     loaded.load_state_dict(weights)
     assert_equal_weights(loaded, model)
+    check(loaded, tensors, MVIT_LAYOUTS["mmpretrain"][Pretrain])
 
 
 @pytest.mark.parametrize("name", ["vit_tiny", "mvit_tiny"])
@@ -298,7 +306,7 @@ def test_transformers_itself(tmp_path):
     theirs.save_pretrained(tmp_path / "back")
     assert_equal_weights(read(tmp_path / "back")[0], model, but=("mask_token", "pred_head.projections"))
     transformers.ViTForImageClassification(theirs.config).save_pretrained(tmp_path / "classifier")
-    assert "ViT tiny of huggingface; outputs agree" in read(tmp_path / "classifier")[2]
+    assert "ViT tiny of huggingface, " in read(tmp_path / "classifier")[2]
 
 
 def test_a_classifier_for_timm_and_back(tmp_path):
@@ -360,6 +368,8 @@ def test_files_that_cannot_be_read(tmp_path, capsys):
     slowfast_file(tmp_path / "wide.pyth", model, VIT_CFG.replace("192", "200"))
     slowfast_file(tmp_path / "mae.pyth", model, VIT_CFG.replace("PRED_HOG: true", "PRED_HOG: false"))
     slowfast_file(tmp_path / "shallow.pyth", model, VIT_CFG.replace("[11]", "[3]"))
+    model.encoder.blocks[3].norm1.bias.data[5] = float("nan")
+    slowfast_file(tmp_path / "nan.pyth", model, VIT_CFG)
     messages = {
         "none.pyth": "there is no file",
         "unsafe.pyth": r"cannot be read as tensors alone: Unsupported global: GLOBAL print was not .* by default$",
@@ -371,6 +381,7 @@ def test_files_that_cannot_be_read(tmp_path, capsys):
         "resnet.pth": "no known project; its names begin with conv1.weight",
         "nocfg.pyth": "needs model_state and cfg",
         "wide.pyth": "no encoder with embed_dim 200, depth 12, num_heads 3; the sizes are micro, tiny",
+        "nan.pyth": "numbers that are not finite in 'blocks.3.norm1.bias'",
         "mae.pyth": "no MaskFeat model",
         "shallow.pyth": "not in the model: encoder.blocks.4.norm1.weight",
     }
