@@ -24,7 +24,7 @@ BOUNDS = {
 
 
 def key(default: Any, doc: str, *, numbers: int = 0, **bounds: float):
-    """A field of a recipe. ``bounds``, of those in BOUNDS, hold for every number; of these a tuple has ``numbers``."""
+    """A field of a recipe. A tuple has ``numbers`` of them; ``bounds``, of those in BOUNDS, hold for each."""
     return field(default=default, metadata={"doc": doc, "numbers": numbers, "bounds": bounds})
 
 
@@ -132,7 +132,7 @@ class Recipe:
         return self.batch_size // parts
 
 
-def again(name: str, default: Any):
+def with_default(name: str, default: Any):
     """The field ``name`` of every recipe with another default."""
     return field(default=default, metadata=Recipe.__dataclass_fields__[name].metadata)
 
@@ -154,7 +154,7 @@ class Pretrain(Recipe):
     target_weights: tuple[float, ...] = key((1.0, 1.0), "of the losses of hog+pixel", least=0, numbers=2)
     depths: tuple[int, ...] = key((), "blocks, from 0, that predict; by default the last", least=0)
     global_loss: bool = key(False, "weigh all masked tokens of a step alike, whatever rank they are on")
-    clip_grad: float = again("clip_grad", 0.02)
+    clip_grad: float = with_default("clip_grad", 0.02)
 
     def __post_init__(self):
         super().__post_init__()
@@ -184,7 +184,7 @@ class Pretrain(Recipe):
 class Finetune(Recipe):
     """Classification from pre-trained weights."""
 
-    crop_scale: tuple[float, ...] = again("crop_scale", (0.08, 1.0))
+    crop_scale: tuple[float, ...] = with_default("crop_scale", (0.08, 1.0))
     rand_augment: str = key("m9-mstd0.5-inc1", "magnitude, its spread, and `n` operations (2); '' for none")
     erasing: float = key(0.25, "probability of filling a random rectangle with noise", least=0, most=1)
     mixup: float = key(0.8, "alpha of mixup; 0 for none", least=0)
@@ -226,8 +226,8 @@ def override(recipe: Recipe, changes: "Iterable[str] | dict[str, Any]") -> Recip
 
     A new ``batch_size`` without a new ``lr`` scales ``lr``, ``warmup_lr`` and ``end_lr`` in proportion.
 
-    Raises ValueError for an unknown key, with the nearest one, a key that is given twice, or a value that does not fit
-    the type or the range of the key.
+    Raises ValueError for an unknown key, with the nearest one, and for a key that is given twice. A value that does not
+    fit the type or the range of its key is a ValueError, too.
     """
     types = typing.get_type_hints(type(recipe))
     values = dict(changes) if isinstance(changes, dict) else {}
@@ -369,9 +369,9 @@ _MVIT_L_FT = dict(
     _MVIT_FT, size="large", epochs=75, warmup_epochs=5.0, warmup_lr=1.6e-7, end_lr=1.6e-4, layer_decay=0.875,
     drop_path=0.2,
 )  # fmt: skip
-# No recipe for SSv2 has been published with MaskFeat: optimizer, rates, dropped paths, sampling, augmentation and views
-# are those of supervised MViTv2 on SSv2; what is not known of that, and the model and its clip, are as on Kinetics.
-# Left and right matter there, so nothing is mirrored.
+# MaskFeat published no recipe for SSv2. Optimizer, rates, dropped paths, sampling, augmentation and views are those of
+# supervised MViTv2 on SSv2. What is not known of that is as on Kinetics, and so are the model and its clip.
+# Left and right matter in SSv2, so nothing is mirrored.
 _SSV2 = dict(
     encoder="mvit", frames=16, interpolation="bilinear", **KINETICS, classes=174, sampling="uniform", flip=False,
     optimizer="sgd", weight_decay=1e-4, warmup_epochs=3.0, warmup_lr=1e-6, end_lr=1e-6, dropout=0.5, clip_grad=5.0,

@@ -213,11 +213,14 @@ def _laying_order(
 ) -> Tensor:  # [B, T * H * W]
     """When each token gets covered if boxes are laid one after another; the first ``count`` are the mask.
 
-    In each round every sample draws ``candidates`` boxes (area uniform from ``least`` to ``most`` or to what is still
-    missing, log-uniform aspect, uniform length and place) and lays the first that covers something new and not more
-    than is missing. If there is none it lays the one that adds least, and taking the first ``count`` tokens trims it:
-    a box is swept row by row, column by column or slot by slot, from either end, so what remains of it is compact.
-    Ten rounds fill 40 % of a grid; what they may leave of a larger share is drawn from the uncovered tokens.
+    In each round every sample draws ``candidates`` boxes. Their area is uniform from ``least`` to ``most``, or to what
+    is still missing; their aspect is log-uniform, their length and place are uniform. The sample lays the first box
+    that covers something new and not more than is missing.
+
+    If there is none it lays the box that adds least, and taking the first ``count`` tokens trims it. A box is swept row
+    by row, column by column or slot by slot, from either end. So what remains of it is compact.
+
+    Ten rounds fill 40 % of a grid. What they leave of a larger share is drawn from the uncovered tokens.
     """
     tokens = math.prod(grid)
     place = _places(grid, device)  # [3, N]

@@ -65,9 +65,9 @@ class MaskFeat(nn.Module):
     ) -> Tensor:  # scalar
         """The loss: the mean over the masked tokens and the elements of their targets.
 
-        count: divide by this number of masked cells instead of this batch's own. To weigh all masked tokens of a data-
-            parallel step alike, pass the cells masked on all ranks, divided by the number of ranks (as the gradients
-            are averaged); without it every rank weighs the same.
+        count: divide by this number of masked cells instead of this batch's own. Without it every rank weighs the same.
+            To weigh all masked tokens of a step alike, pass the cells masked on all ranks, divided by the number of
+            ranks, as gradients are averaged over them.
 
         A batch without any masked token has the loss 0. That warns if the masks have no ids; whether all ids are
         fillers is not looked at, which would wait for the device.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-ONE = 3.0
+SAME = 3.0
 """Seconds within which several signals are one: torchrun passes on what its processes have been sent as well."""
 
 
@@ -67,7 +67,7 @@ def watch_sigterm() -> Iterator[list[int]]:
 
     def count() -> None:
         times.append(time.monotonic())
-        if times[-1] - times[0] > ONE:
+        if times[-1] - times[0] > SAME:
             os.write(2, b"maskfeat: ended at once by a second SIGTERM; give the same command again to go on\n")
             for child in multiprocessing.active_children():
                 child.kill()

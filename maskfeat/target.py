@@ -39,8 +39,8 @@ class HogTarget(Target):
     """Histograms of oriented gradients of the patch, each cell and colour channel of unit length.
 
     patch_size: pixels of a predicted token; the stride of the predicted features.
-    temporal_stride: for video, the frames that a token advances; its target is the first of them, which is the centre
-        of a patch embedding with kernel 3, stride 2 and padding 1.
+    temporal_stride: for video, the frames that a token advances. The target is the first of them: the centre of a patch
+        embedding with kernel 3, stride 2 and padding 1.
     spec, channels: bins, cell and window of the histogram; the colour channels of the image. If the cell does not
         divide the patch it is replaced by :func:`cell_size`.
     gray: take the histogram of the brightness (:func:`brightness`), one channel, in place of that of each colour.
@@ -127,7 +127,7 @@ class FrozenTarget(Target):
 
     def __init__(self, network: nn.Module):
         super().__init__()
-        self._network = (network.eval().requires_grad_(False),)  # a tuple is not registered as a submodule
+        self._network = (network.eval().requires_grad_(False),)  # in a tuple, as torch would register it as a submodule
 
     def _apply(self, fn, recurse=True):
         self._network[0]._apply(fn, recurse)

@@ -1,7 +1,7 @@
 """Crops, RandAugment, erasing, mixup and CutMix.
 
-Crops and RandAugment work on uint8 pictures, one clip at a time, with the same parameters for all of its frames;
-erasing and mixing work on normalised batches. A still image is a clip of one frame.
+Crops and RandAugment work on uint8 pictures, one clip at a time. All frames of a clip get the same parameters. A still
+image is a clip of one frame. Erasing and mixing work on normalised batches.
 """
 
 import math
@@ -65,8 +65,8 @@ def eval_crops(
     """The central crop of pictures whose shorter side is resized to ``resize``, or three along the longer side.
 
     ``resize`` is no smaller than the crop. Of a picture more than ``LONGEST`` times as long as wide only the crops are
-    resized, so that memory is bounded whatever its shape. A value may differ by 2 then, in noise by more, as Pillow
-    chooses which axis comes first by the size of the result.
+    resized, so that memory is bounded whatever its shape. A value may then differ by 2, in noise by more, as Pillow
+    chooses by the size of the result which axis it resizes first.
     """
     width, height = frames[0].size
     short = min(width, height)
@@ -103,8 +103,8 @@ def rand_augment(
 ) -> Frames:
     """Random changes of geometry and colour: ``n`` (2) of the fifteen, each made or left out with probability 1/2.
 
-    policy: parts joined by "-": ``m``, the mean magnitude of 10; ``mstd``, its standard deviation; ``n``, how many
-        changes; ``inc1``, the form in which every change grows with the magnitude, the only one that is offered.
+    policy: parts joined by "-". ``m`` is the mean magnitude, of 10, and ``mstd`` its standard deviation. ``n`` is the
+        number of changes. ``inc1`` says that every change grows with the magnitude; there is no other form here.
 
     Source: Cubuk et al., RandAugment, NeurIPS 2020, in the form that timm gave it.
     """

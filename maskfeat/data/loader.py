@@ -41,9 +41,9 @@ def make_loader(
 ) -> "Loader":
     """The batches of one epoch, from batch ``start`` on, of one of ``world`` ranks.
 
-    split: "train" (shuffled, random crops, incomplete last batch dropped), "val" (in order, one centre crop of one
-        clip) or "test" (in order, the clips and crops that the recipe tests with).
-    augment: False reads the samples to train on as those of "val", each of them once, and draws no masks.
+    split: "train" is shuffled, has random crops, and drops an incomplete last batch. "val" is in order and has one
+        centre crop of one clip. "test" is in order and has the clips and crops that the recipe tests with.
+    augment: False reads the training samples as those of "val", each of them once, and draws no masks.
 
     A batch is what the rank computes at once, ``recipe.rank_batch(world)`` samples. Batch i of all ranks together holds
     the samples of batch i of one process with ``world`` times as many, crop for crop. Folders and lists are read once.
@@ -62,7 +62,7 @@ class Loader:
     images: uint8 ``[B, C, H, W]``, or ``[B, C, T, H, W]`` of video. labels: int64 ``[B]``, -1 for a sample without one;
     absent if there are none.
     indices: int64 ``[B]``, which samples of the source they are; :meth:`names` gives their files.
-    masks: :class:`~maskfeat.mask.Masks` to pre-train with, drawn here because a GPU would take some hundred launches.
+    masks: :class:`~maskfeat.Masks` to pre-train with. They are drawn here, as a GPU would need some hundred launches.
     In the test split there are as many images to a label as the recipe has views, one after another.
 
     source: where the samples come from, and ``data`` its name in the recipe.
@@ -130,8 +130,8 @@ class Batches(Dataset):
         self.clips, self.crops = (recipe.test_clips, recipe.test_crops) if tuned and split == "test" else (1, 1)
         larger = round(recipe.image_size * 256 / 224)
         self.resize = (tuned and recipe.test_size) or larger
-        made = {"synthetic", "skimage"} & {recipe.data, recipe.val_data}  # of files all are open, however many are used
-        samples = recipe.samples if made else 0
+        rendered = {"synthetic", "skimage"} & {recipe.data, recipe.val_data}
+        samples = recipe.samples if rendered else 0  # files are all listed, and chosen from below
         self.source = _source(recipe.data, recipe.val_data, split, recipe.frames > 0, larger, samples)
         if recipe.cache_mb and not (recipe.frames or recipe.workers):
             self.source = _decoded_once(self.source, recipe.cache_mb)

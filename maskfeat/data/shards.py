@@ -27,8 +27,8 @@ class Shards:
     Links within a shard are followed. Links to nothing, pipes, devices and sparse files are left out, with a warning
     that has their number.
 
-    The headers are read once, so that every sample can be reached and any order be resumed; so shards have to be files
-    that can be sought in. A shard that ends too early gives what is before its end.
+    The headers are read once. Every sample can then be reached, and any order be resumed. So a shard has to be a file
+    in which one can seek. A shard that ends too early gives what is before its end.
     """
 
     def __init__(self, shards: Iterable[Path], decode: Decode, suffixes: tuple[str, ...]):
@@ -44,8 +44,8 @@ class Shards:
             spans += [(i, *span) for span in samples.values()]
             labels += [classes.get(key, (0, 0)) for key in samples]
         if not keys:
-            kinds = ", ".join(f"KEY{suffix}" for suffix in suffixes)
-            raise FileNotFoundError(f"there are no files {kinds}, KEY without a dot, in {', '.join(self.shards)}")
+            wanted = ", ".join(f"KEY{suffix}" for suffix in suffixes)
+            raise FileNotFoundError(f"there are no files {wanted}, KEY without a dot, in {', '.join(self.shards)}")
         self.keys, self.spans, self.labels = np.array(keys), np.array(spans), np.array(labels)
         self.classes = None if self.labels.any() else 0
 

@@ -46,9 +46,9 @@ def open_source(data: str, split: str, video: bool, *, own_split: bool = False, 
     """The files of a split.
 
     data: one of
-        a folder with ``train`` and ``val`` in it, each a folder of files, a folder of tar shards, or a list ``.csv`` or
-        ``.txt``; without ``train`` in it, the folder itself is for training. Files in folders have the number of the
-        folder, in order of their names, as label;
+        a folder with ``train`` and ``val`` in it. Each is a folder of files, a folder of tar shards, or a list ``.csv``
+        or ``.txt``. Without ``train`` in it, the folder itself is for training. The label of a file is the number of
+        its folder, in order of their names;
         a list file: a path and a label on each line, separated by a space, a comma or a tab; or only a path. Paths are
         relative to the list;
         tar shards in the layout of WebDataset, named with wildcards or as ``name-{000..127}.tar``.

@@ -1,7 +1,7 @@
 """Scenes rendered on the spot: a textured shape on a textured ground, in a light that changes from scene to scene.
 
-The label depends on form alone: colours, contrast, exposure and the direction of the light are drawn anew for every
-scene, and in a clip the light also moves. So a representation that follows brightness has a harder time than one that
+The label depends on form alone. Colours, contrast, exposure and the direction of the light are drawn anew for every
+scene. In a clip the light also moves. So a representation that follows brightness has a harder time than one that
 follows edges. Every scene is a function of its split and number, whatever the order in which they are read.
 """
 

@@ -183,8 +183,8 @@ class Block(nn.Module):
 class PoolingAttention(nn.Module):
     """Attention between pooled queries and pooled keys and values.
 
-    softmax(q k / sqrt(d) + q (R_h + R_w + R_t)) v + q: the positional term is a table row for each of the three
-    distances between a query and a key, read out by the query; it and the added q leave out the class token.
+    The result is softmax(q k / sqrt(d) + q (R_h + R_w + R_t)) v + q. Each R is a row of a table, that of the distance
+    between query and key on one axis. The term in R and the added q leave out the class token.
     """
 
     def __init__(self, dim: int, dim_out: int, num_heads: int, grid: Grid, q_stride: int, kv_stride: int):

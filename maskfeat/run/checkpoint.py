@@ -1,12 +1,13 @@
 """Checkpoints of a run, from which it goes on bit for bit.
 
-A checkpoint is a folder ``OUT/checkpoints/step_00001234``, written by torch.distributed.checkpoint; beside the tensors
-lies ``run.json`` with the recipe, the step, a fingerprint of the data, and the size and SHA-256 of every file. It is
-written under another name and renamed when it is complete and on disk, so a folder of that name is whole, whenever the
-process dies. What is damaged later is refused.
+A checkpoint is a folder ``OUT/checkpoints/step_00001234``, written by torch.distributed.checkpoint. Beside the tensors
+lies ``run.json``. It has the recipe, the step, a fingerprint of the data, and the size and SHA-256 of every file.
 
-The schedule, the position in the data, the masks and every random number of a step are functions of the recipe and the
-step (:func:`maskfeat.run.step.seed_everything`), so the step stands for all of them.
+A checkpoint is written under another name, and renamed when it is complete and on disk. So a folder of that name is
+whole, whenever the process dies. What is damaged later is refused.
+
+The step stands for the schedule, the position in the data, the masks and every random number. All of them are functions
+of the recipe and the step (:func:`maskfeat.run.step.seed_everything`).
 """
 
 import dataclasses

@@ -23,7 +23,7 @@ from .device import device_named
 class World:
     """This process among those of the run.
 
-    group: all ranks once more, on the CPU, for checkpoints that are written while training goes on.
+    group: a second group of all ranks, on the CPU. Checkpoints use it while training goes on.
     """
 
     rank: int
@@ -38,7 +38,7 @@ class World:
         return value
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks, one rank after the other; there may be any number of a rank."""
+        """The rows of all ranks, one rank after the other. Each rank may have another number of them."""
         if self.size == 1:
             return rows
         parts: list = [None] * self.size
@@ -46,7 +46,7 @@ class World:
         return torch.cat([part for part in parts if len(part)] or [rows]).to(rows.device)
 
     def any(self, value: bool) -> bool:
-        """Whether ``value`` is true on a rank; no accelerator is waited for."""
+        """Whether ``value`` is true on any rank. It does not wait for the accelerator."""
         if self.size == 1:
             return value
         flag = torch.tensor(value, dtype=torch.int32)  # on the CPU; not over `group`, which a checkpoint may be using
@@ -68,7 +68,7 @@ class World:
         return values
 
     def wait(self) -> None:
-        """For all ranks; not while a checkpoint is being written."""
+        """Wait for all ranks; not while a checkpoint is being written."""
         dist.barrier(self.group)
 
 

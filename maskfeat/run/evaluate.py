@@ -193,8 +193,8 @@ def feature_maps(
 def export_features(encoder: nn.Module, loader: Loader, folder: "str | Path", device: "torch.device | str") -> None:
     """Write ``features`` (float16, :func:`feature_maps`), ``labels`` and ``indices`` of a batch to a safetensors file.
 
-    A row of each is one view of a sample: its number in the data is in ``indices``, its file or key in the JSON list
-    ``names`` of the metadata. Samples that cannot be read have no row.
+    A row of each is one view of a sample. Its number in the data is in ``indices``. Its file or key is in ``names``, a
+    JSON list in the metadata. Samples that cannot be read have no row.
     """
     device, recipe, training = torch.device(device), loader.recipe, encoder.training
     Path(folder).mkdir(parents=True, exist_ok=True)

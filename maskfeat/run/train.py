@@ -1,8 +1,8 @@
 """The training loop of pre-training and fine-tuning.
 
-The batch of a step is cut into ``ranks * accumulate`` parts. What is random in a part (masks, augmentation, dropped
-paths) depends on the seed, the step and the number of the part only: a run goes on from a checkpoint bit for bit, and
-two ranks compute what one process computes that accumulates two parts.
+The batch of a step is cut into ``ranks * accumulate`` parts. Masks, augmentation and dropped paths of a part depend on
+the seed, the step and the number of the part only. So a run goes on from a checkpoint bit for bit. Two ranks compute
+what one process computes that accumulates two parts.
 """
 
 import dataclasses
@@ -297,8 +297,8 @@ class Trainer:
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Parameters by learning rate and weight decay.
 
-    A block learns ``layer_decay`` times as fast as the next deeper one, the embedding like a block before the first,
-    what comes after the blocks at the full rate. Biases and other parameters with one axis do not decay.
+    A block learns ``layer_decay`` times as fast as the next deeper one. The embedding counts as a block before them.
+    What comes after the blocks learns at the full rate. Biases and other parameters with one axis do not decay.
     """
     encoder = trunk(model)
     depth = len(getattr(encoder, "widths", getattr(encoder, "blocks", ())))

@@ -155,7 +155,7 @@ def test_what_is_said_of_failures(text, told):
 STUCK = """
 import ctypes, sys
 from maskfeat import sigterm
-sigterm.ONE = 0.2
+sigterm.SAME = 0.2
 with sigterm.watch_sigterm():
     print("here", file=sys.stderr, flush=True)
     while True:
