@@ -12,7 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+Grid = tuple[int, ...]
+"""(rows, columns) or (time, rows, columns)."""
+Draws = torch.Generator | None
+"""What random numbers come from; None for torch's own."""
+
 ASPECT = (0.3, 1 / 0.3)
+"""Smallest and largest height / width of a box."""
 
 MOST_FAILURES = 10_000
 """Boxes in a row that do not fit, after which none will: grids are small."""
@@ -51,7 +57,7 @@ class Masks(NamedTuple):
         ids = _masked_first(flat, count)
         return cls(mask.bool(), ids, flat.gather(1, ids).float())
 
-    def on(self, grid: tuple[int, ...]) -> Tensor:  # [B, *grid] bool
+    def on(self, grid: Grid) -> Tensor:  # [B, *grid] bool
         """The picture on a finer grid, every cell repeated; ValueError if ``grid`` is no multiple of this one."""
         own, mask = tuple(self.mask.shape[1:]), self.mask
         if len(own) != len(grid) or any(fine % coarse for fine, coarse in zip(grid, own, strict=True)):
@@ -61,7 +67,7 @@ class Masks(NamedTuple):
                 mask = mask.repeat_interleave(fine // coarse, dim=axis, output_size=fine)
         return mask
 
-    def resize(self, grid: tuple[int, ...]) -> "Masks":
+    def resize(self, grid: Grid) -> "Masks":
         """The same masks on a finer grid, as :meth:`on`, with their list."""
         own, mask = tuple(self.mask.shape[1:]), self.on(grid)
         if own == tuple(grid):
@@ -111,7 +117,7 @@ def make_masks(
     return KINDS[kind](batch, grid, count, generator, torch.device(device))
 
 
-def count_hidden(kind: str, grid: tuple[int, ...], ratio: float, compat: str | None = None) -> int:
+def count_hidden(kind: str, grid: Grid, ratio: float, compat: str | None = None) -> int:
     """How many cells a mask hides: of "tube" in one time slot, of "frame" how many slots, else in the whole grid.
 
     The share ``ratio`` of them is rounded to the nearest whole number, half to even. With ``compat`` and "random" what
@@ -141,7 +147,7 @@ def _limit(value: float, side: int) -> str:
     return f"{(math.floor(units) + 1 if side > 0 else math.ceil(units) - 1) * unit:.4g}"
 
 
-def check_masks(kind: str, grid: tuple[int, ...], ratio: float, compat: str | None = None) -> None:
+def check_masks(kind: str, grid: Grid, ratio: float, compat: str | None = None) -> None:
     """ValueError where :func:`make_masks` raises it, or where ``compat`` hides nothing in 16 trials.
 
     The boxes of "slowfast" may all be too large for a small ratio or too high for a flat grid.
@@ -161,20 +167,20 @@ def check_masks(kind: str, grid: tuple[int, ...], ratio: float, compat: str | No
     raise ValueError(f"ratio={ratio:g} hides nothing in 16 masks as {compat} makes them on the grid {grid}{enough}")
 
 
-def block_masks(batch, grid, count, generator, device) -> Masks:
+def block_masks(batch: int, grid: Grid, count: int, generator: Draws, device: torch.device) -> Masks:
     """Overlapping rectangles of random size and aspect until ``count`` tokens are covered."""
     order = _laying_order(batch, (1, *grid), count, count // 5, None, generator, device, candidates=4)
     return _first(order, grid, count)
 
 
-def cube_masks(batch, grid, count, generator, device) -> Masks:
+def cube_masks(batch: int, grid: Grid, count: int, generator: Draws, device: torch.device) -> Masks:
     """Overlapping boxes, from one time slot to all of them long, until ``count`` tokens are covered."""
     frame = grid[1] * grid[2]
     order = _laying_order(batch, grid, count, frame // 5, frame, generator, device, candidates=16)
     return _first(order, grid, count)
 
 
-def tube_masks(batch, grid, count, generator, device) -> Masks:
+def tube_masks(batch: int, grid: Grid, count: int, generator: Draws, device: torch.device) -> Masks:
     """One block mask of ``count`` tokens for all time slots."""
     still = block_masks(batch, grid[1:], count, generator, device)
     frame = torch.arange(grid[0], device=device).view(1, -1, 1) * (grid[1] * grid[2])
@@ -182,7 +188,7 @@ def tube_masks(batch, grid, count, generator, device) -> Masks:
     return Masks(mask, (frame + still.ids.unsqueeze(1)).flatten(1))
 
 
-def frame_masks(batch, grid, count, generator, device) -> Masks:
+def frame_masks(batch: int, grid: Grid, count: int, generator: Draws, device: torch.device) -> Masks:
     """``count`` whole time slots."""
     order = torch.rand(batch, grid[0], generator=generator, device=device)
     slots = _first(order, grid[:1], count)
@@ -191,7 +197,7 @@ def frame_masks(batch, grid, count, generator, device) -> Masks:
     return Masks(mask, (slots.ids.unsqueeze(2) * len(frame) + frame).flatten(1))
 
 
-def random_masks(batch, grid, count, generator, device) -> Masks:
+def random_masks(batch: int, grid: Grid, count: int, generator: Draws, device: torch.device) -> Masks:
     """Every token alike."""
     order = torch.rand(batch, math.prod(grid), generator=generator, device=device)
     return _first(order, grid, count)
@@ -206,7 +212,7 @@ def _laying_order(
     count: int,
     least: int,
     most: int | None,
-    generator: torch.Generator | None,
+    generator: Draws,
     device: torch.device,
     candidates: int,
     rounds: int = 10,
@@ -259,7 +265,7 @@ def _places(grid: tuple[int, int, int], device: torch.device) -> Tensor:  # [3, 
 def _sweep(
     batch: int,
     place: Tensor,  # [3, N]
-    generator: torch.Generator | None,
+    generator: Draws,
 ) -> Tensor:  # [B, N]
     """For each sample the ranks of the tokens in a random walk of the grid: axis inside axis, forwards or backwards."""
     last = place.amax(1)
@@ -271,7 +277,7 @@ def _sweep(
     return (outer * size[:, 1] + middle) * size[:, 2] + inner
 
 
-def _first(order: Tensor, grid: tuple[int, ...], count: int) -> Masks:
+def _first(order: Tensor, grid: Grid, count: int) -> Masks:
     """Masks of the ``count`` tokens that come first in ``order`` [B, N]."""
     ids = order.topk(count, dim=1, largest=False, sorted=False).indices.sort(dim=1).values
     mask = torch.zeros_like(order, dtype=torch.bool).scatter_(1, ids, True)
@@ -283,7 +289,7 @@ def _masked_first(flat: Tensor, count: int) -> Tensor:
     return (~flat).byte().argsort(dim=1, stable=True)[:, :count]
 
 
-def _compat_masks(kind, batch, grid, count, generator, compat) -> Masks:
+def _compat_masks(kind: str, batch: int, grid: Grid, count: int, generator: Draws, compat: str) -> Masks:
     """Masks by rejection, one sample at a time, with the parameters of the two code bases."""
     rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
     window = (1, *grid[1:]) if kind == "tube" else (1, *grid)[-3:]

@@ -5,6 +5,7 @@ import errno
 import logging
 from collections.abc import Iterator
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ class Loader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         loader = DataLoader(
             processes.Reporting(self.batches) if self.workers else self.batches,
             batch_size=None,
@@ -179,7 +180,7 @@ class Batches(Dataset):
         whole, rest = divmod(len(self.order), self.reads * self.world)
         return whole if self.train or not rest else whole + 1
 
-    def __getitem__(self, number: int) -> dict:
+    def __getitem__(self, number: int) -> dict[str, Any]:
         start = (number * self.world + self.rank) * self.reads
         clips, labels, indices, failures = [], [], [], []
         for position in range(start, min(start + self.reads, len(self.order))):

@@ -157,7 +157,18 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, dim, dim_out, num_heads, grid, q_stride, kv_stride, mlp_ratio, drop_path, dim_mul_in_att):
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        num_heads: int,
+        grid: Grid,
+        q_stride: int,
+        kv_stride: int,
+        mlp_ratio: float,
+        drop_path: float,
+        dim_mul_in_att: bool,
+    ):
         super().__init__()
         self.dim_out, self.q_stride, self.dim_mul_in_att = dim_out, q_stride, dim_mul_in_att
         inner = dim_out if dim_mul_in_att else dim

@@ -173,7 +173,7 @@ class Trainer:
                 self.skipped = skipped + loader.skipped
                 yield loss
 
-    def train_step(self, source: Iterator[dict]) -> Tensor:
+    def train_step(self, source: Iterator[dict[str, Any]]) -> Tensor:
         """One step of the optimizer, on the next ``accumulate`` parts of ``source``."""
         recipe, world = self.recipe, self.world
         self.model.train()
@@ -201,14 +201,14 @@ class Trainer:
         self.step += 1
         return total
 
-    def next_batch(self, source: Iterator[dict]) -> dict:
+    def next_batch(self, source: Iterator[dict[str, Any]]) -> dict[str, Any]:
         """The next batch; the time that it is waited for is added up."""
         begun = time.perf_counter()
         batch = next(source)
         self.data_seconds += time.perf_counter() - begun
         return batch
 
-    def masked_cells(self, batches: list[dict]) -> Tensor:
+    def masked_cells(self, batches: list[dict[str, Any]]) -> Tensor:
         """Masked cells of a part, averaged over all parts of all ranks: what the loss of each is divided by."""
         cells = torch.stack([batch["masks"].mask.sum() for batch in batches]).sum()
         cells = cells.to(self.world.device, torch.float32)
