@@ -195,7 +195,7 @@ def second(run: Run, wrong: list[str]) -> None:
     spread = [f"--ignore={path}" for path in PROGRAMS] + ["-n", str(WORKERS), "--dist", "worksteal"]
     chosen = ["-k", "cuda or triton or test_device", "tests"]
     if run.dry:
-        chosen = ["-k", "cpu or test_video", "tests/test_hog_tokens.py", "tests/maskfeat/test_device.py"]
+        chosen = ["-k", "cpu or test_video", "tests/test_hog_tokens.py", "tests/maskfeat/run/test_device.py"]
     checkers = "address and test_a_patch_outside" if run.dry else "memcheck or racecheck"
     require = {} if run.dry else {"MASKFEAT_REQUIRE_BACKENDS": "cuda,triton,cpu,reference"}
     require |= {"MASKFEAT_PROGRAMS": str(CARRIED)} if CARRIED.exists() else {}

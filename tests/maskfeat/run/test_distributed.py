@@ -151,7 +151,7 @@ def test_what_befalls_one_rank_is_said_by_all(tmp_path):
     """A second job, a disk that is full on one rank only, and damage to the file of one rank."""
     (tmp_path / "faults.py").write_text(FAULTS)
     run = [*TORCHRUN[:-1], tmp_path / "faults.py", tmp_path]
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = ((tmp_path / f"rank_{rank}").read_text().splitlines() for rank in range(2))
