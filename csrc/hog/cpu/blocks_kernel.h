@@ -163,7 +163,8 @@ inline T normalise(const HogBlocks& hog, T* v, int64_t padded) {
   if (hog.norm == Norm::none) return T(1) + zero_or_nan(v, padded);
   if (hog.norm == Norm::l1 || hog.norm == Norm::l1_sqrt)
     return T(1) / finite_or_nan(sum_of(v, padded, [](auto& entries) { return entries; }) + eps);
-  const T square = finite_or_nan(sum_of(v, padded, squared));
+  const T square = sum_of(v, padded, squared);
+  if (!std::isfinite(square)) return std::numeric_limits<T>::quiet_NaN();  // foreseen: the next block need not wait
   if (hog.norm == Norm::unit) return T(1) / (std::sqrt(square) < eps ? eps : std::sqrt(square));
   const bool is_opencv = hog.arithmetic == Arithmetic::opencv;
   const T factor = T(1) / (is_opencv ? std::sqrt(square) + eps : std::sqrt(square + eps * eps));
