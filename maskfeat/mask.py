@@ -21,7 +21,7 @@ ASPECT = (0.3, 1 / 0.3)
 """Smallest and largest height / width of a box."""
 
 MOST_FAILURES = 10_000
-"""Boxes in a row that do not fit, after which none will: grids are small."""
+"""After so many boxes in a row that do not fit, none will: grids are small."""
 
 
 class Masks(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SAME = 3.0
-"""Seconds within which several signals are one: torchrun passes on what its processes have been sent as well."""
+"""Signals within so many seconds are one: torchrun passes them on to processes that have had them already."""
 
 
 def on_sigterm(act: Callable[[], object], handler: Callable = lambda *_: None) -> Callable[[], None]:

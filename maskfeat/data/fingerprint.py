@@ -20,10 +20,10 @@ LABELS_READ = 256
 
 
 def fingerprint(source: Any) -> str:
-    """SHA-256 of what tells the samples of a source from others, in their order.
+    """SHA-256 of what distinguishes the samples of a source from others, in their order.
 
     Files: their names below the folder that all have in common, their sizes and their classes. Shards: their names and
-    sizes, the keys and places of the samples, and some labels. Others are what they are called.
+    sizes, the keys and places of the samples, and some labels. Of any other source the name of its class counts.
     """
     if isinstance(source, DecodedOnce):
         source = source.source

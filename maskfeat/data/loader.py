@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 TRAINING, HELD_OUT = 0, 1  # streams of random numbers
 
 MOST_FAILURES = 100
-"""Unreadable samples in a row after which something else is wrong than a few damaged files."""
+"""After so many unreadable samples in a row, more is wrong than a few damaged files."""
 
 
 def make_loader(
@@ -268,7 +268,7 @@ def part_masks(recipe: Pretrain, samples: int, stream: int, step: int, part: int
     return make_masks(recipe.mask, samples, recipe.mask_grid, recipe.mask_ratio, **options)
 
 
-@lru_cache(maxsize=8)  # every epoch opens its own loader, and listing a large folder takes a while
+@lru_cache(maxsize=8)  # every evaluation opens its own loaders, and listing a large folder takes a while
 def _source(data: str, val_data: str, split: str, video: bool, size: int, samples: int):
     own = bool(val_data) and split != "train"
     place = val_data if own else data

@@ -25,7 +25,7 @@ atexit.register(setattr, ENDS, "value", True)
 
 
 def loader_failure(error: RuntimeError) -> OSError | None:
-    """What a user is told of a loader process that died or is stuck; None for an error of another kind.
+    """The error that a user reads if a loader process died or is stuck; None for an error of another kind.
 
     torch raises it wherever the training is when the process dies.
     """

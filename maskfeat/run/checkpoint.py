@@ -32,7 +32,7 @@ from .distributed import World
 
 log = logging.getLogger(__name__)
 
-# Keys that a run may go on with under other values. Other parts of a batch draw other masks; the rest changes nothing.
+# A run may go on with other values of these keys. Another `accumulate` draws other masks; the rest changes nothing.
 FREE = {
     "accumulate", "cache_mb", "compile", "device", "eval_every", "init", "keep", "knn", "knn_samples", "log_every",
     "name", "out", "parallel", "recompute", "resume", "save_every", "tensorboard", "val_data", "workers",

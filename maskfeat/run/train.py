@@ -95,7 +95,7 @@ class Trainer:
         name = world.first(fingerprint(source) if world.rank == 0 else "")
         self.checkpoints = Checkpoints(self.out, recipe, world, len(source), name)
         self.resumed = self.checkpoint_to_resume()
-        if recipe.init and not self.resumed:  # which may be gone by the time that a run goes on
+        if recipe.init and not self.resumed:  # a run that goes on needs no `init`, which may be gone
             initialise(self.module, Path(recipe.init))
         self.model = share(self.module, recipe, world)
         self.ema = EMA(self.module, recipe.ema) if isinstance(recipe, Finetune) and recipe.ema else None

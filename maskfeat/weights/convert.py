@@ -270,7 +270,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         file = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # loading may fail in any way on a damaged or unsafe file
-        # It stands within much advice, to read the file without precaution among others.
+        # The reason stands amid advice, such as to read the file without precaution.
         found = re.search(r"(?:WeightsUnpickler error:\s*|Trying to load )(.*?)(?:\. Please use|\.?\n|$)", str(error))
         reason = found[1] if found else f"{type(error).__name__} {one_line(error)}"
         raise ValueError(f"{path} cannot be read as tensors alone: {reason}") from error
