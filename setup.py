@@ -29,11 +29,12 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import LinkError
 
-# The slowest first: no compiler then waits for the last one.
+# The slowest are first, so that no compiler waits for the last one. Both objects have the shared sources.
 SHARED_SOURCES = ["csrc/hog/cpu/blocks.cpp", "csrc/hog/plan.cpp", "csrc/common/simd/instruction_set.cpp"]
 TORCH_KERNELS = ["csrc/hog/cpu/cells.cpp", "csrc/tokens/cpu.cpp"]
-TORCH_OPS = [f"csrc/{name}.cpp" for name in ("tokens/torch", "hog/torch_blocks", "hog/torch", "common/build_record")]
-NUMPY_SOURCES = [f"csrc/{name}.cpp" for name in ("hog/numpy", "opencv/numpy", "opencv/detector", "opencv/groups")]
+TORCH_OPS = [f"csrc/{name}.cpp" for name in ("hog/torch", "tokens/torch", "common/build_record")]
+NUMPY_SOURCES = ["csrc/hog/numpy.cpp", "csrc/numpy_module.cpp"]
+NUMPY_SOURCES += [f"csrc/opencv/{name}.cpp" for name in ("numpy", "detector", "groups")]
 CUDA_SOURCES = ["csrc/hog/cuda/cells.cu", "csrc/hog/cuda/blocks.cu", "csrc/tokens/cuda.cu"]
 
 # Each operation rounds once (-ffp-contract=off, -fmad=false) and nothing is reassociated: every machine returns the
@@ -80,7 +81,7 @@ class Toolkit:
 
     def compile(self, source: Path, target: Path) -> str:
         """Plain nvcc, as the kernels include no header of torch: it works beside a CPU-only torch and without a GPU."""
-        told(self.home / "bin" / "nvcc", *self.flags(), "-c", source, "-o", target)
+        output_of(self.home / "bin" / "nvcc", *self.flags(), "-c", source, "-o", target)
         return str(target)
 
 
@@ -93,14 +94,14 @@ def find_toolkit() -> Toolkit:
     if home is None:
         raise Unusable("no CUDA toolkit was found: put nvcc on the PATH or set CUDA_HOME")
     nvcc = home / "bin" / "nvcc"
-    release = re.search(r"release (\d+)\.(\d+)", told(nvcc, "--version"))
+    release = re.search(r"release (\d+)\.(\d+)", output_of(nvcc, "--version"))
     if release is None:
         raise Unusable(f"{nvcc} --version names no release")
     version = int(release[1]), int(release[2])
     if version < OLDEST_CUDA:
         oldest = ".".join(map(str, OLDEST_CUDA))
         raise Unusable(f"{nvcc} is of CUDA {release[1]}.{release[2]}: {oldest} or newer is needed")
-    known = re.findall(r"^compute_(\d+)", told(nvcc, "--list-gpu-arch"), re.MULTILINE)
+    known = re.findall(r"^compute_(\d+)", output_of(nvcc, "--list-gpu-arch"), re.MULTILINE)
     return Toolkit(home, version, choose_archs(known, nvcc))
 
 
@@ -119,13 +120,13 @@ def choose_archs(known: list[str], nvcc: Path) -> list[str]:
 def gpus() -> list[str]:
     """The architectures of the GPUs of this machine, as ["90"]; none where no driver tells."""
     try:
-        capabilities = told("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+        capabilities = output_of("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
     except Unusable:
         return []
     return [capability.replace(".", "") for capability in re.findall(r"^\d+\.\d+", capabilities, re.MULTILINE)]
 
 
-def told(*command) -> str:
+def output_of(*command) -> str:
     """What a command prints; raises Unusable where it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)

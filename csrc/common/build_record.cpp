@@ -1,4 +1,5 @@
-// What this object was built with, in words: maskfeat_kernels/ops.py reads it, as nobody sees what a build prints.
+// What this object was built with. Python reads these words (maskfeat_kernels/library.py) to tell a user why there are
+// no CUDA kernels: nobody sees what a build prints.
 #ifndef MASKFEAT_CUDA_ARCHS
 #define MASKFEAT_CUDA_ARCHS ""
 #endif
@@ -8,8 +9,8 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-// The architectures of the CUDA kernels, "80 90"; empty if there are none.
+// The architectures of the CUDA kernels, such as "80 90". It is empty where there are none.
 EXPORT const char* maskfeat_cuda_archs() { return MASKFEAT_CUDA_ARCHS; }
 
-// Why there are no CUDA kernels; empty if there are.
+// Why there are no CUDA kernels. It is empty where there are some.
 EXPORT const char* maskfeat_no_cuda() { return MASKFEAT_NO_CUDA; }

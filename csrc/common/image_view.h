@@ -1,12 +1,12 @@
-// A batch of one-channel image planes in memory that somebody else owns, and which pixel stands for one outside.
+// A batch of image planes in memory that somebody else owns, and the border rule.
 #pragma once
 
 #include "common/portable.h"
 
 namespace maskfeat {
 
-// Planes [lead..., H, W] with any strides, counted in elements. Leading axes that can be walked as one are merged, so
-// that few remain (one for a contiguous batch).
+// Planes [lead..., H, W] of one channel each. Strides count elements and may have any value. Leading axes that can be
+// walked as one are merged: a contiguous batch has one.
 struct ImageView {
   static constexpr int kMaxLead = 62;  // torch has at most 64 axes
   const void* data;
@@ -27,15 +27,15 @@ struct ImageView {
   }
 };
 
-// The border rule: an image is mirrored at its end pixels, which are not repeated. Pixel -1 is pixel 1, and n is n - 2; a
-// single pixel is its own neighbour. Here i is outside 0 .. n - 1 by at most n - 1.
+// The border rule: an image is mirrored at its first and last pixel, which are not repeated. Pixel -1 is pixel 1, and
+// pixel n is pixel n - 2. A single pixel is its own neighbour. This function takes -n < i < 2 n - 1.
 template <typename Int>
 INLINE Int mirror_once(Int i, Int n) {
   const Int mirrored = i < 0 ? -i : (i >= n ? 2 * (n - 1) - i : i);
   return n == 1 ? 0 : mirrored;
 }
 
-// The same for any i, by as many mirrors as it takes.
+// The border rule for any i: the mirror images of the image continue without end.
 INLINE int64_t mirror(int64_t i, int64_t n) {
   if (i >= 0 && i < n) return i;
   return n == 1 ? 0 : mirror_once((i < 0 ? -i : i) % (2 * (n - 1)), n);

@@ -1,4 +1,4 @@
-// What the C++ and CUDA sources of every op share: functions for both, and the types of pixels and tokens.
+// What the C++ and CUDA sources of every op share: functions that run on both, and the types of pixels and tokens.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,14 @@
 #endif
 
 namespace maskfeat {
+
+constexpr double kPi = 3.14159265358979323846;
+
+// n / by, rounded up; n >= 0, by > 0.
+template <typename T>
+INLINE constexpr T ceil_div(T n, T by) {
+  return (n + by - 1) / by;
+}
 
 template <typename To, typename From>
 INLINE To bit_cast(From from) {
@@ -29,7 +37,8 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// Widening reads, exact. Half precision is rebased by a product, which also rights its subnormals.
+// A pixel or token in the type that computes with it. The conversion is exact. A half gets the exponent of a float by a
+// product, which also normalises its subnormals.
 template <typename T>
 INLINE T widen(T value) {
   return value;

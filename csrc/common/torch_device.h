@@ -1,4 +1,4 @@
-// What all registrations with PyTorch share: dtypes, memory, devices, the current CUDA stream, and the refusal of an id.
+// What all bindings to PyTorch share: dtypes, memory, devices, the current CUDA stream, and the refusal of an id.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -23,13 +23,14 @@
 #include "common/simd/instruction_set.h"
 
 #ifdef MASKFEAT_CUDA
-// Null in a torch without CUDA: only libtorch_cuda.so has it, which libtorch.so then needs.
+// This is null in a torch without CUDA. Only libtorch_cuda.so has the function, and libtorch.so needs that where it
+// exists.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
-// Of the CUDA runtime, none of whose headers are needed here.
+// A function of the CUDA runtime. It is declared here so that no header of the runtime is needed.
 extern "C" const char* cudaGetErrorString(int error);
 #endif
 
-// torch's words for the last error that its C interface has caught. Null before torch 2.13.
+// torch's words for the last error that its C interface has caught. This is null before torch 2.13.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
 namespace maskfeat {
@@ -46,19 +47,20 @@ inline Dtype dtype_of(const torch::stable::Tensor& x) {
   }
 }
 
-// An IndexError in Python.
+// Throws what is an IndexError in Python.
 [[noreturn]] inline void refuse_id(int64_t b, int64_t k, int64_t id, int64_t length) {
   std::ostringstream message;
   message << "token_ids[" << b << ", " << k << "] is " << id << ", outside 0 .. N - 1 with N = " << length;
   throw std::out_of_range(message.str());
 }
 
-// A RuntimeError, in place of which ops.py raises what torch.empty raises; it looks for these words.
+// Throws what is a RuntimeError in Python. The package finds it by these words and raises what torch.empty raises
+// instead.
 [[noreturn]] inline void refuse_memory(const std::string& why) {
   throw std::runtime_error("maskfeat_kernels: out of memory: " + why);
 }
 
-// torch's new_empty().
+// torch's new_empty(), which refuses memory in the words above.
 inline torch::stable::Tensor new_empty(const torch::stable::Tensor& x, const std::vector<int64_t>& size,
                                        std::optional<torch::headeronly::ScalarType> dtype = std::nullopt) {
   try {
@@ -70,11 +72,11 @@ inline torch::stable::Tensor new_empty(const torch::stable::Tensor& x, const std
 }
 
 struct CpuDevice {
-  // Chooses the instructions here, where it may throw, and not among threads.
+  // Chooses the instruction set here, where an exception may be thrown, and not in a thread.
   explicit CpuDevice(std::initializer_list<const torch::stable::Tensor*>) { instruction_set(); }
 
-  // Calls run(begin, end) for shares of 0 .. count - 1. No exception but for want of memory may leave `run`: torch makes
-  // all of them the same error.
+  // Divides 0 to count - 1 among threads, which call run(begin, end). Of exceptions only bad_alloc may leave `run`,
+  // since torch turns every exception of a thread into the same error.
   template <typename Run>
   static void share(int64_t count, int64_t grain, const Run& run) {
     std::atomic<bool> fits{true};
@@ -90,8 +92,8 @@ struct CpuDevice {
 };
 
 #ifdef MASKFEAT_CUDA
-// The stream that PyTorch uses on a device. Where the linker of this object has lost the function, it is looked for in a
-// libtorch_cuda.so that is already loaded; another one is never loaded.
+// The stream that PyTorch uses on a device. The linker of this object may have dropped the weak function. It is then
+// looked for in a libtorch_cuda.so that is already loaded. No library is ever loaded for it.
 inline void* current_stream(int32_t device) {
   static const auto function = []() -> decltype(&aoti_torch_get_current_cuda_stream) {
     if (aoti_torch_get_current_cuda_stream) return aoti_torch_get_current_cuda_stream;
@@ -107,7 +109,7 @@ inline void* current_stream(int32_t device) {
   return stream;
 }
 
-// Makes the device of the tensors current, while it lives, and holds the stream that PyTorch uses on it.
+// Makes the device of the tensors the current one as long as it lives. Holds the stream that PyTorch uses there.
 struct CudaDevice {
   explicit CudaDevice(std::initializer_list<const torch::stable::Tensor*> tensors)
       : guard((*tensors.begin())->get_device_index()) {

@@ -1,4 +1,4 @@
-// What the registrations of HOG share: images and results as tensors.
+// Tensors as images, and as results of a HOG.
 #pragma once
 
 #include <vector>
@@ -7,10 +7,10 @@
 
 namespace maskfeat {
 
-constexpr int64_t kPixelsPerThread = 1 << 15;  // some 50 us of work, of which another thread costs 10
+constexpr int64_t kPixelsPerThread = 1 << 15;  // some 50 us of work; another thread costs 10 us
 
-// [lead..., (other axes,) H, W] in place, with so many leading axes: where asked to, neighbours that step evenly through
-// memory become one.
+// A view of [lead..., (other axes,) H, W] in place, with this number of leading axes. With `merge`, neighbouring
+// leading axes that step evenly through memory become one.
 inline ImageView view_images(const torch::stable::Tensor& x, int64_t leading, bool merge) {
   const auto sizes = x.sizes(), strides = x.strides();
   const int64_t spatial = x.dim() - 2;
@@ -31,7 +31,7 @@ inline ImageView view_images(const torch::stable::Tensor& x, int64_t leading, bo
   return view;
 }
 
-// float64 for float64 images, else float32.
+// Uninitialised results: float64 for float64 images, else float32.
 inline torch::stable::Tensor new_histograms(const torch::stable::Tensor& x, const std::vector<int64_t>& size) {
   using torch::headeronly::ScalarType;
   const bool wide = x.scalar_type() == ScalarType::Double;

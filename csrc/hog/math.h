@@ -1,5 +1,5 @@
-// The maths of one pixel and one cell, shared by every kernel: Sobel gradient, half plane, bin edges, window, norm.
-// Each operation rounds once and in one order, whatever the device, so that all devices return the same bits.
+// The maths of a pixel and a cell, which all kernels share: Sobel gradient, half plane, bin edges, window, norm. Every
+// operation rounds once, in the same order on every device. All devices therefore return the same bits.
 #pragma once
 
 #include <cmath>
@@ -8,8 +8,9 @@
 
 namespace maskfeat {
 
-// One component of the Sobel gradient from the differences of its three pairs of pixels: d0 + 2 d1 + d2. Subtracting comes
-// before weighting, so that equal pixels give an exact zero. Doubling is exact: a fused multiply-add rounds to the same.
+// One component of the Sobel gradient, d0 + 2 d1 + d2, from the differences of its three pairs of pixels. Differences
+// come before weights, so that equal pixels give an exact zero. Doubling is exact, so a fused multiply-add rounds to
+// the same.
 template <typename T>
 INLINE T smooth(T d0, T d1, T d2) {
   const T outer = d0 + d2;
@@ -25,7 +26,7 @@ INLINE T sobel(T a0, T b0, T a1, T b1, T a2, T b2) {
   return smooth<T>(a0 - b0, a1 - b1, a2 - b2);
 }
 
-// The sign bit of `by` applied to `value`.
+// `value`, negated where `by` is negative.
 INLINE float flip(float value, float by) {
   return bit_cast<float>(bit_cast<uint32_t>(value) ^ (bit_cast<uint32_t>(by) & 0x80000000u));
 }
@@ -38,24 +39,25 @@ INLINE int16_t flip(int16_t value, int16_t by) {
 }
 
 // An unsigned orientation is the same for (gx, gy) and (-gx, -gy). Bins are counted in the half plane gx > 0 or
-// (gx = 0, gy >= 0); this number is negative where a gradient has to be turned around to lie in it.
+// (gx = 0, gy >= 0). A gradient outside of it is negated first. This number is negative for such a gradient.
 template <typename T>
 INLINE T half_plane(T gx, T gy) {
   return gx != T(0) ? gx : gy;
 }
 INLINE int16_t half_plane(int16_t gx, int16_t gy) { return gx + gx + (gy >> 15); }
 
-// cot(k pi / bins): in the half plane, edge k of a bin is reached where gx * cot >= gy, and the bin is the number of
-// edges reached (k = 1 .. bins - 1). Exact at 45, 90 and 135 degrees, antisymmetric about 90.
+// cot(k pi / bins), k = 1 .. bins - 1. A gradient in the half plane has reached edge k where gx * cot >= gy. Its bin is
+// the number of edges that it has reached. The cotangents are exact at 45, 90 and 135 degrees, and antisymmetric about
+// 90. Python has the same function. hog/torch.cpp says why the kernels compute the table again.
 inline double edge_cotangent(int64_t k, int64_t bins) {
   if (2 * k > bins) return -edge_cotangent(bins - k, bins);
   if (2 * k == bins) return 0.0;
   if (4 * k == bins) return 1.0;
-  return 1.0 / std::tan(static_cast<double>(k) * 3.14159265358979323846 / static_cast<double>(bins));
+  return 1.0 / std::tan(static_cast<double>(k) * kPi / static_cast<double>(bins));
 }
 
-// Samples e[0 .. side) of a Gaussian of standard deviation side / 2 (rounded down), which sum to one. Magnitudes are
-// weighted by e[y mod side] * e[x mod side].
+// Samples e[0 .. side) of a Gaussian with a standard deviation of side / 2, rounded down. Their sum is one. Magnitudes
+// are weighted by e[y mod side] * e[x mod side].
 template <typename T>
 void gaussian_window(int64_t side, T* e) {
   const auto sample = [side](int64_t i) {
@@ -68,21 +70,22 @@ void gaussian_window(int64_t side, T* e) {
   for (int64_t i = 0; i < side; ++i) e[i] = static_cast<T>(sample(i) / sum);
 }
 
-// The columns of a cell are added as a tree: the right half of the next power of two to the left half, until one sum is
-// left. This is the first half for `width` columns.
+// The columns of a cell are added as a tree. The right half of the next power of two is added to the left half, until
+// one sum is left. This is the first half for `width` columns.
 INLINE int64_t first_half(int64_t width) {
   int64_t half = 1;
   while (2 * half < width) half *= 2;
   return half;
 }
 
-// x, but NaN where it is infinite.
+// x, or NaN where x is infinite.
 template <typename T>
 INLINE T finite_or_nan(T x) {
   return x + (x - x);
 }
 
-// 1 / max(||h||, 1e-12) from the sum of squares. A norm that is not finite is NaN, and so are then all bins of the cell.
+// 1 / max(||h||, 1e-12) from the sum of squares. A norm that is not finite becomes NaN, and with it all bins of the
+// cell.
 template <typename T>
 INLINE T inverse_norm(T sum_of_squares) {
   const T norm = std::sqrt(sum_of_squares);

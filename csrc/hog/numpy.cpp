@@ -1,5 +1,5 @@
-// The Python module maskfeat_kernels._numpy_ops: HOG of blocks of NumPy arrays on the CPU, without torch. Checks with messages
-// for users are in maskfeat_kernels/compat/; the checks here keep a direct call inside its memory.
+// Histograms of blocks of NumPy arrays on the CPU, without torch. maskfeat_kernels/compat checks arguments with
+// messages for users. The checks here keep a direct call inside its memory.
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
 #include <numpy/ndarraytypes.h>
 #include <numpy/ufuncobject.h>
@@ -13,15 +13,13 @@
 
 #include "hog/cpu/blocks.h"
 
-void add_opencv(pybind11::module_& m);  // opencv/numpy.cpp
-
 namespace py = pybind11;
 
 namespace {
 
+using maskfeat::BlockPlan;
 using maskfeat::Channels;
 using maskfeat::Dtype;
-using maskfeat::HogBlocks;
 using maskfeat::ImageView;
 
 void require(bool right, const char* expected) {
@@ -37,7 +35,7 @@ Dtype dtype_of(const py::array& x) {
   return size == 2 ? Dtype::float16 : size == 4 ? Dtype::float32 : Dtype::float64;
 }
 
-// [lead..., H, W] in place, with the strides of NumPy, which are in bytes.
+// A view of [lead..., H, W] in place. NumPy's strides are in bytes.
 ImageView view_images(const py::array& x, py::ssize_t lead) {
   ImageView view;
   view.data = x.data();
@@ -58,13 +56,14 @@ ImageView view_images(const py::array& x, py::ssize_t lead) {
   return view;
 }
 
-// numpy.arctan2 of float64, by which scikit-image decides its bins: where NumPy has a vectorised one, its last bit is not always
-// that of the C library.
+// numpy.arctan2 of float64. scikit-image decides its bins by it. Where NumPy's is vectorised, its last bit sometimes
+// differs from that of the C library.
 PyUFuncGenericFunction numpy_arc_tangent_loop;
 void* numpy_arc_tangent_data;
 
 double numpy_arc_tangent(double sine, double cosine) {
-  // NumPy 1 takes a result that touches an argument for one that overlaps it, and then does not vectorise.
+  // The number between arguments and result is not used. Where a result touches an argument, NumPy 1 thinks that they
+  // overlap, and does not vectorise.
   double numbers[] = {sine, cosine, 0, 0};
   char* arguments[] = {reinterpret_cast<char*>(numbers), reinterpret_cast<char*>(numbers + 1),
                        reinterpret_cast<char*>(numbers + 3)};
@@ -86,12 +85,12 @@ void find_numpy_arc_tangent() {
   require(numpy_arc_tangent_loop != nullptr, "numpy.arctan2 of float64 is missing");
 }
 
-py::array hog_blocks(const py::array& x, const std::vector<int64_t>& numbers, const std::vector<double>& reals,
-                     const std::array<int64_t, 5>& region, const std::vector<int64_t>& shape) {
+py::array blocks_of_array(const py::array& x, const std::vector<int64_t>& numbers, const std::vector<double>& reals,
+                          const std::array<int64_t, 5>& region, const std::vector<int64_t>& shape) {
   require(x.ndim() >= 2, "x must have the axes [..., C, H, W]");
-  HogBlocks hog = maskfeat::read_hog_blocks(numbers.data(), numbers.size(), reals.data(), reals.size(), region.data());
-  hog.arc_tangent = numpy_arc_tangent;
-  const bool chooses = hog.strongest && x.ndim() > 2;  // a channel at each pixel
+  BlockPlan plan = maskfeat::read_block_plan(numbers.data(), numbers.size(), reals.data(), reals.size(), region.data());
+  plan.arc_tangent = numpy_arc_tangent;
+  const bool chooses = plan.strongest && x.ndim() > 2;  // each pixel takes one of its channels
   const ImageView image = view_images(x, x.ndim() - 2 - chooses);
   Channels channels{1, 0};
   if (chooses) {
@@ -103,26 +102,24 @@ py::array hog_blocks(const py::array& x, const std::vector<int64_t>& numbers, co
 
   std::vector<int64_t> size(image.lead_size, image.lead_size + image.lead);
   const int64_t planes = maskfeat::product(size);
-  require(maskfeat::product(shape) == hog.size(), "shape is not that of the result");
+  require(maskfeat::product(shape) == plan.size(), "shape is not that of the result");
   size.insert(size.end(), shape.begin(), shape.end());
   const bool wide = image.dtype == Dtype::float64;
   py::array out(wide ? py::dtype::of<double>() : py::dtype::of<float>(), size);
-  const int64_t rows = planes * hog.block_rows();
+  const int64_t rows = planes * plan.block_rows();
   if (out.size() == 0) return out;
   require(image.height >= 1 && image.width >= 1, "x has no pixels");
   void* data = out.mutable_data();
   const py::gil_scoped_release release;
-  maskfeat::hog_blocks_cpu(image, channels, hog, data, 0, rows);
+  maskfeat::hog_blocks_cpu(image, channels, plan, data, 0, rows);
   return out;
 }
 
 }  // namespace
 
-PYBIND11_MODULE(_numpy_ops, m) {
-  m.doc() = "HOG of blocks of NumPy arrays on the CPU.";
+void add_hog(py::module_& m) {
   find_numpy_arc_tangent();
-  add_opencv(m);
-  m.def("hog_blocks", &hog_blocks, py::arg("x"), py::arg("numbers"), py::arg("reals"), py::arg("region"),
+  m.def("hog_blocks", &blocks_of_array, py::arg("x"), py::arg("numbers"), py::arg("reals"), py::arg("region"),
         py::arg("shape"),
         "The blocks of x [..., C, H, W] or [H, W], uint8, float16, float32 or float64 of any strides: an array [..., "
         "(C unless\n"

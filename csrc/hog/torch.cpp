@@ -1,97 +1,138 @@
-// Registers HOG with PyTorch, per device, through the stable ABI (one shared object for every torch >= 2.10). Schemas, fake
-// kernels and batching rules are in maskfeat_kernels/ops.py, checks with messages for users in hog.py; the checks here keep
-// a direct call of an op inside its memory.
+// Registers the ops of HOG with PyTorch, for each device. They use the stable ABI, so that one shared object serves
+// every torch from 2.10 on. Python declares the schemas and checks arguments with messages for users. The checks here
+// keep a direct call of an op inside its memory.
+//
+// The ops of cells take four numbers, and their kernels compute bin edges and window from them, as Python does too. Lists
+// of edges would cost more: on one cell, an op of blocks, which takes its plan as lists, needs twice the time.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "common/torch_image.h"
+#include "hog/cpu/blocks.h"
 #include "hog/cpu/cells.h"
 #ifdef MASKFEAT_CUDA
+#include "hog/cuda/blocks.h"
 #include "hog/cuda/cells.h"
 #endif
 
 namespace {
 
-using maskfeat::Dtype;
-using maskfeat::HogParameters;
+using maskfeat::BlockPlan;
+using maskfeat::CellPlan;
+using maskfeat::Channels;
 using maskfeat::ImageView;
 using maskfeat::PatchView;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-HogParameters hog_parameters(const ImageView& image, int64_t bins, int64_t cell_h, int64_t cell_w, int64_t window) {
-  STD_TORCH_CHECK(bins >= 1 && cell_h >= 1 && cell_w >= 1 && window >= 0, "parameters out of range");
-  STD_TORCH_CHECK(window == 0 || (image.height % window == 0 && image.width % window == 0), "gaussian_window ", window,
-                  " does not tile the image");
-  return {bins, cell_h, cell_w, window};
-}
-
-// The kernels of a device, with the same names and arguments for all devices.
+// The kernels of a device. All devices have the same names and arguments.
 struct Cpu : maskfeat::CpuDevice {
   using CpuDevice::CpuDevice;
 
-  void hog(const ImageView& image, const HogParameters& hog, int64_t cell_rows, void* out) const {
-    const int64_t grain = std::max<int64_t>(1, maskfeat::kPixelsPerThread / (hog.cell_h * image.width));
-    share(cell_rows, grain, [&](int64_t begin, int64_t end) { maskfeat::hog_cpu(image, hog, out, begin, end); });
+  void cells(const ImageView& image, const CellPlan& plan, int64_t cell_rows, void* out) const {
+    share(cell_rows, grain(plan.cell_h * image.width),
+          [&](int64_t begin, int64_t end) { maskfeat::hog_cells_cpu(image, plan, out, begin, end); });
   }
 
-  void hog_tokens(const ImageView& image, const PatchView& patches, const HogParameters& hog, void* out) const {
+  void patches(const ImageView& image, const PatchView& patches, const CellPlan& plan, void* out) const {
     const int64_t batch = image.lead_size[0], channels = image.lead_size[2];
     for (int64_t b = 0; b < batch; ++b)
       for (int64_t k = 0; k < patches.count; ++k)
         if (!patches.holds(patches.id(b, k)))
           maskfeat::refuse_id(b, k, patches.id(b, k), patches.frames * patches.grid_h * patches.grid_w);
-    const int64_t grain = std::max<int64_t>(1, maskfeat::kPixelsPerThread / (channels * patches.side * patches.side));
-    share(batch * patches.count, grain,
-          [&](int64_t begin, int64_t end) { maskfeat::hog_tokens_cpu(image, patches, hog, out, begin, end); });
+    share(batch * patches.count, grain(channels * patches.side * patches.side),
+          [&](int64_t begin, int64_t end) { maskfeat::hog_patches_cpu(image, patches, plan, out, begin, end); });
   }
+
+  void blocks(const ImageView& image, const Channels& channels, const BlockPlan& plan, int64_t planes,
+              void* out) const {
+    share(planes * plan.block_rows(), grain(plan.y.stride * plan.region.width * channels.count),
+          [&](int64_t begin, int64_t end) { maskfeat::hog_blocks_cpu(image, channels, plan, out, begin, end); });
+  }
+
+  void blocks_backward(const ImageView& image, const Channels& channels, const BlockPlan& plan, int64_t planes,
+                       const Tensor& grad, Tensor& grad_x) const {
+    const void* from = grad.data_ptr();
+    void* to = grad_x.data_ptr();
+    share(planes, grain(image.height * image.width * channels.count), [&](int64_t begin, int64_t end) {
+      maskfeat::hog_blocks_backward_cpu(image, channels, plan, from, to, begin, end);
+    });
+  }
+
+  // How many items of `pixels` pixels a thread does at least.
+  static int64_t grain(int64_t pixels) { return std::max<int64_t>(1, maskfeat::kPixelsPerThread / pixels); }
 };
 
 #ifdef MASKFEAT_CUDA
 struct Cuda : maskfeat::CudaDevice {
   using CudaDevice::CudaDevice;
 
-  // A ValueError in Python.
-  static void check_limits(const ImageView& image, const HogParameters& hog) {
-    if (hog.bins > maskfeat::kCudaMaxBins || hog.gaussian_window > maskfeat::kCudaMaxWindow)
-      throw std::invalid_argument("backend 'cuda' takes at most 256 bins and a gaussian_window of at most 256, got " +
-                                  std::to_string(hog.bins) + " and " + std::to_string(hog.gaussian_window));
-    STD_TORCH_CHECK(std::max(image.height, image.width) < (int64_t{1} << 31) - 256, "the image is too large");
+  void cells(const ImageView& image, const CellPlan& plan, int64_t, void* out) const {
+    check_limits(image, plan);
+    check(maskfeat::hog_cells_cuda(image, plan, out, stream));
   }
 
-  void hog(const ImageView& image, const HogParameters& hog, int64_t, void* out) const {
-    check_limits(image, hog);
-    check(maskfeat::hog_cuda(image, hog, out, stream));
+  void patches(const ImageView& image, const PatchView& patches, const CellPlan& plan, void* out) const {
+    check_limits(image, plan);
+    check(maskfeat::hog_patches_cuda(image, patches, plan, out, stream));
   }
-  void hog_tokens(const ImageView& image, const PatchView& patches, const HogParameters& hog, void* out) const {
-    check_limits(image, hog);
-    check(maskfeat::hog_tokens_cuda(image, patches, hog, out, stream));
+
+  void blocks(const ImageView& image, const Channels& channels, const BlockPlan& plan, int64_t, void* out) const {
+    check_limits(plan);
+    check(maskfeat::hog_blocks_cuda(image, channels, plan, out, stream));
+  }
+
+  void blocks_backward(const ImageView& image, const Channels& channels, const BlockPlan& plan, int64_t,
+                       const Tensor& grad, Tensor& grad_x) const {
+    check_limits(plan);
+    Tensor grad_blocks = maskfeat::new_empty(grad, {grad.sizes().begin(), grad.sizes().end()});
+    check(maskfeat::hog_blocks_backward_cuda(image, channels, plan, grad.data_ptr(), grad_blocks.data_ptr(),
+                                             grad_x.data_ptr(), stream));
+  }
+
+  // Both throw what is a ValueError in Python.
+  static void check_limits(const ImageView& image, const CellPlan& plan) {
+    if (plan.bins > maskfeat::kCudaMaxBins || plan.gaussian_window > maskfeat::kCudaMaxWindow)
+      throw std::invalid_argument("backend 'cuda' takes at most 256 bins and a gaussian_window of at most 256, got " +
+                                  std::to_string(plan.bins) + " and " + std::to_string(plan.gaussian_window));
+    STD_TORCH_CHECK(std::max(image.height, image.width) < (int64_t{1} << 31) - 256, "the image is too large");
+  }
+  static void check_limits(const BlockPlan& plan) {
+    if (const char* why = maskfeat::hog_blocks_cuda_refuses(plan))
+      throw std::invalid_argument(std::string("backend 'cuda' cannot compute this HOG: ") + why);
   }
 };
 #endif
 
+CellPlan read_cell_plan(const ImageView& image, int64_t bins, int64_t cell_h, int64_t cell_w, int64_t window) {
+  STD_TORCH_CHECK(bins >= 1 && cell_h >= 1 && cell_w >= 1 && window >= 0, "parameters out of range");
+  STD_TORCH_CHECK(window == 0 || (image.height % window == 0 && image.width % window == 0), "gaussian_window ", window,
+                  " does not tile the image");
+  return {bins, cell_h, cell_w, window};
+}
+
 template <typename Device>
-Tensor hog(const Tensor& x, int64_t bins, int64_t cell_h, int64_t cell_w, int64_t gaussian_window) {
+Tensor hog_op(const Tensor& x, int64_t bins, int64_t cell_h, int64_t cell_w, int64_t gaussian_window) {
   const Device device{&x};
   const ImageView image = maskfeat::view_images(x, x.dim() - 2, true);
-  const HogParameters hog = hog_parameters(image, bins, cell_h, cell_w, gaussian_window);
+  const CellPlan plan = read_cell_plan(image, bins, cell_h, cell_w, gaussian_window);
   std::vector<int64_t> size(x.sizes().begin(), x.sizes().end() - 2);
   size.insert(size.end(), {bins, image.height / cell_h, image.width / cell_w});
   Tensor out = maskfeat::new_histograms(x, size);
   const int64_t cells = out.numel() / bins;
-  if (cells > 0) device.hog(image, hog, cells / (image.width / cell_w), out.data_ptr());
+  if (cells > 0) device.cells(image, plan, cells / (image.width / cell_w), out.data_ptr());
   return out;
 }
 
 template <typename Device>
-Tensor hog_tokens(const Tensor& x, const Tensor& token_ids, int64_t patch_size, int64_t bins, int64_t cell_h,
-                  int64_t cell_w, int64_t gaussian_window) {
+Tensor hog_tokens_op(const Tensor& x, const Tensor& token_ids, int64_t patch_size, int64_t bins, int64_t cell_h,
+                     int64_t cell_w, int64_t gaussian_window) {
   const Device device{&x, &token_ids};
   STD_TORCH_CHECK(x.dim() == 5, "x must have the axes [B, T, C, H, W]");
   const ImageView image = maskfeat::view_images(x, x.dim() - 2, false);
-  const HogParameters hog = hog_parameters(image, bins, cell_h, cell_w, gaussian_window);
+  const CellPlan plan = read_cell_plan(image, bins, cell_h, cell_w, gaussian_window);
   STD_TORCH_CHECK(patch_size >= 1 && patch_size % cell_h == 0 && patch_size % cell_w == 0,
                   "patch_size must be a multiple of the cell");
   STD_TORCH_CHECK(token_ids.dim() == 2 && token_ids.size(0) == x.size(0), "token_ids must be [B, K]");
@@ -106,14 +147,75 @@ Tensor hog_tokens(const Tensor& x, const Tensor& token_ids, int64_t patch_size, 
                           image.width / patch_size};
   const int64_t features = x.size(2) * bins * (patch_size / cell_h) * (patch_size / cell_w);
   Tensor out = maskfeat::new_histograms(x, {x.size(0), patches.count, features});
-  if (out.numel() > 0) device.hog_tokens(image, patches, hog, out.data_ptr());
+  if (out.numel() > 0) device.patches(image, patches, plan, out.data_ptr());
   return out;
+}
+
+// Pixels [..., C, H, W] as planes. Each plane has one result. It is a channel, or all channels where the strongest is
+// taken.
+struct Planes {
+  ImageView image;
+  Channels channels;
+  std::vector<int64_t> lead;  // leading axes of the result
+  int64_t count;
+
+  Planes(const Tensor& x, const BlockPlan& plan) : channels{1, 0} {
+    const bool has_channels = plan.strongest && x.dim() > 2;
+    const int64_t leading = std::max<int64_t>(0, x.dim() - (has_channels ? 3 : 2));
+    image = maskfeat::view_images(x, leading, true);
+    if (has_channels) channels = {x.size(leading), x.stride(leading)};
+    lead.assign(x.sizes().begin(), x.sizes().begin() + leading);
+    count = maskfeat::product(lead);
+    if (channels.count < 1 || channels.count > Channels::kMost)
+      throw std::invalid_argument("the strongest of 1 to 2^20 channels can be taken, got " +
+                                  std::to_string(channels.count));
+    STD_TORCH_CHECK(plan.size() == 0 || (image.height > 0 && image.width > 0), "x must have pixels");
+  }
+};
+
+BlockPlan read_block_plan(const std::vector<int64_t>& numbers, const std::vector<double>& reals,
+                          const std::vector<int64_t>& region) {
+  STD_TORCH_CHECK(region.size() == 5, "region must be (top, left, height, width, tie_column)");
+  const BlockPlan plan =
+      maskfeat::read_block_plan(numbers.data(), numbers.size(), reals.data(), reals.size(), region.data());
+  STD_TORCH_CHECK(plan.block_rows() > 0 && plan.block_columns() > 0, "the region is smaller than a block");
+  return plan;
+}
+
+template <typename Device>
+Tensor hog_blocks_op(const Tensor& x, const std::vector<int64_t> numbers, const std::vector<double> reals,
+                     const std::vector<int64_t> region, const std::vector<int64_t> shape) {
+  const Device device{&x};
+  const BlockPlan plan = read_block_plan(numbers, reals, region);
+  const Planes planes(x, plan);
+  STD_TORCH_CHECK(maskfeat::product(shape) == plan.size(), "shape does not fit the region");
+  std::vector<int64_t> out_shape = planes.lead;
+  out_shape.insert(out_shape.end(), shape.begin(), shape.end());
+  Tensor out = maskfeat::new_histograms(x, out_shape);
+  if (out.numel() > 0) device.blocks(planes.image, planes.channels, plan, planes.count, out.data_ptr());
+  return out;
+}
+
+template <typename Device>
+Tensor hog_blocks_backward_op(const Tensor& grad, const Tensor& x, const std::vector<int64_t> numbers,
+                              const std::vector<double> reals, const std::vector<int64_t> region) {
+  const Device device{&x, &grad};
+  const BlockPlan plan = read_block_plan(numbers, reals, region);
+  const Planes planes(x, plan);
+  Tensor grad_x = maskfeat::new_histograms(x, {x.sizes().begin(), x.sizes().end()});
+  STD_TORCH_CHECK(
+      grad.scalar_type() == grad_x.scalar_type() && grad.numel() == planes.count * plan.size() && grad.is_contiguous(),
+      "grad must be contiguous, of the dtype and size of the result");
+  if (grad_x.numel() > 0) device.blocks_backward(planes.image, planes.channels, plan, planes.count, grad, grad_x);
+  return grad_x;
 }
 
 template <typename Device, typename Library>
 void register_all(Library& m) {
-  m.impl("hog", TORCH_BOX(&hog<Device>));
-  m.impl("hog_tokens", TORCH_BOX(&hog_tokens<Device>));
+  m.impl("hog", TORCH_BOX(&hog_op<Device>));
+  m.impl("hog_tokens", TORCH_BOX(&hog_tokens_op<Device>));
+  m.impl("hog_blocks", TORCH_BOX(&hog_blocks_op<Device>));
+  m.impl("hog_blocks_backward", TORCH_BOX(&hog_blocks_backward_op<Device>));
 }
 
 }  // namespace

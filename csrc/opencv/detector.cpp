@@ -1,4 +1,5 @@
-// OpenCV's detector on the CPU: what common/simd/every_instruction_set.h makes of the kernel, and scores in OpenCV's own order of sums.
+// OpenCV's detector on the CPU. It calls the kernel that was compiled for the instruction set of this machine, and
+// computes scores in OpenCV's own order of sums.
 #include "opencv/detector.h"
 
 #include <algorithm>
@@ -13,15 +14,15 @@
 namespace maskfeat {
 namespace {
 
-// Of c, c^3, c^5 and c^7 in the arc tangent of cv::cartToPolar, in degrees.
-constexpr float kDegrees = static_cast<float>(180 / 3.1415926535897932384626433832795);
+// The coefficients of c, c^3, c^5 and c^7 in the arc tangent of cv::cartToPolar, in degrees.
+constexpr float kDegrees = static_cast<float>(180 / kPi);
 constexpr float kOpencvArc[] = {0.9997878412794807f * kDegrees, -0.3258083974640975f * kDegrees,
                                 0.1555786518463281f * kDegrees, -0.04432655554792128f * kDegrees};
 
 #define CPU_KERNEL "opencv/detector_kernel.h"
 #include "common/simd/every_instruction_set.h"
 
-// A pixel of a block: where its votes are, the cells that it votes for, and its weight in each.
+// A pixel of a block: the place of its votes, the cells that it votes for, and its weight in each.
 struct BlockPixel {
   int64_t offset;
   int64_t cells;
@@ -29,7 +30,7 @@ struct BlockPixel {
   float weight[4];
 };
 
-// OpenCV's order: pixels of one cell first, then of two, then of four, each column by column.
+// The pixels in OpenCV's order: first those that vote for one cell, then for two, then for four, each column by column.
 std::vector<BlockPixel> block_pixels(const OpencvHog& hog, int64_t width) {
   const float sigma = static_cast<float>(hog.sigma), scale = 1.0f / (sigma * sigma * 2);
   const float middle[] = {hog.block[0] * 0.5f, hog.block[1] * 0.5f};
@@ -39,7 +40,7 @@ std::vector<BlockPixel> block_pixels(const OpencvHog& hog, int64_t width) {
     for (int64_t y = 0; y < hog.block[1]; ++y) {
       const float dx = x - middle[0], dy = y - middle[1];
       const float gaussian = std::exp(-(dy * dy + dx * dx) * scale);
-      float share[2][2];  // of the cell before and the next, along x and y
+      float share[2][2];  // shares of the cell before and the next one, along x and y
       int64_t first[2];
       const float at[] = {(x + 0.5f) / hog.cell[0] - 0.5f, (y + 0.5f) / hog.cell[1] - 0.5f};
       for (int i = 0; i < 2; ++i) {
@@ -61,7 +62,8 @@ std::vector<BlockPixel> block_pixels(const OpencvHog& hog, int64_t width) {
   return std::move(of[0]);
 }
 
-// f(i) of i < count, added up in four parts as OpenCV's vectors do it; those left over are added one after the other.
+// Adds f(i), i < count, to `start` in four parts, as OpenCV's vectors do. Those left over are added one after the
+// other.
 template <typename Sum, typename F>
 Sum sum_in_fours(int64_t count, Sum start, const F& f) {
   float part[4];
@@ -114,7 +116,7 @@ void opencv_scores(const ByteImage& image, const OpencvHog& hog, const int64_t* 
   const int64_t entries = hog.block[0] / hog.cell[0] * (hog.block[1] / hog.cell[1]) * hog.bins;
   const int64_t across = (hog.window[0] - hog.block[0]) / hog.stride[0] + 1;
   const int64_t down = (hog.window[1] - hog.block[1]) / hog.stride[1] + 1;
-  std::unordered_map<int64_t, int64_t> known;  // where a block is in `blocks`
+  std::unordered_map<int64_t, int64_t> known;  // the place of a block in `blocks`
   std::vector<float> blocks;
   const auto block_at = [&](int64_t place) {
     const auto [entry, is_new] = known.try_emplace(place, static_cast<int64_t>(blocks.size()));

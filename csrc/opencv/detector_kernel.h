@@ -1,7 +1,8 @@
-// Resizing, gradients and scores of windows for OpenCV's detector, in loops that compilers vectorise.
-// Included by opencv/detector.cpp once per instruction set, after common/simd/vector.h: no include guard.
+// Resizing, gradients and scores of windows for OpenCV's detector, in loops that compilers vectorise. Each function
+// runs in the thread that calls it. detector.cpp includes this file once per instruction set, after
+// common/simd/vector.h. There is no include guard.
 
-// Both directions are exact in integers, so that their order is free: down first, where neighbours share their weights.
+// Both directions are exact in integers, so that their order is free. Down comes first, where neighbours share weights.
 void resize_linear_exact(const ByteImage& image, const Taps& y, const Taps& x, uint8_t* out) {
   const int64_t channels = image.channels, width = image.width * channels, size = x.size * channels;
   std::vector<int32_t> row(width + channels), taps(size), shares(size);
@@ -26,8 +27,9 @@ void resize_linear_exact(const ByteImage& image, const Taps& y, const Taps& x, u
   }
 }
 
-// The products of weights [length] with COUNT runs of blocks, `apart` floats from each other, added to sums [COUNT]: in 8
-// parts, which are then added one after the other, at every vector width.
+// Adds to sums [COUNT] the products of weights [length] with COUNT runs of blocks, which are `apart` floats from each
+// other. Each product is summed in 8 parts, which are then added one after the other. The order is the same at every
+// vector width.
 template <int COUNT>
 inline void add_products(const float* weights, const float* blocks, int64_t apart, int64_t length, double* sums) {
   constexpr int64_t kSums = 8, kLanes = std::min<int64_t>(kSums, kVectorBytes / sizeof(float));
@@ -52,7 +54,7 @@ inline void add_products(const float* weights, const float* blocks, int64_t apar
 
 void window_scores(const BlockWindows& w, const float* weights, double offset, double* scores) {
   constexpr int64_t kAtOnce = 6;
-  // The blocks down a window are one run where they lie side by side.
+  // The blocks down a window are one run where they are neighbours in memory.
   const bool is_run = w.block_y == 1;
   const int64_t runs = is_run ? 1 : w.down, length = is_run ? w.down * w.entries : w.entries;
   std::vector<double> sums(w.windows_y + kAtOnce);
@@ -72,8 +74,8 @@ void window_scores(const BlockWindows& w, const float* weights, double offset, d
   }
 }
 
-// The gradient of the channel that has the longest, of bytes by way of a table, as floats. Of equals the last channel is
-// taken in the columns that OpenCV's vectors of four leave over, and the first in the others.
+// The gradient of the channel where it is longest. A table turns bytes into floats. OpenCV computes four columns at
+// once and takes the first of equal channels. In the columns that are left over it takes the last.
 inline void strongest_gradient(const ByteImage& image, const float* table, const int64_t* columns, int64_t width,
                                const int64_t* rows, float* __restrict dx, float* __restrict dy) {
   for (int64_t channel = 0; channel < image.channels; ++channel) {
@@ -96,9 +98,9 @@ void opencv_gradient(const ByteImage& image, const OpencvHog& hog, int64_t left,
                      int64_t begin, int64_t end, float* votes, uint8_t* bins) {
   float table[256];
   for (int i = 0; i < 256; ++i) table[i] = hog.sqrt ? std::sqrt(static_cast<float>(i)) : static_cast<float>(i);
-  const double turn = hog.is_signed ? 2.0 * 3.1415926535897932384626433832795 : 3.1415926535897932384626433832795;
-  const float scale = static_cast<float>(static_cast<double>(hog.bins) / turn);
-  const float radians = static_cast<float>(3.1415926535897932384626433832795 / 180);
+  const double angles = hog.is_signed ? 2 * kPi : kPi;
+  const float scale = static_cast<float>(static_cast<double>(hog.bins) / angles);
+  const float radians = static_cast<float>(kPi / 180);
   std::vector<int64_t> columns(width + 2);
   for (int64_t u = 0; u < width + 2; ++u) columns[u] = mirror(u - 1 - left, image.width) * image.column_stride;
   std::vector<float> buffer(4 * width);
@@ -110,7 +112,7 @@ void opencv_gradient(const ByteImage& image, const OpencvHog& hog, int64_t left,
     strongest_gradient(image, table, columns.data() + 1, width, rows, dx, dy);
     float* const __restrict length = dy + width;
     float* const __restrict angle = length + width;
-    for (int64_t u = 0; u < width; ++u) {  // cv::cartToPolar, whose vectors fuse products and sums
+    for (int64_t u = 0; u < width; ++u) {  // as cv::cartToPolar, whose vectors fuse products and sums
       const float x = dx[u], y = dy[u], ax = std::abs(x), ay = std::abs(y);
       length[u] = std::sqrt(std::fma(x, x, y * y));
       const float c = std::min(ax, ay) / (std::max(ax, ay) + 2.220446e-16f), cc = c * c;

@@ -1,5 +1,5 @@
-// The groups of OpenCV's hits. Mean shift is in its own order of operations: where a hit lies on a whole pixel, the last bit
-// decides which one it is cut to.
+// The groups of OpenCV's hits. Mean shift takes OpenCV's order of operations, since a hit on a whole pixel is cut to an
+// integer, and the last bit decides which one.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -9,21 +9,21 @@
 namespace maskfeat {
 namespace {
 
-constexpr double kWidth = 8, kHeight = 16;  // of a kernel at scale 1, in pixels
+constexpr double kWidth = 8, kHeight = 16;  // pixels of mean shift's kernel at scale 1
 const double kLogScale = std::log(1.3);
 constexpr double kStop = 1e-5;
 constexpr int kSteps = 100;
 constexpr double kVanishes = -746;  // exp() of less is 0
 
-// The first of those that are known to be connected with i.
+// The first of the rectangles that are known to be connected with rectangle i.
 int64_t first_of(std::vector<int64_t>& before, int64_t i) {
   while (before[i] != i) i = before[i] = before[before[i]];
   return i;
 }
 
-// What each step needs of a hit: its kernel, and its place in units of that.
+// What a step needs of a hit: the size of its kernel, and its place in units of that size.
 struct Kernel {
-  double x, y, log_scale;     // width of the kernel
+  double x, y, log_scale;     // size of the kernel
   double at_x, at_y, at_log;  // place
   double root;
 };
@@ -68,7 +68,7 @@ Hit step(const std::vector<Kernel>& kernels, const double* weights, const Hit& a
 
 }  // namespace
 
-// A sweep along x, which compares rectangles that are near enough along it; of what is connected the first is the root.
+// Sweeps along x, and compares rectangles that are near enough along x. The first of connected rectangles is the root.
 void similar_classes(const int64_t* rectangles, int64_t count, double eps, int64_t* classes) {
   std::vector<int64_t> order(count), before(count);
   std::iota(order.begin(), order.end(), 0);

@@ -1,5 +1,5 @@
-// The part of maskfeat_kernels._numpy_ops that OpenCV's detector needs. Checks with messages for users are in
-// maskfeat_kernels/compat/; the checks here keep a direct call inside its memory.
+// What OpenCV's detector adds to the Python module maskfeat_kernels._numpy_ops. maskfeat_kernels/compat checks
+// arguments with messages for users. The checks here keep a direct call inside its memory.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -19,7 +19,7 @@ using maskfeat::ByteImage;
 using maskfeat::Hit;
 using maskfeat::OpencvHog;
 using maskfeat::Taps;
-// Returned as what it is where the GIL is released: a conversion to py::array would count a reference.
+// Functions that release the GIL return this type. A conversion to py::array would count a reference.
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
 using Pair = std::array<int64_t, 2>;
@@ -30,7 +30,7 @@ void require(bool right, const char* expected) {
   if (!right) throw std::invalid_argument(expected);
 }
 
-// [C, H, W] in place.
+// A view of [C, H, W] in place.
 ByteImage view_image(const py::array_t<uint8_t>& x) {
   require(x.ndim() == 3 && x.shape(0) >= 1 && x.shape(1) >= 1 && x.shape(2) >= 1, "x must be [C, H, W]");
   require(x.shape(0) < 1 << 20 && x.shape(1) < kMost && x.shape(2) < kMost, "x has too many pixels");
@@ -85,7 +85,7 @@ Array<double> window_scores(const Array<float>& blocks, const Array<float>& weig
   return out;
 }
 
-// sizes: window, block, stride and cell, each (width, height).
+// `sizes` are those of window, block, stride and cell, each (width, height).
 OpencvHog read_hog(const std::array<Pair, 4>& sizes, int64_t bins, double sigma, float clip, bool sqrt,
                    bool is_signed) {
   OpencvHog hog{};
@@ -158,7 +158,7 @@ Array<int64_t> similar_classes(const Array<int64_t>& rectangles, double eps) {
   return out;
 }
 
-// hits: [N, 3], x, y and the logarithm of the scale.
+// Hits are [N, 3]: x, y and the logarithm of the scale.
 void require_hits(const Array<double>& hits, const Array<double>& weights) {
   require(hits.ndim() == 2 && hits.shape(1) == 3 && weights.ndim() == 1 && weights.size() == hits.shape(0),
           "hits must be [N, 3] and weights [N]");

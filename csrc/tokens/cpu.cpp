@@ -1,4 +1,4 @@
-// Token rows on the CPU: what common/simd/every_instruction_set.h makes of the kernel.
+// Token rows on the CPU: calls the kernel that was compiled for the instruction set of this machine.
 #include "tokens/cpu.h"
 
 #include <algorithm>

@@ -1,6 +1,8 @@
-// Moves and sums of token rows on the CPU: memory decides, so rows are moved whole and every byte once.
+// Moves and sums of token rows on the CPU. A thread does a range of rows. Memory decides the time, so that a thread
+// moves whole rows and every byte once.
 //
-// Included by tokens/cpu.cpp once per instruction set, in a namespace that defines kVectorBytes: no include guard.
+// cpu.cpp includes this file once per instruction set, in a namespace that defines kVectorBytes. There is no include
+// guard.
 
 // Calls run(T()) with the type of the elements.
 template <typename Run>
@@ -19,14 +21,15 @@ const T* row_of(const TokenView& view, int64_t b, int64_t n) {
   return static_cast<const T*>(view.data) + b * view.batch_stride + n * view.row_stride;
 }
 
-// A result of this size leaves the cache before its last row is written, and the memory it gets was not in the cache either.
-// Storing past the cache then saves a third of the traffic: lines are not read from memory only to be overwritten.
+// A result of this size leaves the cache before its last row is written. Its memory was not in the cache before,
+// either. Stores that bypass the cache then save a third of the traffic. They do not read lines only to overwrite them.
 constexpr int64_t kStreamedBytes = 8 << 20;
 
-// So far ahead of the copy, rows are asked for: which ones will be next, no processor foresees.
+// Rows are prefetched so far ahead of the copy. No processor foresees which rows will be next.
 constexpr int64_t kAheadBytes = 6 << 10;
 
-// A store past the cache, to an aligned address, and what makes such stores visible to other threads. Plain elsewhere.
+// A store that bypasses the cache, to an aligned address. finish_streams() makes such stores visible to other threads.
+// Without SSE2 the stores are plain.
 template <typename V>
 inline void stream_vector(V v, void* to) {
 #ifdef __SSE2__
@@ -42,8 +45,8 @@ inline void finish_streams() {
 #endif
 }
 
-// memcpy() by cache lines, asking for the lines of a later row. `STREAM`: past the cache, which then need not keep what was
-// read either.
+// memcpy() by cache lines, which prefetches the lines of a later row. With STREAM, stores bypass the cache, and what is
+// read need not stay in the cache either.
 template <bool STREAM>
 void copy_lines(const char* __restrict from, int64_t bytes, char* __restrict to, const char* later) {
   constexpr int64_t kParts = kCacheLine / kVectorBytes;
@@ -66,7 +69,7 @@ void copy_lines(const char* __restrict from, int64_t bytes, char* __restrict to,
   memcpy(to + end, from + end, bytes - end);
 }
 
-// Writes rows of a result [rows, width]; other threads see them once it is gone.
+// Writes rows of a result [rows, width]. Other threads see them after its destructor.
 template <typename T>
 struct RowWriter {
   RowWriter(int64_t rows, int64_t width)
@@ -77,7 +80,7 @@ struct RowWriter {
   RowWriter& operator=(const RowWriter&) = delete;
   ~RowWriter() { finish_streams(); }
 
-  // `later`: the row that is `ahead` rows further on.
+  // `later` is the row that is `ahead` rows further on.
   void copy(const T* __restrict from, int64_t stride, T* __restrict to, const T* later) const {
     if (stride != 1) {
       for (int64_t d = 0; d < width; ++d) to[d] = from[d * stride];
@@ -122,7 +125,8 @@ int64_t gather_rows(const TokenView& tokens, const IdView& ids, T* out, int64_t 
   return end;
 }
 
-// The positions of each id in one row of ids, in ascending order: first[n], and then next[k], up to -1.
+// The positions of each id n in one row of ids, in ascending order. The first is first[n]. next[k] follows k. -1 is the
+// end.
 struct Positions {
   Positions(int64_t length, int64_t count) : first(length), next(count) {}
 

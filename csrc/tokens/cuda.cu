@@ -1,7 +1,8 @@
-// Moves and sums of token rows on a GPU. Bytes decide, so each is read and written once, 16 at a time where the
-// addresses allow it. Rows are counted in packs: a pack is 16 neighbouring bytes of a row, or else one element.
+// Moves and sums of token rows on a GPU. The bytes decide the time, so that each is read and written once, and 16 at a
+// time where the addresses allow it. Rows are counted in packs. A pack is 16 neighbouring bytes of a row, or else one
+// element.
 //
-//     a block of the moves, D = 5 packs:        threadIdx.x: pack of the row, then the next one blockDim.x further
+//     thread block of a move, D = 5 packs:      threadIdx.x: pack of the row, then the one blockDim.x further on
 //                                          ------------------->
 //     threadIdx.y: row of the block  |     0 1 2 3 | 0 . . .          lanes of one row read neighbouring packs
 //                                    v     0 1 2 3 | 0 . . .
@@ -16,7 +17,7 @@ namespace maskfeat {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kTokens = 32;  // of a batch row, that one block sums duplicates for
+constexpr int kTokens = 32;  // tokens of a batch row, for which one thread block sums duplicates
 constexpr int kUnroll = 4;   // packs of a thread in flight at a time
 
 // N neighbouring elements, moved by one instruction.
@@ -44,8 +45,8 @@ INLINE P filled(uint8_t byte) {  // 0: zeros; 0xff: NaN in every float type
   return pack;
 }
 
-// Packs threadIdx.x, threadIdx.x + blockDim.x, ... of a row, kUnroll of them read before the first is written; zeros or NaN
-// where there is nothing to copy.
+// A thread copies the packs threadIdx.x, threadIdx.x + blockDim.x, ... of a row. It reads kUnroll of them before it
+// writes the first. Where there is nothing to copy, it writes zeros or NaN.
 template <typename P>
 __device__ __forceinline__ void copy_row(const P* __restrict__ from, int64_t stride, P* __restrict__ to, int64_t width,
                                          bool copied = true, uint8_t byte = 0) {
@@ -75,7 +76,7 @@ __global__ void __launch_bounds__(kThreads) gather_rows(PackView<P> tokens,  // 
   copy_row(tokens.row(b, inside ? id : 0), tokens.column_stride, out + row * tokens.width, tokens.width, inside, 0xff);
 }
 
-// mask: as gather, with the mask token or the row of the tokens.
+// mask: the threads of gather. A row of the result is the mask token or the row of the tokens.
 template <typename P>
 __global__ void __launch_bounds__(kThreads) mask_rows(PackView<P> tokens,                              // [B, N, width]
                                                       const P* mask_token, int64_t mask_token_stride,  // [width]
@@ -90,9 +91,9 @@ __global__ void __launch_bounds__(kThreads) mask_rows(PackView<P> tokens,       
            out + row * tokens.width, tokens.width);
 }
 
-// scatter: a block owns kTokens tokens of one batch row. First, thread t < kTokens reads the K ids for token t: K * N
-// comparisons a batch row, of which a warp makes 32 at once, against the packs of N rows to be written. Then rows are
-// written as in gather: zeros, a copy, or a sum in the order of k. No atomics.
+// scatter: a thread block owns kTokens tokens of one batch row. First, thread t < kTokens looks for token t among the K
+// ids. These are K * N comparisons a batch row, and a warp makes 32 at once, which is little next to writing N rows.
+// Then rows are written as in gather: zeros, a copy, or a sum in the order of k. Nothing is added atomically.
 template <typename P>
 __global__ void __launch_bounds__(kThreads) scatter_add_rows(PackView<P> values,  // [B, K, width]
                                                              IdView ids,          // [B, K]
@@ -100,7 +101,7 @@ __global__ void __launch_bounds__(kThreads) scatter_add_rows(PackView<P> values,
                                                              int64_t length) {
   using T = typename P::Element;
   __shared__ int64_t first[kTokens], last[kTokens];  // position of each token in the ids, -1 if there is none
-  const int64_t tiles = (length + kTokens - 1) / kTokens;
+  const int64_t tiles = ceil_div<int64_t>(length, kTokens);
   const int64_t b = blockIdx.x / tiles, n0 = blockIdx.x % tiles * kTokens;
   const int thread = threadIdx.y * blockDim.x + threadIdx.x;
   if (thread < kTokens) {
@@ -136,8 +137,8 @@ __global__ void __launch_bounds__(kThreads) scatter_add_rows(PackView<P> values,
   }
 }
 
-// sum: a block owns a chunk of rows and 32 packs of their width. Thread (x, y) adds pack x of the chosen rows of slice
-// y, then each thread the slices of a column or more.
+// sum: a thread block owns a chunk of rows and 32 packs of their width. Thread (x, y) adds pack x of the chosen rows of
+// slice y. Then each thread adds the slices of one column, or of several.
 //
 //        32 packs                   shared memory
 //     +-------------+ slice 0   ->  [ its sums ]  |
@@ -151,7 +152,7 @@ __global__ void __launch_bounds__(kThreads) sum_chunks(PackView<P> x,   // [B, N
   using T = typename P::Element;
   constexpr int kColumns = 32 * P::kLanes;
   __shared__ Wide<T> slices[kChunkSlices][kColumns];
-  const int64_t column_tiles = (x.width + 31) / 32;
+  const int64_t column_tiles = ceil_div<int64_t>(x.width, 32);
   const int64_t chunk = blockIdx.x / column_tiles, tile = blockIdx.x % column_tiles;
   const int64_t p = tile * 32 + threadIdx.x, row0 = chunk * kChunkRows + threadIdx.y * kSliceRows;
   Wide<T> sum[P::kLanes] = {};
@@ -183,7 +184,7 @@ PackView<P> in_packs(const TokenView& x) {
           n > 1 ? 1 : x.column_stride};
 }
 
-// Whether every row starts on 16 bytes and is whole packs of them.
+// True where every row starts at a multiple of 16 bytes and consists of whole packs.
 bool is_packed(const TokenView& x) {
   const auto whole = [&x](int64_t elements) { return elements * bytes_of(x.dtype) % 16 == 0; };
   return x.column_stride == 1 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && whole(x.width) &&
@@ -206,16 +207,16 @@ void with_pack(Dtype dtype, bool packed, const Run& run) {
   }
 }
 
-// As many lanes a row, up to a warp, as it has packs.
+// A row has as many lanes as it has packs, up to a warp.
 dim3 block_of(int64_t width) {
   int lanes = 1;
   while (lanes < 32 && lanes < width) lanes *= 2;
   return dim3(lanes, kThreads / lanes);
 }
 
-// A grid that is too large, as none that fits into memory is, stays too large and is refused by the launch.
+// A grid that is too large stays too large, and the launch refuses it. No result that fits into memory needs such a
+// grid.
 unsigned grid_of(int64_t blocks) { return static_cast<unsigned>(std::min<int64_t>(blocks, 0xffffffff)); }
-int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 }  // namespace
 
@@ -225,13 +226,14 @@ int masked_gather_cuda(const TokenView& tokens, const IdView& ids, void* out, vo
     using P = decltype(type);
     const PackView<P> view = in_packs<P>(tokens);
     const dim3 block = block_of(view.width);
-    LAUNCH(gather_rows<P>, grid_of(divide_up(rows, block.y)), block, 0, stream, view, ids, static_cast<P*>(out), rows);
+    LAUNCH(gather_rows<P>, grid_of(ceil_div<int64_t>(rows, block.y)), block, 0, stream, view, ids, static_cast<P*>(out),
+           rows);
   });
   return cudaGetLastError();
 }
 
 int masked_scatter_add_cuda(const TokenView& values, const IdView& ids, int64_t length, void* out, void* stream) {
-  const int64_t tiles = values.batch * divide_up(length, kTokens);
+  const int64_t tiles = values.batch * ceil_div<int64_t>(length, kTokens);
   with_pack(values.dtype, is_packed(values), [&](auto type) {
     using P = decltype(type);
     const PackView<P> view = in_packs<P>(values);
@@ -249,20 +251,20 @@ int mask_tokens_cuda(const TokenView& tokens, const void* mask_token, int64_t ma
     using P = decltype(type);
     const PackView<P> view = in_packs<P>(tokens);
     const dim3 block = block_of(view.width);
-    LAUNCH(mask_rows<P>, grid_of(divide_up(rows, block.y)), block, 0, stream, view, static_cast<const P*>(mask_token),
-           mask_token_stride, mask, static_cast<P*>(out), rows);
+    LAUNCH(mask_rows<P>, grid_of(ceil_div<int64_t>(rows, block.y)), block, 0, stream, view,
+           static_cast<const P*>(mask_token), mask_token_stride, mask, static_cast<P*>(out), rows);
   });
   return cudaGetLastError();
 }
 
 int masked_sum_cuda(const TokenView& x, const MaskView& mask, Dtype result, void* sums, void* stream) {
-  const int64_t rows = x.batch * x.length, chunks = std::max<int64_t>(1, divide_up(rows, kChunkRows));
+  const int64_t rows = x.batch * x.length, chunks = std::max<int64_t>(1, ceil_div<int64_t>(rows, kChunkRows));
   with_pack(x.dtype, is_packed(x), [&](auto type) {
     using P = decltype(type);
     using T = typename P::Element;
     PackView<P> view = in_packs<P>(x);
     view.length = std::max<int64_t>(1, view.length);  // a divisor, also where there are no rows
-    const int64_t tiles = chunks * divide_up(view.width, 32);
+    const int64_t tiles = chunks * ceil_div<int64_t>(view.width, 32);
     const dim3 block(32, kChunkSlices);
     const auto launch = [&](auto result_type) {
       using Result = decltype(result_type);

@@ -1,6 +1,5 @@
-// Registers the moves and sums of token rows with PyTorch, per device, through the stable ABI. Schemas, fake kernels and
-// batching rules are in maskfeat_kernels/ops.py, checks with messages for users in masked_gather.py; the checks here
-// keep a direct call of an op inside its memory.
+// Registers the moves and sums of token rows with PyTorch, for each device, through the stable ABI. Python declares the
+// schemas and checks arguments with messages for users. The checks here keep a direct call of an op inside its memory.
 #include <algorithm>
 #include <atomic>
 
@@ -20,7 +19,7 @@ using maskfeat::TokenView;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kBytesPerThread = 1 << 17;  // copied in some 10 us, which is what another thread costs
+constexpr int64_t kBytesPerThread = 1 << 17;  // are copied in some 10 us; another thread costs as much
 
 TokenView view_tokens(const Tensor& x) {
   STD_TORCH_CHECK(x.dim() == 3, "tokens must have three axes");
@@ -46,13 +45,13 @@ int64_t rows_per_thread(const TokenView& tokens) {
   return std::max<int64_t>(1, kBytesPerThread / std::max<int64_t>(1, tokens.width * bytes_of(tokens.dtype)));
 }
 
-// The kernels of a device, with the same names and arguments for all devices.
+// The kernels of a device. All devices have the same names and arguments.
 struct Cpu : maskfeat::CpuDevice {
   using CpuDevice::CpuDevice;
 
   void masked_gather(const TokenView& tokens, const IdView& ids, void* out) const {
     const int64_t rows = tokens.batch * ids.columns;
-    std::atomic<int64_t> wrong{rows};  // the first item with an id out of range: the same one for any number of threads
+    std::atomic<int64_t> wrong{rows};  // the first item with an id out of range, whatever the number of threads
     share(rows, rows_per_thread(tokens), [&](int64_t begin, int64_t end) {
       const int64_t item = maskfeat::masked_gather_cpu(tokens, ids, out, begin, end);
       if (item == end) return;
@@ -144,9 +143,9 @@ Tensor masked_sum(const Tensor& x, const Tensor& mask) {
   MaskView mask_view = view_mask(mask, view);
   const Dtype result = view.dtype;
   const bool is_double = result == Dtype::float64;
-  Tensor sums;  // of one level, which the next one reads
+  Tensor sums;  // the sums of one level, which the next level reads
   for (int64_t rows = view.batch * view.length;;) {
-    const int64_t chunks = std::max<int64_t>(1, (rows + kChunkRows - 1) / kChunkRows);
+    const int64_t chunks = std::max<int64_t>(1, maskfeat::ceil_div(rows, kChunkRows));
     const bool last = chunks == 1;
     const ScalarType wide = is_double ? ScalarType::Double : ScalarType::Float;
     Tensor out = last ? maskfeat::new_empty(x, {view.width}) : maskfeat::new_empty(x, {chunks, view.width}, wide);

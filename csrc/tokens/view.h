@@ -1,12 +1,12 @@
-// Rows of tokens in memory that somebody else owns, the ids and masks that choose among them, and the one order in
-// which every device sums them.
+// Rows of tokens in memory that somebody else owns, and the ids and masks that choose among them. Every device sums
+// rows in the order that is given here.
 #pragma once
 
 #include "common/portable.h"
 
 namespace maskfeat {
 
-// Tokens [B, N, D] in place, with any strides, counted in elements.
+// Tokens [B, N, D] in place. Strides count elements and may have any value.
 struct TokenView {
   const void* data;
   Dtype dtype;
@@ -14,7 +14,7 @@ struct TokenView {
   int64_t batch_stride, row_stride, column_stride;
 };
 
-// Token ids [B, K] or a mask [B, N], in place as well.
+// Token ids [B, K] or a mask [B, N], also in place.
 template <typename T>
 struct TableView {
   const T* data;
@@ -26,8 +26,8 @@ struct TableView {
 using IdView = TableView<int64_t>;
 using MaskView = TableView<bool>;
 
-// Sums over many rows go by slices and chunks: rows are added to the sum of their slice one after the other, the slices
-// of a chunk likewise, and the sums of the chunks are rows to be summed in the same way, until one is left.
+// Sums over many rows go by slices and chunks. Rows are added to the sum of their slice one after the other, and slices
+// to the sum of their chunk. The sums of the chunks are rows again, and are summed in the same way, until one is left.
 constexpr int64_t kSliceRows = 32;
 constexpr int64_t kChunkSlices = 8;
 constexpr int64_t kChunkRows = kSliceRows * kChunkSlices;
@@ -36,11 +36,11 @@ constexpr int64_t bytes_of(Dtype dtype) {
   return dtype == Dtype::uint8 ? 1 : dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
 }
 
-// What a dtype is summed in: float for all but double.
+// The type in which a dtype is summed: double for double, else float.
 template <typename T>
 using Wide = decltype(widen(T()));
 
-// The nearest T, ties to even: the way back from widen().
+// The nearest T, ties to even. This is the way back from widen().
 template <typename T>
 INLINE T narrow(Wide<T> value) {
   return value;
@@ -51,9 +51,9 @@ INLINE BFloat16 narrow<BFloat16>(float value) {
   if (value != value) return {static_cast<uint16_t>(bits >> 16 | 0x40)};
   return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
-// The float adder does the rounding: added to a power of two 2^13 times as large as its own (or as the smallest normal
-// half), four times the value keeps just the ten bits of a half. Multiplied by 2^112 on the way, what is too large for
-// a half becomes infinite.
+// The float adder does the rounding. Let p be the power of two in the value, or that of the smallest normal half. Four
+// times the value, added to 2^13 times p, keeps just the ten bits of a half. A product with 2^112 on the way makes a
+// value that is too large for a half infinite.
 template <>
 INLINE Float16 narrow<Float16>(float value) {
   const uint32_t bits = bit_cast<uint32_t>(value), sign = bits >> 16 & 0x8000;

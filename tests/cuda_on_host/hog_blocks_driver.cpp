@@ -27,19 +27,19 @@ int call(Arguments& arguments) {
   const auto numbers = list_of<int64_t>(arguments.tensor());
   const auto reals = list_of<double>(arguments.tensor());
   const auto region = list_of<int64_t>(arguments.tensor());
-  const HogBlocks hog = read_hog_blocks(numbers.data(), numbers.size(), reals.data(), reals.size(), region.data());
-  const bool inner = hog.strongest && x.size.size() > 2;
+  const BlockPlan plan = read_block_plan(numbers.data(), numbers.size(), reals.data(), reals.size(), region.data());
+  const bool inner = plan.strongest && x.size.size() > 2;
   const ImageView image = images_of(x, inner);
   const Channels channels = inner ? Channels{x.size[x.size.size() - 3], x.stride[x.size.size() - 3]} : Channels{1, 0};
-  if (const char* const reason = hog_blocks_cuda_refuses(hog)) {
+  if (const char* const reason = hog_blocks_cuda_refuses(plan)) {
     fprintf(stderr, "%s\n", reason);
     return 1;
   }
-  if (function == 0) return hog_blocks_cuda(image, channels, hog, arguments.array(), nullptr);
+  if (function == 0) return hog_blocks_cuda(image, channels, plan, arguments.array(), nullptr);
   if (function == 2) return 0;
   const char* const grad = arguments.tensor().data;
   char* const scratch = arguments.array();
-  return hog_blocks_backward_cuda(image, channels, hog, grad, scratch, arguments.array(), nullptr);
+  return hog_blocks_backward_cuda(image, channels, plan, grad, scratch, arguments.array(), nullptr);
 }
 
 }  // namespace

@@ -10,10 +10,10 @@ using namespace maskfeat;
 int call(Arguments& arguments) {
   const bool chosen = arguments.number() == 1;
   const ImageView image = images_of(arguments.tensor());
-  HogParameters hog{};
-  for (int64_t* parameter : {&hog.bins, &hog.cell_h, &hog.cell_w, &hog.gaussian_window})
+  CellPlan plan{};
+  for (int64_t* parameter : {&plan.bins, &plan.cell_h, &plan.cell_w, &plan.gaussian_window})
     *parameter = arguments.number();
-  if (!chosen) return hog_cuda(image, hog, arguments.array(), nullptr);
+  if (!chosen) return hog_cells_cuda(image, plan, arguments.array(), nullptr);
   const Tensor ids = arguments.tensor();  // [B, K]
   PatchView patches{};
   patches.ids = reinterpret_cast<const int64_t*>(ids.data);
@@ -22,7 +22,7 @@ int call(Arguments& arguments) {
   patches.side = arguments.number();
   patches.frames = image.lead_size[1];
   patches.grid_h = image.height / patches.side, patches.grid_w = image.width / patches.side;
-  return hog_tokens_cuda(image, patches, hog, arguments.array(), nullptr);
+  return hog_patches_cuda(image, patches, plan, arguments.array(), nullptr);
 }
 
 }  // namespace

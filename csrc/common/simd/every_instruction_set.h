@@ -1,8 +1,8 @@
-// A kernel of the CPU for every instruction set. Included once by the .cpp file of a kernel, inside its anonymous namespace,
-// after CPU_KERNEL, the name of the kernel's file, is defined: no include guard. DISPATCH(function, arguments...) then calls
-// a function of the kernel.
+// Compiles a CPU kernel once per instruction set. The .cpp file of a kernel defines CPU_KERNEL, the name of the
+// kernel's file, and then includes this file inside its anonymous namespace. DISPATCH(function, arguments...) then
+// calls the function of the kernel that was compiled for this machine. There is no include guard.
 
-// As many lanes as are named; of GCC before 12, which builds for arm64 alone, as many as `a` has.
+// The lanes of `a` and `b` that are named. GCC before 12 is used for arm64 only, and names as many lanes as `a` has.
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -15,7 +15,7 @@ constexpr int kVectorBytes = 16;
 #include CPU_KERNEL
 }  // namespace baseline
 
-// Clang has no pragma that sets the target of templates: built with it, x86-64 runs the baseline.
+// Clang has no pragma that sets the target of templates. Built with Clang, x86-64 runs the baseline.
 #if defined(__x86_64__) && !defined(__clang__)
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v3")

@@ -1,4 +1,4 @@
-// The choice of instructions, once a process.
+// Chooses the instruction set once a process.
 #include "common/simd/instruction_set.h"
 
 #include <cstdlib>

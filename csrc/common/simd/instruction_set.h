@@ -1,12 +1,12 @@
-// Which instructions the kernels of the CPU use.
+// Which instruction set the CPU kernels use.
 #pragma once
 
 namespace maskfeat {
 
 enum class InstructionSet { baseline, avx2, avx512 };
 
-// The best that this machine has, or the one that the environment variable MASKFEAT_CPU names: "baseline", which is SSE2 on
-// x86-64 and NEON on arm64, "avx2" or "avx512". Throws std::invalid_argument where it names another.
+// The best one of this machine, or the one that the environment variable MASKFEAT_CPU names: "baseline", "avx2" or
+// "avx512". The baseline is SSE2 on x86-64 and NEON on arm64. Throws std::invalid_argument for any other name.
 InstructionSet instruction_set();
 
 }  // namespace maskfeat

@@ -1,15 +1,14 @@
-// Vectors of kVectorBytes, the same code for every instruction set: included by each kernel of the CPU once per instruction
-// set, in a namespace that defines kVectorBytes: no include guard.
+// Vectors of kVectorBytes bytes. The code is the same for every instruction set. every_instruction_set.h includes it
+// once per instruction set, in a namespace that defines kVectorBytes. There is no include guard.
 
 constexpr int64_t kCacheLine = 64;  // bytes
-constexpr int64_t kMostApart = 4;   // pixels of a row; those further apart are not fetched ahead
+constexpr int64_t kMostApart = 4;   // rows whose pixels are further apart are not prefetched
 
-constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
 
-// The first of as few shares of `all` as hold `most` each, all of about one size.
+// `all` is divided into as few shares as possible. None exceeds `most`, and all have about one size. This is the first.
 constexpr int64_t first_share(int64_t all, int64_t most) {
-  const int64_t shares = std::max<int64_t>(1, (all + most - 1) / most);
-  return (all + shares - 1) / shares;
+  return ceil_div(all, std::max<int64_t>(1, ceil_div(all, most)));
 }
 
 template <typename T, int64_t LANES>
@@ -19,7 +18,7 @@ struct VectorOf {
 template <typename T, int64_t LANES>
 using Vector = typename VectorOf<T, LANES>::type;
 
-// Memory need not be aligned.
+// The memory need not be aligned.
 template <typename V>
 inline V load_vector(const void* from) {
   V v;
@@ -31,7 +30,7 @@ inline void store_vector(V v, void* to) {
   std::memcpy(to, &v, sizeof(v));
 }
 
-// The numbers of a vector in another type; 16-bit integers in two steps, each of which is one instruction.
+// Converts the numbers of a vector to another type. 16-bit integers take two steps, each of which is one instruction.
 template <typename Wide, typename V>
 inline Wide convert(V v) {
   if constexpr (sizeof(v[0]) == sizeof(int16_t)) {
@@ -42,29 +41,30 @@ inline Wide convert(V v) {
   }
 }
 
-// The lanes of `a` and then those of `b`.
+// The lanes of `a`, followed by those of `b`.
 template <typename V, int... LANE>
 inline auto concatenate(V a, V b, std::integer_sequence<int, LANE...>) {
   return SHUFFLE(a, b, LANE...);
 }
 
-// sum + addend in the lanes where `chosen` holds. 64-byte vectors have masked additions; in the others, adding zero where
-// it does not hold is cheaper than a blend, and gives the same bits: no sum here is a negative zero.
+// sum + addend in the lanes where `chosen` holds, else sum. Vectors of 64 bytes have masked additions. For the others
+// it is cheaper to add zero than to blend. That gives the same bits, since no sum here is a negative zero.
 template <typename V, typename Mask>
 inline V add_where(V sum, Mask chosen, V addend) {
   if constexpr (sizeof(V) == 64) return chosen ? sum + addend : sum;
   return sum + (chosen ? addend : V{});
 }
 
-// Of groups of 2 * HALF lanes, the groups of `a` and then those of `b`: the right half added to the left.
+// Both vectors consist of groups of 2 * HALF lanes. In each group the right half is added to the left half. The result
+// has the groups of `a`, followed by those of `b`.
 template <int HALF, typename V, int... LANE>
 inline V halve(V a, V b, std::integer_sequence<int, LANE...>) {
   return SHUFFLE(a, b, (LANE / HALF * 2 * HALF + LANE % HALF)...) +
          SHUFFLE(a, b, (LANE / HALF * 2 * HALF + HALF + LANE % HALF)...);
 }
 
-// Numbers in groups of GROUP, a power of two, each group halved in this way until WIDTH are left of it. As many of one group
-// as fill a vector, from `first` on.
+// `columns` consists of groups of GROUP numbers, a power of two. Each group is halved as above until WIDTH sums are
+// left. Returns a vector of the sums of one group, from sum `first` on.
 template <int GROUP, int WIDTH, typename V>
 inline V reduce_group(const decltype(V{}[0] + 0)* columns, int first) {
   if constexpr (WIDTH == GROUP) {
@@ -75,7 +75,7 @@ inline V reduce_group(const decltype(V{}[0] + 0)* columns, int first) {
   }
 }
 
-// The same of as many groups as fill a vector.
+// The same for as many groups as fill a vector.
 template <int GROUP, int WIDTH, typename V>
 inline V reduce(const decltype(V{}[0] + 0)* columns) {
   constexpr int kLanes = sizeof(V) / sizeof(V{}[0]);

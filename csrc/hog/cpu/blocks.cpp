@@ -1,4 +1,4 @@
-// HOG of blocks on the CPU: what common/simd/every_instruction_set.h makes of the kernel.
+// Histograms of blocks on the CPU: calls the kernel that was compiled for the instruction set of this machine.
 #include "hog/cpu/blocks.h"
 
 #include <algorithm>
@@ -21,14 +21,14 @@ namespace {
 
 }  // namespace
 
-void hog_blocks_cpu(const ImageView& image, const Channels& channels, const HogBlocks& hog, void* out, int64_t begin,
+void hog_blocks_cpu(const ImageView& image, const Channels& channels, const BlockPlan& plan, void* out, int64_t begin,
                     int64_t end) {
-  DISPATCH(hog_blocks, image, channels, hog, out, begin, end);
+  DISPATCH(block_rows, image, channels, plan, out, begin, end);
 }
 
-void hog_blocks_backward_cpu(const ImageView& image, const Channels& channels, const HogBlocks& hog, const void* grad,
+void hog_blocks_backward_cpu(const ImageView& image, const Channels& channels, const BlockPlan& plan, const void* grad,
                              void* grad_x, int64_t begin, int64_t end) {
-  DISPATCH(hog_blocks_backward, image, channels, hog, grad, grad_x, begin, end);
+  DISPATCH(blocks_backward, image, channels, plan, grad, grad_x, begin, end);
 }
 
 }  // namespace maskfeat

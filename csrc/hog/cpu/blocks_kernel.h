@@ -1,5 +1,6 @@
-// HOG of blocks on the CPU, one pass over the image: a tile of whole blocks, about 256 columns wide, walks down the block
-// rows, and keeps no more than the rows that the next block needs.
+// Histograms of blocks on the CPU, in one pass over the image. A thread does whole rows of blocks. A tile of whole
+// blocks, about 256 columns wide, walks down the rows. It keeps no more rows of votes and cells than the next block
+// needs.
 //
 //      <------ tile: whole blocks, about 256 columns ------>
 //    h h h h h h h h h h h h h h h h h h h h h h h h h h h h    load:      three lines of pixels and their halo h
@@ -11,24 +12,29 @@
 //              |b b b b b b b b b b b b b b b b|
 //
 // Rows of votes and rows of cells that several blocks hold stay in rings. For sums down the rows, a vector of columns
-// keeps its bins in registers; they are then transposed, so that sums across the columns do all bins of a cell at once.
+// keeps its bins in registers. The sums are then transposed, so that sums across the columns do all bins of a cell at
+// once.
 //
-// Included by hog/cpu/blocks.cpp once per instruction set, after common/simd/vector.h, in a namespace that defines
-// kVectorBytes: no include guard.
+// blocks.cpp includes this file once per instruction set, after common/simd/vector.h, in a namespace that defines
+// kVectorBytes. There is no include guard.
 
 #include "hog/cpu/votes.h"
 
-// cell: the sums of the rows [begin, end) of each column, for the bins first .. first + N - 1.
+// It needs the vectors of votes.h.
+#include "hog/cpu/normalise.h"
+
+// cell: the sums of each column over the rows [begin, end), for the bins first to first + N - 1.
 template <int N, bool LINEAR, typename T>
-inline void sum_down(const Tile<T>& tile, int64_t first, int64_t begin, int64_t end, const T* weights, bool is_start) {
+inline void sum_down(const BlockTile<T>& tile, int64_t first, int64_t begin, int64_t end, const T* weights,
+                     bool is_start) {
   using V = VectorFor<T>;
   using VInt = VectorFor<IntOf<T>>;
   const int64_t stride = tile.stride;
   const VInt first_bin = VInt{} + static_cast<IntOf<T>>(first);
-  const VInt bin_before = VInt{} + static_cast<IntOf<T>>(first > 0 ? first - 1 : tile.hog.bins - 1);
+  const VInt bin_before = VInt{} + static_cast<IntOf<T>>(first > 0 ? first - 1 : tile.plan.bins - 1);
   for (int64_t x = 0; x < tile.at.width; x += kLanes<T>) {
     V sums[N]{};
-    int64_t slot = begin % tile.kept;
+    int64_t slot = begin % tile.ring_rows;
     for (int64_t y = begin; y < end; ++y) {
       const VInt bin = load_vector<VInt>(tile.bin + slot * stride + x);
       const T* votes = tile.votes + slot * 2 * stride + x;
@@ -44,16 +50,16 @@ inline void sum_down(const Tile<T>& tile, int64_t first, int64_t begin, int64_t 
       } else {
         for (int k = 0; k < N; ++k) sums[k] = add_where(sums[k], bin == first_bin + k, vote);
       }
-      if (++slot == tile.kept) slot = 0;
+      if (++slot == tile.ring_rows) slot = 0;
     }
     T* to = tile.columns + first * stride + x;
     for (int k = 0; k < N; ++k, to += stride) store_vector(is_start ? sums[k] : load_vector<V>(to) + sums[k], to);
   }
 }
 
-// cell: all bins, in as few walks of about as many bins each as registers allow.
+// cell: calls sum_down() with the number of bins as a constant.
 template <bool LINEAR, int N = kBinsAtOnce, typename T>
-inline void sum_bins_down(const Tile<T>& tile, int64_t bins_at_once, int64_t first, int64_t begin, int64_t end,
+inline void sum_bins_down(const BlockTile<T>& tile, int64_t bins_at_once, int64_t first, int64_t begin, int64_t end,
                           const T* weights, bool is_start) {
   if constexpr (N > 0) {
     if (bins_at_once == N) return sum_down<N, LINEAR>(tile, first, begin, end, weights, is_start);
@@ -61,9 +67,10 @@ inline void sum_bins_down(const Tile<T>& tile, int64_t bins_at_once, int64_t fir
   }
 }
 
-// One step of a transpose, and the smaller ones: of blocks of HALF rows and lanes, those off the diagonal change places.
+// One step of a transpose, followed by the smaller ones. The matrix consists of squares of HALF rows and lanes. The two
+// squares beside the diagonal change places.
 template <int HALF, typename V, int... LANE>
-inline void swap_blocks(V* rows, std::integer_sequence<int, LANE...> lanes) {
+inline void swap_squares(V* rows, std::integer_sequence<int, LANE...> lanes) {
   constexpr int kAll = sizeof...(LANE);
   for (int i = 0; i < kAll; ++i)
     if (!(i & HALF)) {
@@ -71,114 +78,62 @@ inline void swap_blocks(V* rows, std::integer_sequence<int, LANE...> lanes) {
       rows[i] = SHUFFLE(a, b, (LANE & HALF ? kAll + LANE - HALF : LANE)...);
       rows[i + HALF] = SHUFFLE(a, b, (LANE & HALF ? kAll + LANE : LANE + HALF)...);
     }
-  if constexpr (HALF > 1) swap_blocks<HALF / 2>(rows, lanes);
+  if constexpr (HALF > 1) swap_squares<HALF / 2>(rows, lanes);
 }
 
 // cell: from [bins, columns] to [columns, bins].
 template <typename T>
-inline void transpose(const Tile<T>& tile) {
+inline void transpose(const BlockTile<T>& tile) {
   using V = VectorFor<T>;
   constexpr int64_t kL = kLanes<T>;
-  for (int64_t first = 0; first < tile.hog.bins; first += kL)
+  for (int64_t first = 0; first < tile.plan.bins; first += kL)
     for (int64_t x = 0; x < tile.at.width; x += kL) {
       V rows[kL];
       for (int64_t k = 0; k < kL; ++k)
-        rows[k] = load_vector<V>(tile.columns + std::min(first + k, tile.hog.bins - 1) * tile.stride + x);
-      swap_blocks<kL / 2>(rows, std::make_integer_sequence<int, kL>());
+        rows[k] = load_vector<V>(tile.columns + std::min(first + k, tile.plan.bins - 1) * tile.stride + x);
+      swap_squares<kL / 2>(rows, std::make_integer_sequence<int, kL>());
       for (int64_t i = 0; i < kL; ++i) store_vector(rows[i], tile.transposed + (x + i) * tile.bin_pitch + first);
     }
 }
 
-// cell: the sums across the columns of each cell. Vectors of bins reach into the next cell, which is written after.
+// cell: the sums across the columns of each cell. A vector of bins may reach into the next cell, which is written
+// later.
 template <typename T>
-inline void sum_across(const Tile<T>& tile, T* __restrict cells) {
+inline void sum_across(const BlockTile<T>& tile, T* __restrict cells) {
   using V = VectorFor<T>;
-  const int64_t count = tile.cell_left.size(), length = tile.hog.x.length, pitch = tile.bin_pitch;
+  const int64_t count = tile.cell_left.size(), length = tile.plan.x.length, pitch = tile.bin_pitch;
   for (int64_t c = 0; c < count; ++c) {
-    const T* weights = tile.across + tile.cell_kind[c] * length;
-    for (int64_t first = 0; first < tile.hog.bins; first += kLanes<T>) {
+    const T* weights = tile.across + tile.cell_phase[c] * length;
+    for (int64_t first = 0; first < tile.plan.bins; first += kLanes<T>) {
       const T* from = tile.transposed + tile.cell_left[c] * pitch + first;
       V sum{};
       for (int64_t i = 0; i < length; ++i) sum += load_vector<V>(from + i * pitch) * weights[i];
-      store_vector(sum, cells + c * tile.hog.bins + first);
+      store_vector(sum, cells + c * tile.plan.bins + first);
     }
   }
 }
 
 template <typename T>
-inline void cell_row(Tile<T>& tile, int64_t plane_offset, int64_t cell) {
-  const HogBlocks& hog = tile.hog;
-  const int64_t top = hog.y.start(cell), bins = hog.bins;
-  const T* weights = tile.down + cell % hog.y.kinds * hog.y.length;
-  for (int64_t done = 0; done < hog.y.length; done += kRowsAtOnce) {
-    const int64_t begin = top + done, end = top + std::min(done + kRowsAtOnce, hog.y.length);
+inline void cell_row(BlockTile<T>& tile, int64_t plane_offset, int64_t cell) {
+  const BlockPlan& plan = tile.plan;
+  const int64_t top = plan.y.start(cell), bins = plan.bins;
+  const T* weights = tile.down + cell % plan.y.period * plan.y.length;
+  for (int64_t done = 0; done < plan.y.length; done += kRowsAtOnce) {
+    const int64_t begin = top + done, end = top + std::min(done + kRowsAtOnce, plan.y.length);
     vote_rows(tile, plane_offset, begin, end);
     for (int64_t first = 0, left = bins; left > 0;) {
       const int64_t count = first_share(left, kBinsAtOnce);
-      hog.votes == Votes::linear ? sum_bins_down<true>(tile, count, first, begin, end, weights + done, done == 0)
-                                 : sum_bins_down<false>(tile, count, first, begin, end, weights + done, done == 0);
+      plan.votes == Votes::linear ? sum_bins_down<true>(tile, count, first, begin, end, weights + done, done == 0)
+                                  : sum_bins_down<false>(tile, count, first, begin, end, weights + done, done == 0);
       first += count, left -= count;
     }
   }
   transpose(tile);
-  sum_across(tile, tile.cells + cell % hog.y.per_block * tile.cell_pitch);
+  sum_across(tile, tile.cells + cell % plan.y.per_block * tile.cell_pitch);
 }
 
-template <int HALF, typename V, int... LANE>
-inline V sum_of_lanes(V v, std::integer_sequence<int, LANE...> lanes) {
-  v += SHUFFLE(v, v, (LANE ^ HALF)...);
-  if constexpr (HALF > 1) v = sum_of_lanes<HALF / 2>(v, lanes);
-  return v;
-}
-
-// normalise: the sum of f(v) in kPartialSums columns, which are then added as a tree: one order at every vector width.
-template <typename T, typename F>
-inline T sum_of(T* v, int64_t padded, const F& f) {
-  using V = VectorFor<T>;
-  constexpr int64_t kL = kLanes<T>, kParts = kPartialSums / kL;
-  V sums[kParts]{};
-  for (int64_t i = 0; i < padded; i += kPartialSums)
-    for (int64_t part = 0; part < kParts; ++part) {
-      V entries = load_vector<V>(v + i + part * kL);
-      sums[part] += f(entries);
-      store_vector(entries, v + i + part * kL);
-    }
-  for (int64_t half = kParts / 2; half > 0; half /= 2)
-    for (int64_t part = 0; part < half; ++part) sums[part] += sums[part + half];
-  return sum_of_lanes<kL / 2>(sums[0], std::make_integer_sequence<int, kL>())[0];
-}
-
-// NaN where an entry is not finite, else 0. Apart, so that the dialects that have a norm do not wait for it.
-template <typename T>
-[[gnu::noinline]] T zero_or_nan(T* v, int64_t padded) {
-  return sum_of(v, padded, [](auto& entries) { return entries * 0; });
-}
-
-// normalise: makes v, followed by zeros, the block before its last product, and returns the factor of that: NaN where the norm
-// of the block is not finite.
-template <typename T>
-inline T normalise(const HogBlocks& hog, T* v, int64_t padded) {
-  const T eps = static_cast<T>(hog.eps), eps_again = static_cast<T>(hog.eps_again), clip = static_cast<T>(hog.clip);
-  const auto squared = [](auto& entries) { return entries * entries; };
-  if (hog.norm == Norm::none) return T(1) + zero_or_nan(v, padded);
-  if (hog.norm == Norm::l1 || hog.norm == Norm::l1_sqrt)
-    return T(1) / finite_or_nan(sum_of(v, padded, [](auto& entries) { return entries; }) + eps);
-  const T square = sum_of(v, padded, squared);
-  if (!std::isfinite(square)) return std::numeric_limits<T>::quiet_NaN();  // foreseen: the next block need not wait
-  if (hog.norm == Norm::unit) return T(1) / (std::sqrt(square) < eps ? eps : std::sqrt(square));
-  const bool is_opencv = hog.arithmetic == Arithmetic::opencv;
-  const T factor = T(1) / (is_opencv ? std::sqrt(square) + eps : std::sqrt(square + eps * eps));
-  if (hog.norm == Norm::l2) return factor;
-  const VectorFor<T> limit = VectorFor<T>{} + clip;
-  const T again = sum_of(v, padded, [factor, limit](auto& entries) {
-    entries *= factor;
-    entries = entries > limit ? limit : entries;
-    return entries * entries;
-  });
-  return T(1) / (is_opencv ? std::sqrt(again) + eps_again : std::sqrt(again + eps_again * eps_again));
-}
-
-// In pairs of whole vectors, of which the last reaches further: the next to be appended goes there.
+// Copies pairs of whole vectors. The last pair may reach past `count`. The next numbers to be appended overwrite the
+// rest.
 template <typename T>
 inline T* append(const T* from, int64_t count, T* to) {
   using V = VectorFor<T>;
@@ -189,21 +144,21 @@ inline T* append(const T* from, int64_t count, T* to) {
   return to + count;
 }
 
-// normalise: the blocks of row `row` of the tile, from the ring of cells into the plane `out` of the result.
+// normalise: from the ring of cells, the blocks of row `row` of the tile go to the plane `out` of the result.
 template <typename T>
-inline void write_blocks(const Tile<T>& tile, int64_t row, T* out) {
-  const HogBlocks& hog = tile.hog;
-  const int64_t bins = hog.bins, down = hog.y.per_block, across = hog.x.per_block, entries = hog.entries();
+inline void write_blocks(const BlockTile<T>& tile, int64_t row, T* out) {
+  const BlockPlan& plan = tile.plan;
+  const int64_t bins = plan.bins, down = plan.y.per_block, across = plan.x.per_block, entries = plan.entries();
   const int64_t padded = round_up(entries, kPartialSums);
-  const BlockStrides strides = hog.strides();
+  const BlockStrides strides = plan.strides();
   const auto cells_of = [&](int64_t block, int64_t k) {
-    return tile.cells + (row * hog.y.block_step + k) % down * tile.cell_pitch + block * hog.x.block_step * bins;
+    return tile.cells + (row * plan.y.block_step + k) % down * tile.cell_pitch + block * plan.x.block_step * bins;
   };
-  for (int64_t b = 0; b < tile.at.count;
-       ++b) {  // in a pass of its own: the loads below do not line up with these stores
+  // This pass gathers all blocks before the next one reads them, since its loads do not line up with these stores.
+  for (int64_t b = 0; b < tile.at.count; ++b) {
     T* const v = tile.blocks + b * padded;
     T* end = v;
-    if (hog.layout == Layout::columns) {
+    if (plan.layout == Layout::columns) {
       for (int64_t i = 0; i < across; ++i)
         for (int64_t k = 0; k < down; ++k) end = append(cells_of(b, k) + i * bins, bins, end);
     } else {
@@ -213,23 +168,23 @@ inline void write_blocks(const Tile<T>& tile, int64_t row, T* out) {
   }
   for (int64_t b = 0; b < tile.at.count; ++b) {
     T* __restrict v = tile.blocks + b * padded;
-    const T factor = normalise(hog, v, padded);
+    const T factor = normalise(plan, v, padded);
     T* __restrict to = out + row * strides.row + (tile.at.first + b) * strides.column;
-    if (hog.norm == Norm::l1_sqrt)
+    if (plan.norm == Norm::l1_sqrt)
       for (int64_t i = 0; i < entries; ++i) v[i] = std::sqrt(v[i] * factor);
-    const T last = hog.norm == Norm::l1_sqrt ? T(1) : factor;
-    if (hog.layout != Layout::planes) {
+    const T last = plan.norm == Norm::l1_sqrt ? T(1) : factor;
+    if (plan.layout != Layout::planes) {
       for (int64_t i = 0; i < entries; ++i) to[i] = v[i] * last;
     } else {
-      for (int64_t i = 0; i < entries; ++i) to[i * strides.bin] = v[i] * last;  // all its axes are one
+      for (int64_t i = 0; i < entries; ++i) to[i * strides.bin] = v[i] * last;  // all axes of a block are one here
     }
   }
 }
 
-// All stages, for the block rows [first, last) of a tile, into the plane `out` of the result.
+// All stages, for the rows of blocks [first, last) of a tile, into the plane `out` of the result.
 template <typename T>
-inline void tile_rows(Tile<T>& tile, int64_t plane_offset, int64_t first, int64_t last, T* out) {
-  const CellAxis& y = tile.hog.y;
+inline void tile_rows(BlockTile<T>& tile, int64_t plane_offset, int64_t first, int64_t last, T* out) {
+  const CellAxis& y = tile.plan.y;
   int64_t cells_end = 0;
   for (int64_t row = first; row < last; ++row) {
     const int64_t cell = row * y.block_step;
@@ -240,27 +195,26 @@ inline void tile_rows(Tile<T>& tile, int64_t plane_offset, int64_t first, int64_
 }
 
 template <typename T>
-void hog_block_rows(const ImageView& image, const Channels& channels, const HogBlocks& hog, T* out, int64_t begin,
-                    int64_t end) {
-  const int64_t rows = hog.block_rows(), across = hog.block_columns(), stride = hog.x.stride, pixels = hog.x.pixels;
-  const int64_t fit = std::max<int64_t>(1, (kTileColumns - pixels) / stride + 1), tiles = (across + fit - 1) / fit;
-  const int64_t count = (across + tiles - 1) / tiles;
-  Tile<T> tile(image, channels, hog, count);
+void compute_block_rows(const ImageView& image, const Channels& channels, const BlockPlan& plan, T* out, int64_t begin,
+                        int64_t end) {
+  const int64_t rows = plan.block_rows(), across = plan.block_columns(), stride = plan.x.stride, pixels = plan.x.pixels;
+  const int64_t fit = std::max<int64_t>(1, (kTileColumns - pixels) / stride + 1), count = first_share(across, fit);
+  BlockTile<T> tile(image, channels, plan, count);
   for (int64_t item = begin; item < end;) {
     const int64_t plane = item / rows, first = item % rows, last = std::min(rows, first + end - item);
     for (int64_t block = 0; block < across; block += count) {
       const int64_t blocks = std::min(count, across - block);
       tile.begin({block, blocks, block * stride, (blocks - 1) * stride + pixels});
-      tile_rows(tile, image.plane_offset(plane), first, last, out + plane * hog.size());
+      tile_rows(tile, image.plane_offset(plane), first, last, out + plane * plan.size());
     }
     item += last - first;
   }
 }
 
-void hog_blocks(const ImageView& image, const Channels& channels, const HogBlocks& hog, void* out, int64_t begin,
+void block_rows(const ImageView& image, const Channels& channels, const BlockPlan& plan, void* out, int64_t begin,
                 int64_t end) {
-  image.dtype == Dtype::float64 ? hog_block_rows(image, channels, hog, static_cast<double*>(out), begin, end)
-                                : hog_block_rows(image, channels, hog, static_cast<float*>(out), begin, end);
+  image.dtype == Dtype::float64 ? compute_block_rows(image, channels, plan, static_cast<double*>(out), begin, end)
+                                : compute_block_rows(image, channels, plan, static_cast<float*>(out), begin, end);
 }
 
 #include "hog/cpu/backward.h"

@@ -1,4 +1,4 @@
-// HOG on the CPU: what common/simd/every_instruction_set.h makes of the kernel.
+// Histograms of cells on the CPU: calls the kernel that was compiled for the instruction set of this machine.
 #include "hog/cpu/cells.h"
 
 #include <algorithm>
@@ -19,13 +19,13 @@ namespace {
 
 }  // namespace
 
-void hog_cpu(const ImageView& image, const HogParameters& hog, void* out, int64_t begin, int64_t end) {
-  DISPATCH(hog, image, hog, out, begin, end);
+void hog_cells_cpu(const ImageView& image, const CellPlan& plan, void* out, int64_t begin, int64_t end) {
+  DISPATCH(cell_rows, image, plan, out, begin, end);
 }
 
-void hog_tokens_cpu(const ImageView& image, const PatchView& patches, const HogParameters& hog, void* out,
-                    int64_t begin, int64_t end) {
-  DISPATCH(hog_tokens, image, patches, hog, out, begin, end);
+void hog_patches_cpu(const ImageView& image, const PatchView& patches, const CellPlan& plan, void* out, int64_t begin,
+                     int64_t end) {
+  DISPATCH(patch_cells, image, patches, plan, out, begin, end);
 }
 
 }  // namespace maskfeat

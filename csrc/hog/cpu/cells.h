@@ -1,17 +1,17 @@
-// HOG on the CPU. Knows neither Python nor torch.
+// Histograms of cells on the CPU. This knows neither Python nor torch.
 #pragma once
 
 #include "hog/plan.h"
 
 namespace maskfeat {
 
-// Computes the rows of cells [begin, end) of all planes, counted plane by plane, into
-// out [planes, bins, H / cell_h, W / cell_w], float64 for float64 pixels, else float32.
-void hog_cpu(const ImageView& image, const HogParameters& hog, void* out, int64_t begin, int64_t end);
+// Computes the rows of cells [begin, end) of all planes, counted plane by plane. `out` is [planes, bins, H / cell_h,
+// W / cell_w], float64 for float64 pixels, else float32.
+void hog_cells_cpu(const ImageView& image, const CellPlan& plan, void* out, int64_t begin, int64_t end);
 
-// Computes the histograms of the patches [begin, end) of the B * K chosen, all of them with ids that `patches` holds, into
-// out [B, K, C, bins, side / cell_h, side / cell_w], of the same dtype.
-void hog_tokens_cpu(const ImageView& image, const PatchView& patches, const HogParameters& hog, void* out,
-                    int64_t begin, int64_t end);
+// Computes the patches [begin, end) of the B * K that ids choose. `patches` must hold all ids. `out` is [B, K, C, bins,
+// side / cell_h, side / cell_w], of the dtype above.
+void hog_patches_cpu(const ImageView& image, const PatchView& patches, const CellPlan& plan, void* out, int64_t begin,
+                     int64_t end);
 
 }  // namespace maskfeat

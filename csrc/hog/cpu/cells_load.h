@@ -1,10 +1,10 @@
-// Where hog/cpu/cells_kernel.h has its pixels from: copies in the tile or their place in the image, fetched ahead into the cache.
-// It includes this once per instruction set: no include guard.
+// How hog/cpu/cells_kernel.h gets its pixels: from copies in the tile, or from their place in the image. Both are
+// prefetched into the cache. That file includes this one once per instruction set. There is no include guard.
 
 constexpr int64_t kMaxSegments = 32;  // patches side by side in a tile
 
-// load: `count` pixels, STEP apart, in chunks of a number that is known here, so that they can be vectorised; the last chunk
-// may overlap the one before.
+// load: `count` pixels that are STEP apart. They are loaded in chunks whose size the compiler knows, so that it can
+// vectorise the loop. The last chunk may overlap the one before.
 template <int64_t STEP, int64_t CHUNK = 16, typename Pixel, typename Line>
 inline void load_pixels(const Pixel* __restrict from, int64_t count, Line* __restrict to) {
   if constexpr (CHUNK > 1)
@@ -15,7 +15,7 @@ inline void load_pixels(const Pixel* __restrict from, int64_t count, Line* __res
   }
 }
 
-// load: `columns` pixels of row y from column x0 on, mirrored at the image border, which they overstep by one at most.
+// load: `columns` pixels of row y, from column x0 on. They may lie outside the image by one pixel on each side.
 template <typename Pixel, typename Line>
 inline void load_line(const ImageView& image, const Pixel* plane, int64_t y, int64_t x0, int64_t columns,
                       Line* __restrict line) {
@@ -35,19 +35,21 @@ inline void load_line(const ImageView& image, const Pixel* plane, int64_t y, int
   if (end < x0 + columns) line[columns - 1] = widen(row[mirror_once(image.width, image.width) * step]);
 }
 
-// Pixels side by side in a tile, from a corner of an image plane on.
+// A rectangle of pixels of an image plane, which has a place in the tile. Its top left pixel is (y0, x0).
 template <typename Pixel>
 struct Segment {
   const Pixel* plane;
   int64_t y0, x0;
 };
 
-// What gradient_columns() reads is Lines or Pieces: next() is the next vector of columns, in the row above the first, and
-// load(0), load(1) and load(2) are its left neighbours, its pixels and its right neighbours, widened.
+// gradient_columns() reads LineColumns or PatchColumns. next() gives the next vector of columns, in the row above the
+// first. Of this vector, load(0) is the left neighbours, load(1) the pixels, and load(2) the right neighbours, all
+// widened.
 
-// Lines copied into the tile; from their left neighbours it is `apart` to the pixels, and again to the right neighbours.
+// Columns of lines that were copied into the tile. The pixels are `apart` after their left neighbours, and the right
+// neighbours `apart` after the pixels.
 template <typename Line>
-struct Lines {
+struct LineColumns {
   struct Column {
     const Line* at;
     int64_t stride, apart;
@@ -67,19 +69,19 @@ struct Lines {
   int64_t stride, apart;
 };
 
-// Patches side by side, each in its place or in a copy. They are as wide as whole vectors, or as the 16 columns that are
-// half a vector of bytes.
+// Columns of patches side by side. Each patch is read in its place or from a copy. A patch is as wide as whole vectors,
+// or has the 16 columns that are half a vector of bytes.
 template <typename Line, typename Pixel>
-class Pieces {
+class PatchColumns {
  public:
   static constexpr int64_t kLanes = kVectorBytes / sizeof(Line), kColumns = std::min<int64_t>(kLanes, 16);
-  static constexpr int kPieces = kLanes / kColumns;  // of a vector
+  static constexpr int kParts = kLanes / kColumns;  // parts of a vector, each of one patch
   static constexpr bool kInPlace = std::is_same_v<Pixel, Line> || std::is_same_v<Pixel, uint8_t>;
-  using Stored = std::conditional_t<kInPlace, Pixel, Line>;  // half precision is widened once, into the copy
+  using Stored = std::conditional_t<kInPlace, Pixel, Line>;  // half precision is widened only once, when it is copied
 
-  explicit Pieces(int64_t columns) : columns(columns) {}
+  explicit PatchColumns(int64_t columns) : columns(columns) {}
 
-  // A patch; where it has to be copied, to `copy`. Returns the end of the copies.
+  // Adds a patch. If it has to be copied, it goes to `copy`. Returns the end of the copies.
   Stored* add(const ImageView& image, const Segment<Pixel>& from, int64_t rows, Stored* copy) {
     if constexpr (kInPlace) {
       if (image.column_stride == 1 && from.x0 > 0 && from.x0 + columns < image.width && from.y0 > 0 &&
@@ -95,28 +97,29 @@ class Pieces {
   }
 
   struct Column {
-    const Stored* at[kPieces];
-    int64_t stride[kPieces];
+    const Stored* at[kParts];
+    int64_t stride[kParts];
 
     Vector<Line, kLanes> load(int64_t neighbour) const {
-      using Piece = Vector<Stored, kColumns>;
-      const Piece left = load_vector<Piece>(at[0] + neighbour);
-      if constexpr (kPieces == 2) {
-        const Piece right = load_vector<Piece>(at[1] + neighbour);
+      using Part = Vector<Stored, kColumns>;
+      const Part left = load_vector<Part>(at[0] + neighbour);
+      if constexpr (kParts == 2) {
+        const Part right = load_vector<Part>(at[1] + neighbour);
         return convert<Vector<Line, kLanes>>(concatenate(left, right, std::make_integer_sequence<int, kLanes>()));
       } else {
         return convert<Vector<Line, kLanes>>(left);
       }
     }
     void down() {
-      for (int piece = 0; piece < kPieces; ++piece) at[piece] += stride[piece];
+      for (int part = 0; part < kParts; ++part) at[part] += stride[part];
     }
   };
   Column next() {
     Column column;
-    for (int piece = 0; piece < kPieces; ++piece) {
-      const Patch& from = patches[std::min(patch, count - 1)];  // the last half of an odd number is of no use
-      column.at[piece] = from.first + x, column.stride[piece] = from.stride;
+    for (int part = 0; part < kParts; ++part) {
+      const Patch& from =
+          patches[std::min(patch, count - 1)];  // with an odd number of patches the last half is not used
+      column.at[part] = from.first + x, column.stride[part] = from.stride;
       if ((x += kColumns) == columns) x = 0, ++patch;
     }
     return column;
@@ -124,7 +127,7 @@ class Pieces {
 
  private:
   struct Patch {
-    const Stored* first;  // above the patch and left of it
+    const Stored* first;  // one row above the patch and one column left of it
     int64_t stride;
   };
   const int64_t columns;
@@ -132,11 +135,11 @@ class Pieces {
   int64_t count = 0, patch = 0, x = 0;
 };
 
-// Pixels that are needed next, asked for while others are worked on, some cache lines at each step: columns that are walked
-// down are no stream that a processor would foresee, and what is asked for all at once is waited for.
-class Ahead {
+// Prefetches the pixels that are needed next, some cache lines at each step of the work on others. A processor does not
+// foresee columns that are walked down. It would wait for lines that are all prefetched at once.
+class Prefetcher {
  public:
-  // Rows y0 .. y1 - 1 and columns x0 .. x1 - 1 of a plane; what is outside the image is left out.
+  // Adds rows y0 to y1 - 1 and columns x0 to x1 - 1 of a plane, as far as they lie in the image.
   template <typename Pixel>
   void add(const ImageView& image, const Pixel* plane, int64_t y0, int64_t y1, int64_t x0, int64_t x1) {
     constexpr int64_t kMostBytes = 256 << 10;  // more would not stay in the cache
@@ -146,14 +149,14 @@ class Ahead {
     if (image.column_stride < 1 || image.column_stride > kMostApart || bytes * (y1 - y0) > kMostBytes) return;
     const int64_t row_bytes = image.row_stride * static_cast<int64_t>(sizeof(Pixel));
     const auto* first = reinterpret_cast<const char*>(plane + y0 * image.row_stride + x0 * image.column_stride);
-    const bool is_one = bytes == row_bytes;  // rows without a gap are one
+    const bool is_one = bytes == row_bytes;  // rows without a gap count as one
     const int64_t rows = is_one ? 1 : y1 - y0,
                   lines = ((is_one ? bytes * (y1 - y0) : bytes) + kCacheLine - 2) / kCacheLine + 1;
     strips[count++] = {first, lines, rows, row_bytes};
     total += rows * lines;
   }
 
-  // Patches and their halo; those between which hardly a line would be saved, in one go.
+  // Adds patches and their halo. Patches that are near each other are added as one, with what lies between them.
   template <typename Pixel>
   void add(const ImageView& image, const Segment<Pixel>* patches, int64_t patch_count, int64_t side) {
     const int64_t near =
@@ -170,17 +173,17 @@ class Ahead {
     }
   }
 
-  // All of it is asked for in so many steps, or less.
-  void start(int64_t steps) { portion = std::max(kLeast, (total + steps - 1) / steps); }
+  // Spreads the prefetches over this number of steps, or fewer.
+  void start(int64_t steps) { portion = std::max(kLeast, ceil_div(total, steps)); }
 
   void step() {
-    if (done < count) ask();
+    if (done < count) prefetch();
   }
 
  private:
-  // Not inlined, so that the loops that call it keep their registers; and not empty to GCC, which takes a function that only
-  // prefetches for one without effect, and would not call it.
-  __attribute__((noinline)) void ask() {
+  // It is not inlined, so that the loops that call it keep their registers. GCC takes a function that only prefetches
+  // for one without effect and drops the call. The empty assembly prevents that.
+  __attribute__((noinline)) void prefetch() {
     asm volatile("");
     for (int64_t left = portion, wanted; left > 0 && done < count; left -= wanted) {
       Strip& from = strips[done];
@@ -193,11 +196,11 @@ class Ahead {
     }
   }
 
-  static constexpr int64_t kLeast = 8;  // lines that are worth a call
+  static constexpr int64_t kLeast = 8;  // cache lines that are worth a call
 
   struct Strip {
     const char* first;
-    int64_t lines, rows, stride;  // of a row, rows that are left, from one to the next
+    int64_t lines, rows, stride;  // cache lines of a row, rows that are left, bytes from a row to the next
   };
   Strip strips[kMaxSegments];
   int64_t count = 0, done = 0, line = 0, total = 0, portion = 0;

@@ -1,17 +1,18 @@
-// The first three stages of hog/cpu/blocks_kernel.h, which includes this: load, gradient, vote. No include guard.
+// The first three stages of blocks on the CPU: load, gradient, vote. A thread does one row of a tile after the other, a
+// vector of columns at a time. blocks_kernel.h includes this file once per instruction set. There is no include guard.
 
 constexpr int64_t kTileColumns = 256;
-constexpr int64_t kRowsAtOnce = 8;  // are summed in registers; longer sums are of such sums
+constexpr int64_t kRowsAtOnce = 8;  // are summed in registers; taller cells add up such sums
 constexpr int kBinsAtOnce = 9;      // fit the vector registers
 constexpr int64_t kPartialSums = 16;
-constexpr int64_t kRowsAhead = 8;  // of those that are loaded, rows are asked for
+constexpr int64_t kRowsAhead = 8;  // so far ahead of the row that is loaded, another is prefetched
 
 template <typename T>
 using IntOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 template <typename T>
 constexpr int64_t kLanes = kVectorBytes / sizeof(T);
 template <typename T>
-using VectorFor = Vector<T, kLanes<T>>;  // a register
+using VectorFor = Vector<T, kLanes<T>>;  // fills a register
 
 // Block columns of a plane, side by side.
 struct TileColumns {
@@ -20,7 +21,7 @@ struct TileColumns {
 };
 
 template <typename T>
-struct Tile {
+struct BlockTile {
   using Int = IntOf<T>;
   using V = VectorFor<T>;
   using VInt = VectorFor<Int>;
@@ -28,45 +29,50 @@ struct Tile {
 
   const ImageView& image;
   const Channels& channels;
-  const HogBlocks& hog;
+  const BlockPlan& plan;
   const BinEdges edges;
-  int64_t stride;      // of a row of columns: the widest tile, with room for whole vectors
-  int64_t kept;        // rows of votes in the ring
-  int64_t cell_pitch;  // of a row of cells
-  int64_t bin_pitch;   // of the bins of a column
+  int64_t stride;      // from a row of columns to the next: the widest tile, with room for whole vectors
+  int64_t ring_rows;   // rows of votes in the ring
+  int64_t cell_pitch;  // from a row of cells to the next
+  int64_t bin_pitch;   // from the bins of a column to those of the next
   void* memory;
-  T* lines;                                   // [channels, 3, stride]: pixels left - 1 .. left + width of three rows
-  T *gx, *gy;                                 // [stride]
-  T* votes;                                   // [kept, 2, stride]: for bin[x], and for linear votes that after it
-  Int* bin;                                   // [kept, stride]
-  T* columns;                                 // [bins, stride]: sums of the columns down a cell
-  T* transposed;                              // [stride, bin_pitch]
-  T* cells;                                   // [per_block, cell_pitch]: rows of cells [cell, bin]
-  T* blocks;                                  // [blocks, entries], each followed by zeros
-  T *down, *across;                           // weights, [kinds, length] each
-  T* cotangents;                              // [bins]
-  std::vector<int64_t> cell_left, cell_kind;  // of the cells of the tile
+  T* lines;          // [channels, 3, stride]: pixels left - 1 to left + width of three rows
+  T *gx, *gy;        // [stride]
+  T* votes;          // [ring_rows, 2, stride]: for bin[x], and, where votes are linear, for the next bin
+  Int* bin;          // [ring_rows, stride]
+  T* columns;        // [bins, stride]: the sum of each column down a cell
+  T* transposed;     // [stride, bin_pitch]
+  T* cells;          // [per_block, cell_pitch]: rows of cells [cell, bin]
+  T* blocks;         // [blocks, entries], each followed by zeros
+  T *down, *across;  // weights, [period, length] each
+  T* cotangents;     // [bins]
+  std::vector<int64_t> cell_left,
+      cell_phase;  // the first pixel of each cell of the tile, and its number modulo the period
 
   TileColumns at{};
-  int64_t lines_end = 0, votes_end = 0;  // rows in the rings end here
+  int64_t lines_end = 0, votes_end = 0;  // the row after the last one in each ring
 
-  Tile(const ImageView& image, const Channels& channels, const HogBlocks& hog, int64_t blocks_across)
-      : image(image), channels(channels), hog(hog), edges(hog.bins, hog.is_signed) {
-    const CellAxis &x = hog.x, &y = hog.y;
+  BlockTile(const ImageView& image, const Channels& channels, const BlockPlan& plan, int64_t blocks_across)
+      : image(image), channels(channels), plan(plan), edges(plan.bins, plan.is_signed) {
+    const CellAxis &x = plan.x, &y = plan.y;
     const int64_t cells_across = (blocks_across - 1) * x.block_step + x.per_block;
     stride = round_up((blocks_across - 1) * x.stride + x.pixels + 2, 32) + 32;
-    kept = cells_are_apart(y) ? kRowsAtOnce : y.pixels;
-    cell_pitch = round_up(cells_across * hog.bins, 32) + 32;
-    bin_pitch = round_up(hog.bins, kL);
+    ring_rows = cells_are_apart(y) ? kRowsAtOnce : y.pixels;
+    cell_pitch = round_up(cells_across * plan.bins, 32) + 32;
+    bin_pitch = round_up(plan.bins, kL);
     int64_t size = 0;
-    const auto reserve = [&size](int64_t count) { return (size += round_up(count, 32)) - round_up(count, 32); };
+    const auto reserve = [&size](int64_t count) {
+      const int64_t begin = size;
+      size += round_up(count, 32);
+      return begin;
+    };
     const int64_t of_lines = reserve(channels.count * 3 * stride), of_gx = reserve(stride), of_gy = reserve(stride),
-                  of_votes = reserve(kept * 2 * stride), of_bin = reserve(kept * stride),
-                  of_columns = reserve(hog.bins * stride), of_transposed = reserve(stride * bin_pitch),
+                  of_votes = reserve(ring_rows * 2 * stride), of_bin = reserve(ring_rows * stride),
+                  of_columns = reserve(plan.bins * stride), of_transposed = reserve(stride * bin_pitch),
                   of_cells = reserve(y.per_block * cell_pitch),
-                  of_blocks = reserve(blocks_across * round_up(hog.entries(), kPartialSums) + 32),
-                  of_down = reserve(y.kinds * y.length), of_across = reserve(x.kinds * x.length),
-                  of_cotangents = reserve(hog.bins);
+                  of_blocks = reserve(blocks_across * round_up(plan.entries(), kPartialSums) + 32),
+                  of_down = reserve(y.period * y.length), of_across = reserve(x.period * x.length),
+                  of_cotangents = reserve(plan.bins);
     memory = ::operator new(size * sizeof(T), std::align_val_t{64});
     std::memset(memory, 0, size * sizeof(T));
     T* const base = static_cast<T*>(memory);
@@ -74,18 +80,18 @@ struct Tile {
     bin = reinterpret_cast<Int*>(base + of_bin), columns = base + of_columns, transposed = base + of_transposed;
     cells = base + of_cells, blocks = base + of_blocks, down = base + of_down, across = base + of_across;
     cotangents = base + of_cotangents;
-    std::copy_n(y.weights, y.kinds * y.length, down);
-    std::copy_n(x.weights, x.kinds * x.length, across);
-    for (int64_t k = 1; k < hog.bins; ++k)
-      cotangents[k] = static_cast<T>(bin_edge_cotangent(k, hog.bins, hog.is_signed));
+    std::copy_n(y.weights, y.period * y.length, down);
+    std::copy_n(x.weights, x.period * x.length, across);
+    for (int64_t k = 1; k < plan.bins; ++k)
+      cotangents[k] = static_cast<T>(edge_cotangent(k, plan.bins, plan.is_signed));
   }
-  Tile(const Tile&) = delete;
-  Tile& operator=(const Tile&) = delete;
-  ~Tile() { ::operator delete(memory, std::align_val_t{64}); }
+  BlockTile(const BlockTile&) = delete;
+  BlockTile& operator=(const BlockTile&) = delete;
+  ~BlockTile() { ::operator delete(memory, std::align_val_t{64}); }
 
-  // Whether no row of pixels is in two rows of cells.
+  // True where no row of pixels is in two rows of cells.
   static bool cells_are_apart(const CellAxis& y) {
-    for (int64_t cell = 0; cell < y.per_block + y.kinds; ++cell)
+    for (int64_t cell = 0; cell < y.per_block + y.period; ++cell)
       if (y.start(cell + 1) < y.start(cell) + y.length) return false;
     return true;
   }
@@ -93,23 +99,23 @@ struct Tile {
   void begin(const TileColumns& tile) {
     at = tile;
     lines_end = votes_end = std::numeric_limits<int64_t>::min();
-    cell_left.clear(), cell_kind.clear();
-    const int64_t first = tile.first * hog.x.block_step;
-    for (int64_t c = 0; c < (tile.count - 1) * hog.x.block_step + hog.x.per_block; ++c) {
-      cell_left.push_back(hog.x.start(first + c) - tile.left);
-      cell_kind.push_back((first + c) % hog.x.kinds);
+    cell_left.clear(), cell_phase.clear();
+    const int64_t first = tile.first * plan.x.block_step;
+    for (int64_t c = 0; c < (tile.count - 1) * plan.x.block_step + plan.x.per_block; ++c) {
+      cell_left.push_back(plan.x.start(first + c) - tile.left);
+      cell_phase.push_back((first + c) % plan.x.period);
     }
   }
 
   T* line(int64_t channel, int64_t y) const { return lines + (channel * 3 + (y + 3) % 3) * stride; }
 };
 
-// load: a line of pixels, mirrored at the image border, widened, and its square roots if the HOG is of these. The same
-// columns of a `later` row are asked for.
+// load: a line of pixels, mirrored at the image border and widened. Where the plan says sqrt, the line holds square
+// roots. The same columns of the row `later` are prefetched.
 template <typename T, typename Pixel>
-inline void load_line(const Tile<T>& tile, const Pixel* row, const Pixel* later, T* __restrict line) {
+inline void load_line(const BlockTile<T>& tile, const Pixel* row, const Pixel* later, T* __restrict line) {
   const int64_t step = tile.image.column_stride, width = tile.image.width;
-  const int64_t left = tile.hog.region.left + tile.at.left - 1, count = tile.at.width + 2;
+  const int64_t left = tile.plan.region.left + tile.at.left - 1, count = tile.at.width + 2;
   const int64_t begin = std::min(std::max<int64_t>(-left, 0), count),
                 end = std::max(std::min(count, width - left), begin);
   const Pixel* __restrict from = row + (left + begin) * step;
@@ -120,18 +126,18 @@ inline void load_line(const Tile<T>& tile, const Pixel* row, const Pixel* later,
   }
   if (step == 1) {
     for (int64_t i = 0; i < end - begin; ++i) to[i] = widen(from[i]);
-  } else if (step == 3) {  // interleaved RGB: a stride known here can be vectorised
+  } else if (step == 3) {  // interleaved RGB: the compiler vectorises a stride that it knows
     for (int64_t i = 0; i < end - begin; ++i) to[i] = widen(from[3 * i]);
   } else {
     for (int64_t i = 0; i < end - begin; ++i) to[i] = widen(from[i * step]);
   }
   for (int64_t i = 0; i < begin; ++i) line[i] = widen(row[mirror(left + i, width) * step]);
   for (int64_t i = end; i < count; ++i) line[i] = widen(row[mirror(left + i, width) * step]);
-  if (tile.hog.sqrt)
+  if (tile.plan.sqrt)
     for (int64_t i = 0; i < count; ++i) line[i] = std::sqrt(line[i]);
 }
 
-// Calls run(pixels) with the pixels in the type that goes with their dtype; T computes.
+// Calls run(pixels) with a pointer of the type that belongs to the dtype. Sums are of type T.
 template <typename T, typename Run>
 inline void with_pixels(const ImageView& image, const Run& run) {
   if constexpr (sizeof(T) == 8) return run(static_cast<const double*>(image.data));
@@ -144,9 +150,9 @@ inline void with_pixels(const ImageView& image, const Run& run) {
 }
 
 template <typename T>
-inline void load_lines(const Tile<T>& tile, int64_t plane_offset, int64_t y) {
+inline void load_lines(const BlockTile<T>& tile, int64_t plane_offset, int64_t y) {
   const ImageView& image = tile.image;
-  const int64_t row = mirror(tile.hog.region.top + y, image.height),
+  const int64_t row = mirror(tile.plan.region.top + y, image.height),
                 later = std::min(row + kRowsAhead, image.height - 1);
   with_pixels<T>(image, [&](const auto* pixels) {
     for (int64_t c = 0; c < tile.channels.count; ++c) {
@@ -156,12 +162,12 @@ inline void load_lines(const Tile<T>& tile, int64_t plane_offset, int64_t y) {
   });
 }
 
-// Relative distances below which a rounded angle or length may decide otherwise than exact comparisons.
+// Relative distances below which a rounded angle or length may decide differently from an exact comparison.
 template <typename T>
 constexpr T kRounding = 8 * std::numeric_limits<T>::epsilon();
 
-// Whether squares of lengths are so near to each other that their roots may be equal or in the other order. Components of equal
-// sizes are not: they have equal roots.
+// True where two squares of lengths are so close that their rounded roots may be equal or in the other order. It is
+// false where the components have equal sizes, since their roots are then equal in any case.
 template <typename V>
 inline auto nearly_equal(V dx, V dy, V square, V gx, V gy, V longest) {
   constexpr auto rounding = kRounding<std::decay_t<decltype(dx[0])>>;
@@ -170,7 +176,7 @@ inline auto nearly_equal(V dx, V dy, V square, V gx, V gy, V longest) {
   return (absolute(square - longest) <= rounding * longest) & ~same;
 }
 
-// Calls run(x) for the negative ones of marks [begin, end), which are few; whole vectors are read.
+// Calls run(x) for each negative mark in [begin, end). Such marks are rare. Whole vectors are read.
 template <typename Int, typename Run>
 inline void each_negative(const Int* marks, int64_t begin, int64_t end, const Run& run) {
   for (int64_t x = begin; x < end; x += kLanes<Int>) {
@@ -184,12 +190,13 @@ inline void each_negative(const Int* marks, int64_t begin, int64_t end, const Ru
 
 template <typename V>
 struct PixelGradient {
-  V x, y;
+  V gx, gy;
 };
 
-// gradient: of one channel, of the pixel at x, or where V is a vector of those from there on.
+// gradient: of one channel. V is a number for the pixel at x alone, or a vector for the pixels from x on.
 template <typename V, typename T>
-inline PixelGradient<V> channel_gradient(const Tile<T>& tile, bool is_sobel, int64_t channel, int64_t y, int64_t x) {
+inline PixelGradient<V> channel_gradient(const BlockTile<T>& tile, bool is_sobel, int64_t channel, int64_t y,
+                                         int64_t x) {
   const T* const above = tile.line(channel, y - 1) + x;
   const T* const here = tile.line(channel, y) + x;
   const T* const below = tile.line(channel, y + 1) + x;
@@ -200,14 +207,14 @@ inline PixelGradient<V> channel_gradient(const Tile<T>& tile, bool is_sobel, int
           sobel<V>(below_l, above_l, load(below + 1), load(above + 1), below_r, above_r)};
 }
 
-// gradient: of the channel with the longest as hypot() rounds it, the first of equals.
+// gradient: of the channel where it is longest, as hypot() rounds lengths. The first of equal channels is taken.
 template <typename T>
-inline PixelGradient<T> longest_gradient(const Tile<T>& tile, bool is_sobel, int64_t y, int64_t x) {
+inline PixelGradient<T> longest_gradient(const BlockTile<T>& tile, bool is_sobel, int64_t y, int64_t x) {
   PixelGradient<T> taken = channel_gradient<T>(tile, is_sobel, 0, y, x);
-  T longest = std::hypot(taken.y, taken.x);
+  T longest = std::hypot(taken.gy, taken.gx);
   for (int64_t c = 1; c < tile.channels.count; ++c) {
     const PixelGradient<T> gradient = channel_gradient<T>(tile, is_sobel, c, y, x);
-    const T length = std::hypot(gradient.y, gradient.x);
+    const T length = std::hypot(gradient.gy, gradient.gx);
     if (length > longest) taken = gradient, longest = length;
   }
   return taken;
@@ -215,12 +222,12 @@ inline PixelGradient<T> longest_gradient(const Tile<T>& tile, bool is_sobel, int
 
 enum class Ties { first, last, rounded };
 
-// gradient: of the columns [begin, end) of a row, of the strongest channel: of equals the first, or the last, or the one that
-// longest_gradient() takes. A channel that is NaN is the strongest.
+// gradient: of the strongest channel, for the columns [begin, end) of a row. TIES says which of equally strong channels
+// is taken: the first, the last, or the one that longest_gradient() takes. A NaN counts as the strongest.
 template <bool SOBEL, Ties TIES, typename T>
-inline void gradient_row(const Tile<T>& tile, int64_t y, int64_t begin, int64_t end) {
+inline void gradient_row(const BlockTile<T>& tile, int64_t y, int64_t begin, int64_t end) {
   using V = VectorFor<T>;
-  IntOf<T>* const undecided = tile.bin + y % tile.kept * tile.stride;  // bins of the row come later
+  IntOf<T>* const undecided = tile.bin + y % tile.ring_rows * tile.stride;  // the row's bins are written there later
   for (int64_t x = begin; x < end; x += kLanes<T>) {
     V gx{}, gy{}, longest{};
     VectorFor<IntOf<T>> near{};
@@ -243,60 +250,63 @@ inline void gradient_row(const Tile<T>& tile, int64_t y, int64_t begin, int64_t 
   if (TIES == Ties::rounded)
     each_negative(undecided, begin, end, [&](int64_t x) {
       const PixelGradient<T> gradient = longest_gradient(tile, SOBEL, y, x);
-      tile.gx[x] = gradient.x, tile.gy[x] = gradient.y;
+      tile.gx[x] = gradient.gx, tile.gy[x] = gradient.gy;
     });
 }
 
 template <typename T>
-inline void gradients(const Tile<T>& tile, int64_t y) {
+inline void gradients(const BlockTile<T>& tile, int64_t y) {
   const int64_t width = tile.at.width;
-  const int64_t tie = std::min(std::max<int64_t>(tile.hog.region.tie_column - tile.at.left, 0), width);
+  const int64_t tie = std::min(std::max<int64_t>(tile.plan.region.tie_column - tile.at.left, 0), width);
   const auto rows = [&](auto is_sobel) {
     constexpr bool SOBEL = decltype(is_sobel)::value;
-    if (tile.hog.arithmetic == Arithmetic::skimage && tile.channels.count > 1)
+    if (tile.plan.arithmetic == Arithmetic::skimage && tile.channels.count > 1)
       return gradient_row<SOBEL, Ties::rounded>(tile, y, 0, width);
     gradient_row<SOBEL, Ties::first>(tile, y, 0, tie);
     gradient_row<SOBEL, Ties::last>(tile, y, tie, width);
   };
-  tile.hog.gradient == Gradient::sobel ? rows(std::true_type{}) : rows(std::false_type{});
+  tile.plan.gradient == Gradient::sobel ? rows(std::true_type{}) : rows(std::false_type{});
 }
 
-// vote: the whole magnitude for the bin that holds the orientation; hard_bin() for vectors, branch-free. For scikit-image, the
-// pixels that are nearer to an edge than rounding can tell are done again.
+// vote: the whole magnitude goes to the bin that holds the orientation. This is hard_bin() for vectors, without
+// branches. scikit-image rounds angles. A pixel so close to an edge that rounding may decide is computed again by
+// skimage_bin().
 template <bool SKIMAGE, typename T>
-inline void hard_votes(const Tile<T>& tile, int64_t slot) {
+inline void hard_votes(const BlockTile<T>& tile, int64_t slot) {
   using V = VectorFor<T>;
   using VInt = VectorFor<IntOf<T>>;
-  const HogBlocks& hog = tile.hog;
-  const T *sines = hog.from_horizontal ? tile.gy : tile.gx, *cosines = hog.from_horizontal ? tile.gx : tile.gy;
-  const int64_t pairs = hog.is_signed ? 0 : (hog.bins - 1) / 2;  // of edges k and bins - k, at opposite cotangents
+  const BlockPlan& plan = tile.plan;
+  const T *sines = plan.from_horizontal ? tile.gy : tile.gx, *cosines = plan.from_horizontal ? tile.gx : tile.gy;
+  const int64_t pairs = plan.is_signed ? 0 : (plan.bins - 1) / 2;  // the edges k and bins - k have opposite cotangents
   IntOf<T>* const bin = tile.bin + slot * tile.stride;
   T* const vote = tile.votes + slot * 2 * tile.stride;
   for (int64_t x = 0; x < tile.at.width; x += kLanes<T>) {
     V sine = load_vector<V>(sines + x), cosine = load_vector<V>(cosines + x);
     V magnitude = sine * sine + cosine * cosine;
     for (int64_t i = 0; i < kLanes<T>; ++i) magnitude[i] = std::sqrt(magnitude[i]);
-    const VInt turn = (sine < 0) | ((sine == 0) & (cosine < 0));
-    const VInt sign = turn & VInt(-V{});
+    const VInt negated = (sine < 0) | ((sine == 0) & (cosine < 0));
+    const VInt sign = negated & VInt(-V{});
     sine = V(VInt(sine) ^ sign), cosine = V(VInt(cosine) ^ sign);
     VInt minus_bin{}, undecided{};
-    if (hog.is_signed) {
-      VInt turned = VInt{} - static_cast<IntOf<T>>(tile.edges.turned);
+    if (plan.is_signed) {
+      VInt minus_negated_bin = VInt{} - static_cast<IntOf<T>>(tile.edges.negated_bin);
       for (int64_t k = tile.edges.begin[0]; k < tile.edges.end[0]; ++k)
         minus_bin += sine * tile.cotangents[k] >= cosine;
-      for (int64_t k = tile.edges.begin[1]; k < tile.edges.end[1]; ++k) turned += sine * tile.cotangents[k] >= cosine;
-      minus_bin = turn ? turned : minus_bin;
+      for (int64_t k = tile.edges.begin[1]; k < tile.edges.end[1]; ++k)
+        minus_negated_bin += sine * tile.cotangents[k] >= cosine;
+      minus_bin = negated ? minus_negated_bin : minus_bin;
     } else {
       const V minus_cosine = -cosine, size = absolute(cosine);
-      // An angle is off by less than kRounding; a product, by that over the sine of an edge, which is at least 2 / bins.
-      const V margin = kRounding<T> * static_cast<T>(hog.bins) * (sine + size);
+      // A rounded angle is off by less than kRounding. The product is off by that over the sine of an edge, which is at
+      // least 2 / bins.
+      const V margin = kRounding<T> * static_cast<T>(plan.bins) * (sine + size);
       for (int64_t k = 1; k <= pairs; ++k) {
         const V product = sine * tile.cotangents[k];
         minus_bin += (product >= cosine) + (product <= minus_cosine);
         if (SKIMAGE) undecided |= absolute(product - size) <= margin;
       }
-      if (hog.bins % 2 == 0) minus_bin += (cosine <= 0) & (sine > 0);  // the edge at 90 degrees
-      // Multiples of 45 degrees are exact in any arithmetic, and by far the most pixels on edges.
+      if (plan.bins % 2 == 0) minus_bin += (cosine <= 0) & (sine > 0);  // the edge at 90 degrees
+      // Multiples of 45 degrees are exact in any arithmetic. Most pixels on edges are such.
       if (SKIMAGE) undecided |= (sine <= margin) | (size <= margin);
       if (SKIMAGE) undecided &= (sine != 0) & (size != 0) & (sine != size);
     }
@@ -305,21 +315,21 @@ inline void hard_votes(const Tile<T>& tile, int64_t slot) {
   }
   if (SKIMAGE)
     each_negative(bin, 0, tile.at.width, [&](int64_t x) {
-      bin[x] = static_cast<IntOf<T>>(skimage_bin(sines[x], cosines[x], hog));
-      if (bin[x] == hog.bins) bin[x] = 0, vote[x] *= 0;  // NaN where it is infinite
+      bin[x] = static_cast<IntOf<T>>(skimage_bin(sines[x], cosines[x], plan));
+      if (bin[x] == plan.bins) bin[x] = 0, vote[x] *= 0;  // NaN where it is infinite
     });
 }
 
-// vote: shared by the two bins with the nearest centres.
+// vote: the magnitude is shared by the two bins whose centres are nearest.
 template <bool OPENCV, typename T>
-inline void linear_votes(const Tile<T>& tile, int64_t slot) {
+inline void linear_votes(const BlockTile<T>& tile, int64_t slot) {
   using V = VectorFor<T>;
   using VInt = VectorFor<IntOf<T>>;
-  const HogBlocks& hog = tile.hog;
-  const IntOf<T> bins = static_cast<IntOf<T>>(hog.bins);
-  const T *sines = hog.from_horizontal ? tile.gy : tile.gx, *cosines = hog.from_horizontal ? tile.gx : tile.gy;
-  const T turn = static_cast<T>(hog.is_signed ? bins : 2 * bins);  // bins of a full circle
-  const T scale = static_cast<T>((hog.is_signed ? bins : 2 * bins) / (OPENCV ? 360.0 : 2 * 3.14159265358979323846));
+  const BlockPlan& plan = tile.plan;
+  const IntOf<T> bins = static_cast<IntOf<T>>(plan.bins);
+  const T *sines = plan.from_horizontal ? tile.gy : tile.gx, *cosines = plan.from_horizontal ? tile.gx : tile.gy;
+  const T circle = static_cast<T>(plan.is_signed ? bins : 2 * bins);  // bins of a full circle
+  const T scale = static_cast<T>((plan.is_signed ? bins : 2 * bins) / (OPENCV ? 360.0 : 2 * kPi));
   T* vote = tile.votes + slot * 2 * tile.stride;
   for (int64_t x = 0; x < tile.at.width; x += kLanes<T>) {
     const V sine = load_vector<V>(sines + x), cosine = load_vector<V>(cosines + x);
@@ -328,7 +338,7 @@ inline void linear_votes(const Tile<T>& tile, int64_t slot) {
     const V s = absolute(sine), c = absolute(cosine);
     const V smaller = s < c ? s : c;
     V larger = s < c ? c : s;
-    larger = larger > 0 ? larger : V{} + 1;  // a flat pixel has an orientation too
+    larger = larger > 0 ? larger : V{} + 1;  // a flat pixel must have an orientation too
     V octant;
     if constexpr (OPENCV) {
       octant = opencv_octant_degrees(smaller, larger);
@@ -337,32 +347,32 @@ inline void linear_votes(const Tile<T>& tile, int64_t slot) {
     } else {
       octant = octant_angle(smaller, larger, magnitude);
     }
-    const V place = full_circle<V, T>(octant * scale, sine, cosine, turn) - T(0.5);
-    VInt below = __builtin_convertvector(place, VInt);  // towards zero
+    const V place = full_circle<V, T>(octant * scale, sine, cosine, circle) - T(0.5);
+    VInt below = __builtin_convertvector(place, VInt);  // rounds towards zero
     below += place < 0;
     const V above_vote = magnitude * (place - __builtin_convertvector(below, V));
     below = below < 0 ? below + bins : below;
     below = below >= bins ? below - bins : below;
-    below = (below < 0) | (below >= bins) ? VInt{} : below;  // of NaN
+    below = (below < 0) | (below >= bins) ? VInt{} : below;  // where it was NaN
     store_vector(below, tile.bin + slot * tile.stride + x);
     store_vector(magnitude - above_vote, vote + x);
     store_vector(above_vote, vote + tile.stride + x);
   }
 }
 
-// load, gradient, vote: the rows up to `end` of those from `begin` on that are not in the ring yet.
+// load, gradient, vote: of the rows [begin, end), those that are not in the ring yet.
 template <typename T>
-inline void vote_rows(Tile<T>& tile, int64_t plane_offset, int64_t begin, int64_t end) {
-  const HogBlocks& hog = tile.hog;
+inline void vote_rows(BlockTile<T>& tile, int64_t plane_offset, int64_t begin, int64_t end) {
+  const BlockPlan& plan = tile.plan;
   for (int64_t y = std::max(tile.votes_end, begin); y < end; ++y) {
     for (int64_t i = std::max(tile.lines_end, y - 1); i < y + 2; ++i) load_lines(tile, plane_offset, i);
     tile.lines_end = y + 2;
     gradients(tile, y);
-    const int64_t slot = y % tile.kept;
-    if (hog.votes == Votes::hard) {
-      hog.arithmetic == Arithmetic::skimage ? hard_votes<true>(tile, slot) : hard_votes<false>(tile, slot);
+    const int64_t slot = y % tile.ring_rows;
+    if (plan.votes == Votes::hard) {
+      plan.arithmetic == Arithmetic::skimage ? hard_votes<true>(tile, slot) : hard_votes<false>(tile, slot);
     } else {
-      hog.arithmetic == Arithmetic::opencv ? linear_votes<true>(tile, slot) : linear_votes<false>(tile, slot);
+      plan.arithmetic == Arithmetic::opencv ? linear_votes<true>(tile, slot) : linear_votes<false>(tile, slot);
     }
   }
   tile.votes_end = std::max(tile.votes_end, end);

@@ -1,67 +1,59 @@
-// HOG of blocks on a GPU, every dialect, in one kernel: one read of the pixels, one write of the blocks.
+// Histograms of blocks on a GPU, in every dialect. One kernel reads the pixels once and writes the blocks once. A
+// thread block does a tile of blocks that fits into shared memory, one band of rows after the other:
 //
-// A thread block does a tile of blocks, as far as its shared memory reaches, band of rows by band:
+//     votes:      a thread a pixel       gx, gy -> magnitude, bin and shares, into shared memory (votes.h)
+//     cells:      2^k lanes a cell       each lane adds votes in a column of its own, then the lanes add the columns
+//     normalise:  a warp a block         what the block is divided by (normalise.h)
+//     write:      a lane a value         neighbouring lanes write neighbouring addresses
 //
-//     votes:      a thread a pixel       gx, gy -> length, bin and shares, into shared memory
-//     cells:      2^k lanes a cell       each lane adds votes in a column of its own, then lanes add the columns
-//     normalise:  a warp a block         what divides the block
-//     write:      lanes along memory
-//
-// The gradient takes two kernels: this one again, which then ends in the gradient of the normalisation, and the one of
-// hog/cuda/backward.h. Nothing is added atomically, and every sum has one order.
+// The gradient takes two kernels. This one runs again and ends in the gradient of the normalisation. The kernel of
+// backward.h goes on to the pixels. Nothing is added atomically. Every sum has a fixed order.
 #include "hog/cuda/blocks.h"
 
-#include <limits>
-
 #include "hog/cuda/backward.h"
+#include "hog/cuda/normalise.h"
+#include "hog/cuda/votes.h"
 
 namespace maskfeat {
 namespace {
 
-constexpr int64_t kMaxGridY = 65535;
-constexpr unsigned kAllLanes = 0xffffffff;
-
-template <typename T>
-__device__ T sum_of_warp(T sum) {
-  for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(kAllLanes, sum, lanes);
-  return sum;
-}
-
-// A tile along an axis: of blocks, their pixels, and their cells.
-struct Span {
+// A tile along an axis: its blocks, their pixels, and their cells.
+struct TileSpan {
   int block, pixel;  // the first
   int blocks, pixels, cells;
-  int kind, lead;  // of the first cell, and from the tile's first pixel to the first cell of kind 0
+  int phase;  // the number of the first cell, modulo axis.period
+  int lead;   // pixels from the tile's first pixel to the first cell of phase 0
 
-  __device__ Span(const Axis& axis, int tile) : block(tile * axis.tile), pixel(block * axis.stride) {
+  __device__ TileSpan(const DeviceCellAxis& axis, int tile) : block(tile * axis.tile), pixel(block * axis.stride) {
     blocks = min(axis.tile, axis.blocks - block);
     pixels = (blocks - 1) * axis.stride + axis.pixels;
     cells = (blocks - 1) * axis.block_step + axis.per_block;
     const int cell = block * axis.block_step;
-    kind = cell % axis.kinds;
-    lead = cell / axis.kinds * axis.step - pixel;
+    phase = cell % axis.period;
+    lead = cell / axis.period * axis.step - pixel;
   }
-  __device__ int first_pixel(const Axis& axis, const int32_t* starts, int cell) const {
-    return lead + (kind + cell) / axis.kinds * axis.step + starts[axis.starts + (kind + cell) % axis.kinds];
+  __device__ int first_pixel(const DeviceCellAxis& axis, const int32_t* starts, int cell) const {
+    return lead + (phase + cell) / axis.period * axis.step + starts[axis.starts + (phase + cell) % axis.period];
   }
   template <typename T>
-  __device__ const T* weights(const Axis& axis, const T* table, int cell) const {
-    return table + axis.weights + (kind + cell) % axis.kinds * axis.length;
+  __device__ const T* weights(const DeviceCellAxis& axis, const T* table, int cell) const {
+    return table + axis.weights + (phase + cell) % axis.period * axis.length;
   }
 };
 
-// cells: what the rows begin .. end - 1 of the tile add to its cells.
+// cells: adds the votes of the rows [begin, end) of the tile to its cells. 2^k lanes do a cell.
 template <typename T>
-__device__ void add_votes(const Work<T>& work, const Span& y, const Span& x, int begin, int end,
+__device__ void add_votes(const BlockWork<T>& work, const TileSpan& y, const TileSpan& x, int begin, int end,
                           unsigned char* memory) {
   const BlocksMemory& at = work.at.blocks;
-  const T *table = within<T>(memory, 0), *below = within<T>(memory, at.below), *above = within<T>(memory, at.above);
-  const int32_t* starts = within<int32_t>(memory, at.starts);
-  const uint16_t* bin_of = within<uint16_t>(memory, at.bins);
+  const T *table = shared_array<T>(memory, 0), *below = shared_array<T>(memory, at.below),
+          *above = shared_array<T>(memory, at.above);
+  const int32_t* starts = shared_array<int32_t>(memory, at.starts);
+  const uint16_t* bin_of = shared_array<uint16_t>(memory, at.bins);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int lanes = work.lanes, at_once = 32 / lanes, length = work.x.length;
-  T* const columns = within<T>(memory, at.columns) + warp * work.bins_at_once * 32;
-  T* const sums = within<T>(memory, at.cells);
+  T* const columns = shared_array<T>(memory, at.columns) + warp * work.bins_at_once * 32;
+  T* const sums = shared_array<T>(memory, at.cells);
   for (int first = warp * at_once; first < y.cells * x.cells; first += kWarps * at_once) {
     const int cell = first + lane / lanes, cell_y = cell / x.cells, cell_x = cell - cell_y * x.cells;
     const int top = y.first_pixel(work.y, starts, cell_y), left = x.first_pixel(work.x, starts, cell_x);
@@ -88,7 +80,7 @@ __device__ void add_votes(const Work<T>& work, const Span& y, const Span& x, int
         const int k = i / at_once, own = i % at_once;
         if (first + own >= y.cells * x.cells) continue;
         T sum = 0;
-        for (int j = 0; j < lanes; ++j) sum += columns[k * 32 + own * lanes + (j + k) % lanes];  // banks in turn
+        for (int j = 0; j < lanes; ++j) sum += columns[k * 32 + own * lanes + (j + k) % lanes];  // no bank twice
         sums[(first + own) * work.bins + bin0 + k] += sum;
       }
       __syncwarp();
@@ -96,116 +88,23 @@ __device__ void add_votes(const Work<T>& work, const Span& y, const Span& x, int
   }
 }
 
-// The values of a block, a warp to go through them: what(value, index in the result) for each, where a run of cells
-// across has a row of its own in shared memory.
-template <typename T>
-struct Block {
-  const T* cells;
-  int row_stride;  // of the cells
-  int64_t offset;  // in the result
-
-  template <typename What>
-  __device__ __forceinline__ void for_each(const Work<T>& work, const What& what) const {
-    const int run = work.x.per_block * work.bins;
-    for (int k = 0; k < work.y.per_block; ++k)
-      for (int i = static_cast<int>(threadIdx.x) % 32; i < run; i += 32)
-        what(cells[k * row_stride + i], offset + k * work.strides.cell_row + offset_in_run(work, i));
-  }
-  static __device__ int64_t offset_in_run(const Work<T>& work, int i) {
-    return i / work.bins * work.strides.cell_column + i % work.bins * work.strides.bin;
-  }
-};
-
-// normalise: a value v becomes finish(v), which is min(v / first, clip) / second where the block is limited. `first` is NaN
-// where the norm of the block is not finite.
-template <typename T>
-struct Divisors {
-  T first, second;
-
-  __device__ T limited(const Work<T>& work, T v) const {
-    const T w = v / first;
-    return w > work.clip ? work.clip : w;
-  }
-  __device__ T finish(const Work<T>& work, T v) const {
-    if (work.norm == Norm::l2_hys) return limited(work, v) / second;
-    return work.norm == Norm::l1_sqrt ? std::sqrt(v / first) : v / first;
-  }
-};
-
-template <typename T>
-__device__ T length_with(const Work<T>& work, T squares, T eps) {
-  if (work.opencv) return std::sqrt(squares) + eps;
-  return std::sqrt(squares + eps * eps);
-}
-
-template <typename T>
-__device__ Divisors<T> divisors_of(const Work<T>& work, const Block<T>& block) {
-  T sum = 0, limited = 0;
-  const bool l1 = work.norm == Norm::l1 || work.norm == Norm::l1_sqrt;
-  block.for_each(work, [&](T v, int64_t) { sum += work.norm == Norm::none ? v * T(0) : l1 ? v : v * v; });
-  sum = finite_or_nan(sum_of_warp(sum));
-  Divisors<T> by{T(1) + sum, 1};
-  if (l1) by.first = sum + work.eps;
-  if (work.norm == Norm::l2 || work.norm == Norm::l2_hys) by.first = length_with(work, sum, work.eps);
-  if (work.norm == Norm::unit) by.first = std::sqrt(sum) < work.eps ? work.eps : std::sqrt(sum);
-  if (work.norm != Norm::l2_hys) return by;
-  block.for_each(work, [&](T v, int64_t) {
-    const T w = by.limited(work, v);
-    limited += w * w;
-  });
-  by.second = length_with(work, sum_of_warp(limited), work.eps_again);
-  return by;
-}
-
-// The gradient of v / divisor where the divisor is a length of v, from that of the result, `grad`: grad / divisor -
-// v * pull, with pull = (grad . v) / divisor^2 * (the derivative of the divisor by v, over v).
-template <typename T>
-__device__ T pull_of(const Work<T>& work, T dot, T divisor, T eps) {
-  if (work.norm == Norm::unit && !(divisor > eps)) return 0;
-  const T length = work.opencv ? divisor - eps : divisor;
-  return length > T(0) ? dot / divisor / divisor / length : T(0);
-}
-
-template <typename T>
-__device__ void write_gradient(const Work<T>& work, const Block<T>& block, const T* grad, T* out) {
-  const Divisors<T> by = divisors_of(work, block);
-  const bool l1 = work.norm == Norm::l1 || work.norm == Norm::l1_sqrt, hys = work.norm == Norm::l2_hys;
-  T pull_again = 0, dot = 0;
-  if (hys) {
-    block.for_each(work, [&](T v, int64_t i) { dot += by.limited(work, v) * grad[i]; });
-    pull_again = pull_of(work, sum_of_warp(dot), by.second, work.eps_again);
-  }
-  // To v / first, from which the rest is as without a second normalisation.
-  const auto inner = [&](T v, int64_t i) -> T {
-    const T w = v / by.first;
-    if (hys) return w > work.clip ? T(0) : grad[i] / by.second - w * pull_again;
-    if (work.norm == Norm::l1_sqrt) return w > T(0) ? grad[i] / (2 * std::sqrt(w)) : T(0);
-    return grad[i];
-  };
-  dot = 0;
-  block.for_each(work, [&](T v, int64_t i) { dot += inner(v, i) * v; });
-  dot = sum_of_warp(dot);
-  const T pull = work.norm == Norm::none ? T(0)
-                 : l1                    ? dot / by.first / by.first
-                                         : pull_of(work, dot, by.first, work.eps);
-  block.for_each(work, [&](T v, int64_t i) { out[i] = inner(v, i) / by.first - (l1 ? pull : v * pull); });
-}
-
-// Blocks, or with GRADIENT the gradient to their values before the normalisation, from that of the result.
+// Writes blocks. With GRADIENT it writes the gradient to blocks before their normalisation, from `grad`, that to the
+// result.
 template <typename Pixel, typename T, bool GRADIENT>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2)
-    hog_blocks_kernel(const __grid_constant__ Work<T> work, const T* __restrict__ grad, T* __restrict__ out) {
+    hog_blocks_kernel(const __grid_constant__ BlockWork<T> work, const T* __restrict__ grad, T* __restrict__ out) {
   DYNAMIC_SHARED(unsigned char, memory);
   const BlocksMemory& at = work.at.blocks;
   const int64_t plane = int64_t{blockIdx.z} * gridDim.y + blockIdx.y;
   if (plane >= work.planes) return;
-  const int tile = static_cast<int>(blockIdx.x), tiles_across = (work.x.blocks + work.x.tile - 1) / work.x.tile;
-  const Span y(work.y, tile / tiles_across), x(work.x, tile % tiles_across);
+  const int tile = static_cast<int>(blockIdx.x), tiles_across = ceil_div(work.x.blocks, work.x.tile);
+  const TileSpan y(work.y, tile / tiles_across), x(work.x, tile % tiles_across);
   const Pixel* const pixels = static_cast<const Pixel*>(work.image.data) + work.image.plane_offset(plane);
-  T* const table = within<T>(memory, 0);
-  T* const cells = within<T>(memory, at.cells);
-  int64_t *const row_at = within<int64_t>(memory, at.row_at), *const column_at = within<int64_t>(memory, at.column_at);
-  load_tables(work, table, within<int32_t>(memory, at.starts));
+  T* const table = shared_array<T>(memory, 0);
+  T* const cells = shared_array<T>(memory, at.cells);
+  int64_t* const row_at = shared_array<int64_t>(memory, at.row_at);
+  int64_t* const column_at = shared_array<int64_t>(memory, at.column_at);
+  load_tables(work, table, shared_array<int32_t>(memory, at.starts));
   load_offsets(row_at, work.region.top + y.pixel - 1, y.pixels + 2, work.image_height, work.image.row_stride);
   load_offsets(column_at, work.region.left + x.pixel - 1, x.pixels + 2, work.image_width, work.image.column_stride);
   for (int i = static_cast<int>(threadIdx.x); i < y.cells * x.cells * work.bins; i += kThreads) cells[i] = 0;
@@ -215,12 +114,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2)
     const int end = min(begin + work.band, y.pixels);
     for_each(end - begin, x.pixels, [&](int row, int column) {
       const bool last_of_equals = x.pixel + column >= work.tie_column;
-      const Slope<T> slope = slope_of(work, pixels, row_at + begin + row, column_at + column, last_of_equals);
-      const Vote<T> vote = vote_of(work, table + work.cotangents, slope.gx, slope.gy);
+      const PixelGradient<T> gradient =
+          pixel_gradient(work, pixels, row_at + begin + row, column_at + column, last_of_equals);
+      const Vote<T> vote = vote_of(work, table + work.cotangents, gradient.gx, gradient.gy);
       const int pixel = row * x.pixels + column;
-      within<uint16_t>(memory, at.bins)[pixel] = static_cast<uint16_t>(vote.bin);
-      within<T>(memory, at.below)[pixel] = vote.magnitude * (T(1) - vote.above);
-      if (work.linear) within<T>(memory, at.above)[pixel] = vote.magnitude * vote.above;
+      shared_array<uint16_t>(memory, at.bins)[pixel] = static_cast<uint16_t>(vote.bin);
+      shared_array<T>(memory, at.below)[pixel] = vote.magnitude * (T(1) - vote.above);
+      if (work.linear) shared_array<T>(memory, at.above)[pixel] = vote.magnitude * vote.above;
     });
     __syncthreads();
     add_votes(work, y, x, begin, end, memory);
@@ -233,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2)
     const T* const first = cells + (row * work.y.block_step * x.cells + column * work.x.block_step) * work.bins;
     return {first, x.cells * work.bins, plane * work.size + offset};
   };
-  Divisors<T>* const divisors = within<Divisors<T>>(memory, at.divisors);
+  Divisors<T>* const divisors = shared_array<Divisors<T>>(memory, at.divisors);
   for (int i = warp; i < y.blocks * x.blocks; i += kWarps) {
     const Block<T> block = block_of(i / x.blocks, i % x.blocks);
     if (GRADIENT) {
@@ -246,8 +146,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2)
   if (GRADIENT) return;
   __syncthreads();
 
-  // Lanes go along memory: over blocks where those are next to each other, else over the values of a run of cells.
-  const int side = work.wide_rows ? kTileBlocks : 1, groups = (x.blocks + side - 1) / side;
+  // Lanes follow memory. Where neighbouring blocks are neighbours in memory, a lane does a block. Else it does a value
+  // of a run of cells.
+  const int side = work.wide_rows ? kTileBlocks : 1, groups = ceil_div(x.blocks, side);
   for (int i = warp; i < y.blocks * work.y.per_block * groups; i += kWarps) {
     const int column = i % groups * side + lane % side, row = i / groups / work.y.per_block;
     const int k = i / groups % work.y.per_block;
@@ -260,39 +161,33 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2)
   }
 }
 
-// Zero in x where there are too many.
-dim3 grid_of(int64_t tiles, int64_t planes) {
-  const int64_t z = quotient_up(planes, kMaxGridY);
-  if (tiles > std::numeric_limits<int32_t>::max() || z > kMaxGridY) return dim3(0);
-  return dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(quotient_up(planes, z)), static_cast<unsigned>(z));
-}
-
 template <bool GRADIENT, typename Pixel, typename T>
-int launch_blocks(Work<T>& work, const T* grad, T* out, void* stream) {
+int launch_blocks(BlockWork<T>& work, const T* grad, T* out, void* stream) {
   if (!place_blocks(work)) return cudaErrorInvalidValue;
-  const int64_t tiles = quotient_up(work.y.blocks, work.y.tile) * quotient_up(work.x.blocks, work.x.tile);
-  const dim3 grid = grid_of(tiles, work.planes);
+  const int64_t tiles = ceil_div<int64_t>(work.y.blocks, work.y.tile) * ceil_div<int64_t>(work.x.blocks, work.x.tile);
+  const dim3 grid = grid_of_planes(tiles, work.planes);
   if (grid.x == 0) return cudaErrorInvalidConfiguration;
   LAUNCH((hog_blocks_kernel<Pixel, T, GRADIENT>), grid, dim3(kThreads), work.at.blocks.bytes, stream, work, grad, out);
   return static_cast<int>(cudaGetLastError());
 }
 
 template <typename Pixel, typename T>
-int launch_pixels(Work<T>& work, const T* grad_blocks, T* grad_x, void* stream) {
+int launch_pixels(BlockWork<T>& work, const T* grad_blocks, T* grad_x, void* stream) {
   if (!place_pixels(work)) return cudaErrorInvalidValue;
-  const int64_t tiles = quotient_up(work.image.height, work.height) * quotient_up(work.image.width, work.width);
-  const dim3 grid = grid_of(tiles, work.planes);
+  const int64_t tiles =
+      ceil_div<int64_t>(work.image.height, work.height) * ceil_div<int64_t>(work.image.width, work.width);
+  const dim3 grid = grid_of_planes(tiles, work.planes);
   if (grid.x == 0) return cudaErrorInvalidConfiguration;
   LAUNCH((hog_pixels_kernel<Pixel, T>), grid, dim3(kThreads), work.at.pixels.bytes, stream, work, grad_blocks, grad_x);
   return static_cast<int>(cudaGetLastError());
 }
 
-// Blocks into `out`, or with `grad` their gradient by way of grad_blocks.
+// Writes blocks to `out`, or with `grad` the gradient to the pixels, by way of grad_blocks.
 template <typename Pixel, typename T>
-int launch(const ImageView& image, const Channels& channels, const HogBlocks& hog, const void* grad, void* grad_blocks,
+int launch(const ImageView& image, const Channels& channels, const BlockPlan& plan, const void* grad, void* grad_blocks,
            void* out, void* stream) {
-  Work<T> work{};
-  if (fill(work, image, channels, hog)) return cudaErrorInvalidValue;
+  BlockWork<T> work{};
+  if (fill(work, image, channels, plan)) return cudaErrorInvalidValue;
   const T* const from = static_cast<const T*>(grad);
   if (work.planes == 0 || (grad ? image.height * image.width : work.size) == 0) return cudaSuccess;
   if (!grad) return launch_blocks<false, Pixel, T>(work, nullptr, static_cast<T*>(out), stream);
@@ -301,9 +196,9 @@ int launch(const ImageView& image, const Channels& channels, const HogBlocks& ho
                : launch_pixels<Pixel, T>(work, static_cast<const T*>(grad_blocks), static_cast<T*>(out), stream);
 }
 
-int launch_for_dtype(const ImageView& image, const Channels& channels, const HogBlocks& hog, const void* grad,
+int launch_for_dtype(const ImageView& image, const Channels& channels, const BlockPlan& plan, const void* grad,
                      void* grad_blocks, void* out, void* stream) {
-  const auto call = [&](auto launch) { return launch(image, channels, hog, grad, grad_blocks, out, stream); };
+  const auto call = [&](auto launch) { return launch(image, channels, plan, grad, grad_blocks, out, stream); };
   switch (image.dtype) {
     case Dtype::uint8: return call(launch<uint8_t, float>);
     case Dtype::float16: return call(launch<Float16, float>);
@@ -316,20 +211,20 @@ int launch_for_dtype(const ImageView& image, const Channels& channels, const Hog
 
 }  // namespace
 
-int hog_blocks_cuda(const ImageView& image, const Channels& channels, const HogBlocks& hog, void* out, void* stream) {
-  return launch_for_dtype(image, channels, hog, nullptr, nullptr, out, stream);
+int hog_blocks_cuda(const ImageView& image, const Channels& channels, const BlockPlan& plan, void* out, void* stream) {
+  return launch_for_dtype(image, channels, plan, nullptr, nullptr, out, stream);
 }
 
-int hog_blocks_backward_cuda(const ImageView& image, const Channels& channels, const HogBlocks& hog, const void* grad,
+int hog_blocks_backward_cuda(const ImageView& image, const Channels& channels, const BlockPlan& plan, const void* grad,
                              void* grad_blocks, void* grad_x, void* stream) {
-  return launch_for_dtype(image, channels, hog, grad, grad_blocks, grad_x, stream);
+  return launch_for_dtype(image, channels, plan, grad, grad_blocks, grad_x, stream);
 }
 
-const char* hog_blocks_cuda_refuses(const HogBlocks& hog) {
-  ImageView image{};  // the smallest tiles do not depend on it
+const char* hog_blocks_cuda_refuses(const BlockPlan& plan) {
+  ImageView image{};  // the smallest tiles are the same for every image
   image.height = image.width = kTileWidth;
-  Work<double> work{};
-  if (const char* const reason = fill(work, image, Channels{1, 0}, hog)) return reason;
+  BlockWork<double> work{};
+  if (const char* const reason = fill(work, image, Channels{1, 0}, plan)) return reason;
   if (!place_blocks(work, 1, 1, kSharedBytes) || !place_pixels(work))
     return "a block (its cells times bins, and its pixels down and across) of more than the 48 KB of shared memory";
   return nullptr;

@@ -1,282 +1,72 @@
-// HOG on a GPU, in one kernel: one read of the pixels, one write of the histograms. Cells of 8 x 8 pixels have a kernel of
-// their own (hog/cuda/cells_8x8.h); this one does any cells, bins and windows.
-//
-// A block does a strip of whole cells, or whole patches side by side, one row of cells after the other. A thread does a
-// column of pixels: it walks down with three rows of three pixels, and the S_k of its column, in registers.
-//
-//     thread  0 1 2 3 4 5 6 7   8 9 ...          127
-//           h h h h h h h h h   h h              h h h   load:      pixels p and their halo h
-//           h p p p p p p p p | p p  ...         p p h   gradient:  gx, gy and magnitude of p
-//           h p p p p p p p p | p p              p p h   bin:       S_k of the column, down the rows
-//           h p p p p p p p p | p p  ...         p p h   histogram: S_k of the cell, across its columns
-//           h h h h h h h h h   h h              h h h   normalise: one thread a cell
-//
-// The arithmetic and its order are those of the CPU kernel: compiled with -fmad=false, both return the same bits. (Only
-// cells wider than a block are summed in another order.)
+// Launches the kernels of cells: cells_8x8.h where it can do what is asked for, else columns.h. Each reads the pixels
+// once and writes the histograms once.
 #include "hog/cuda/cells.h"
 
 #include <algorithm>
-#include <limits>
 #include <type_traits>
 
 #include "hog/cuda/cells_8x8.h"
+#include "hog/cuda/columns.h"
 
 namespace maskfeat {
 namespace {
 
-constexpr int kThreads = 128;  // of a block: one a column
-constexpr int kBlockRows = 8;  // of a tall cell, that are summed before they are added to those above
-constexpr int kStripRows = 4;  // rows of cells a block does, so that most halo rows are read from DRAM and L2 once
-constexpr int kMaxGridY = 65535;
-
-// Where a segment of a block begins: image plane, top left pixel, and region of the output.
-template <typename Pixel>
-struct Place {
-  const Pixel* plane;
-  int y, x;
-  int64_t region;
-  bool exists;  // in the output
-  bool valid;   // in the image
-};
-
-template <bool PATCHES, typename Pixel, typename T>
-__device__ Place<Pixel> place_of(const Work<T>& work, unsigned group, unsigned strip, int segment) {
-  const Pixel* pixels = static_cast<const Pixel*>(work.image.data);
-  const int left = static_cast<int>(strip * work.cells * work.hog.cell_w);
-  const int64_t y = int64_t{blockIdx.z} * gridDim.y + blockIdx.y;
-  if (y >= work.regions) return {pixels, 0, 0, 0, false, false};
-  if (!PATCHES) return {pixels + work.image.plane_offset(y), 0, left, y, true, true};
-  const PatchView& patches = work.patches;
-  const int64_t item = int64_t{group} * work.segments + segment, batch = item / patches.count;
-  if (batch >= work.image.lead_size[0]) return {pixels, 0, 0, 0, false, false};
-  const int64_t id = patches.id(batch, item - batch * patches.count), region = item * work.regions + y;
-  if (!patches.holds(id)) return {pixels, 0, 0, region, true, false};
-  const int64_t* stride = work.image.lead_stride;
-  return {pixels + batch * stride[0] + patches.frame(id) * stride[1] + y * stride[2],
-          static_cast<int>(patches.top(id)),
-          static_cast<int>(patches.left(id)) + left,
-          region,
-          true,
-          true};
-}
-
-// Bytes become floats 2^23 + p without a conversion: the bias cancels exactly in every difference.
-template <typename Pixel>
-INLINE auto biased(Pixel p) {
-  return widen(p);
-}
-INLINE float biased(uint8_t p) { return bit_cast<float>(0x4b000000u | p); }
-
-template <typename T>
-struct Three {
-  T left, middle, right;
-};
-
-// load to bin: one column of pixels of a row of cells. Its S_k go to the thread's column of `sums`: in row 0 the total, in
-// rows 1 + p and 1 + PAIRS + p those of the edges first + 1 + p and bins - first - 1 - p. `lost` is what they have lost.
-template <int PAIRS, typename Pixel, typename T>
-__device__ __forceinline__ void walk_down(const Work<T>& work, const Pixel* plane, int y0, int x, int first, bool fresh,
-                                          T (*sums)[kThreads], T (*lost)[kThreads]) {
-  const ImageView& image = work.image;
-  const int width = static_cast<int>(image.width), height = static_cast<int>(image.height);
-  const int cell_h = static_cast<int>(work.hog.cell_h), side = static_cast<int>(work.hog.gaussian_window);
-  const auto offset = [&](int column) { return mirror_once(column, width) * image.column_stride; };
-  const int64_t left = offset(x - 1), middle = offset(x), right = offset(x + 1);
-  const auto row = [&](int y) { return plane + mirror_once(y, height) * image.row_stride; };
-  const auto load = [&](const Pixel* row) -> Three<T> {
-    return {biased(read(row + left)), biased(read(row + middle)), biased(read(row + right))};
-  };
-  const Pixel* next = row(y0);
-  Three<T> up = load(row(y0 - 1)), mid = load(next);
-  for (int done = 0; done < cell_h; done += kBlockRows) {
-    const int rows = min(cell_h - done, kBlockRows);
-    T total = 0, lower[PAIRS] = {}, upper[PAIRS] = {};
-#pragma unroll 1
-    for (int i = 0; i < rows; ++i) {
-      const int y = y0 + done + i;
-      next = y + 1 < height ? next + image.row_stride : row(height);
-      const Three<T> down = load(next);
-      const T dx = sobel(up.left, up.right, mid.left, mid.right, down.left, down.right);
-      const T dy = sobel(up.left, down.left, up.middle, down.middle, up.right, down.right);
-      const T half = half_plane(dx, dy), gx = flip(dx, half), gy = flip(dy, half);
-      T magnitude = root(gx * gx + gy * gy);
-      if (side > 0) magnitude *= work.window[y % side] * work.window[x % side];
-      total += magnitude;
-#pragma unroll
-      for (int p = 0; p < PAIRS; ++p) {
-        const T product = gx * work.cotangent[first + p];
-        if (product >= gy) lower[p] += magnitude;
-        if (-product >= gy) upper[p] += magnitude;
-      }
-      up = mid, mid = down;
-    }
-    // Blocks are added with compensation (Kahan), so that thousands of rows cost no precision.
-    const auto add = [&](int row, T sum) {
-      T &old = sums[row][threadIdx.x], &missed = lost[row][threadIdx.x];
-      if (fresh && done == 0) {
-        old = sum;
-        missed = 0;
-        return;
-      }
-      const T addend = sum - missed, now = old + addend;
-      missed = (now - old) - addend;
-      old = now;
-    };
-    add(0, total);
-#pragma unroll
-    for (int p = 0; p < PAIRS; ++p) {
-      add(1 + p, lower[p]);
-      add(1 + PAIRS + p, upper[p]);
-    }
-  }
-}
-
-// histogram: the columns of a cell, as a tree; the sum ends in the first.
-template <typename T>
-__device__ void sum_columns(T* columns, int width) {
-  for (int half = static_cast<int>(first_half(width)); width > 1; width = half, half /= 2)
-    for (int i = 0; i + half < width; ++i) columns[i] += columns[i + half];
-}
-
-// Blocks to be resident on a multiprocessor: as many as leave each thread the registers it needs.
-template <typename T, int PAIRS>
-constexpr int kResidentBlocks = PAIRS > 4 && sizeof(T) == 8 ? 3 : 4;
-
-// Bins that need more than PAIRS pairs of edges take several walks, whose sums wait in the output, where the histograms
-// will stand.
-template <typename Pixel, typename T, int PAIRS, bool PATCHES>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks<T, PAIRS>)
-    hog_kernel(const __grid_constant__ Work<T> work, T* __restrict__ out) {
-  constexpr int kSums = 2 * PAIRS + 1;
-  __shared__ T sums[kSums][kThreads];
-  __shared__ T lost[kSums][kThreads];
-
-  const unsigned strip = blockIdx.x % work.strips, group = blockIdx.x / work.strips;
-  const int thread = static_cast<int>(threadIdx.x), segments = PATCHES ? work.segments : 1;
-  const int cell_h = static_cast<int>(work.hog.cell_h), cell_w = static_cast<int>(work.hog.cell_w);
-  const int cells = min(work.cells, work.across - static_cast<int>(strip) * work.cells), all_cells = cells * segments;
-  const int columns = cells * cell_w, width = min(cell_w, kThreads);
-  const int bins = static_cast<int>(work.hog.bins), pairs = bins / 2;
-  const bool one_walk = pairs <= PAIRS;
-  const int row_begin = PATCHES ? 0 : static_cast<int>(group) * kStripRows;
-  const int row_end = PATCHES ? work.rows : min(row_begin + kStripRows, work.rows);
-
-  const int segment = PATCHES ? thread / columns : 0;
-  const bool has_segment = segment < segments;
-  const Place<Pixel> place = place_of<PATCHES, Pixel>(work, group, strip, has_segment ? segment : 0);
-  for (int row = row_begin; row < row_end; ++row) {
-    const int cell_segment = thread / cells, cell = thread - cell_segment * cells;
-    const auto histogram_of = [&](const Place<Pixel>& to) {
-      return out + (to.region * bins * work.rows + row) * work.across + static_cast<int>(strip) * work.cells + cell;
-    };
-    const int64_t bin_stride = int64_t{work.rows} * work.across;
-    for (int first = 0; first == 0 || first < pairs; first += PAIRS) {
-      if (has_segment && place.valid)
-        for (int x = thread - segment * columns; x < columns; x += kThreads)
-          walk_down<PAIRS>(work, place.plane, place.y + row * cell_h, place.x + x, first, x < kThreads, sums, lost);
-      __syncthreads();
-      for (int i = thread; i < kSums * all_cells; i += kThreads)
-        sum_columns(&sums[i / all_cells][i % all_cells * width], width);
-      __syncthreads();
-      if (one_walk) continue;
-      if (thread < all_cells) {
-        const Place<Pixel> to = place_of<PATCHES, Pixel>(work, group, strip, cell_segment);
-        T* const histogram = histogram_of(to);
-        if (to.exists && first == 0) histogram[0] = sums[0][thread * width];
-        for (int p = 0; to.exists && p < PAIRS && first + p < pairs; ++p) {
-          histogram[(first + 1 + p) * bin_stride] = sums[1 + p][thread * width];
-          histogram[(bins - first - 1 - p) * bin_stride] = sums[1 + PAIRS + p][thread * width];
-        }
-      }
-      __syncthreads();
-    }
-    if (thread < all_cells) {
-      const Place<Pixel> to = place_of<PATCHES, Pixel>(work, group, strip, cell_segment);
-      T* const histogram = histogram_of(to);
-      const auto sum = [&](int k) -> T {
-        if (k == bins) return 0;
-        if (!one_walk) return histogram[k * bin_stride];
-        return sums[k <= pairs ? k : PAIRS + bins - k][thread * width];
-      };
-      T squares = 0, from = to.exists ? sum(0) : T(0);
-      const T all = from;
-      for (int k = 0; to.exists && k < bins; ++k) {
-        const T next = sum(k + 1), h = from - next;
-        squares += h * h;
-        from = next;
-      }
-      const T scale = to.valid ? inverse_norm(squares) : static_cast<T>(NAN);
-      from = all;
-      for (int k = 0; to.exists && k < bins; ++k) {
-        const T next = sum(k + 1);
-        histogram[k * bin_stride] = (from - next) * scale;
-        from = next;
-      }
-    }
-    __syncthreads();
-  }
-}
-
 template <typename Pixel, typename T, bool PATCHES>
-int launch_kernel(const Work<T>& work, T* out, dim3 grid, void* stream) {
-  if (work.hog.bins <= 9)
-    LAUNCH((hog_kernel<Pixel, T, 4, PATCHES>), grid, dim3(kThreads), 0, stream, work, out);
+int launch_columns(const CellWork<T>& work, T* out, dim3 grid, void* stream) {
+  if (work.plan.bins <= 9)
+    LAUNCH((column_kernel<Pixel, T, 4, PATCHES>), grid, dim3(kThreads), 0, stream, work, out);
   else
-    LAUNCH((hog_kernel<Pixel, T, 9, PATCHES>), grid, dim3(kThreads), 0, stream, work, out);
+    LAUNCH((column_kernel<Pixel, T, 9, PATCHES>), grid, dim3(kThreads), 0, stream, work, out);
   return static_cast<int>(cudaGetLastError());
 }
 
 template <bool PATCHES, typename Pixel, typename T>
-int launch(const ImageView& image, const PatchView& patches, const HogParameters& hog, void* out, void* stream) {
-  Work<T> work{};
+int launch(const ImageView& image, const PatchView& patches, const CellPlan& plan, void* out, void* stream) {
+  CellWork<T> work{};
   work.image = image;
-  work.hog = hog;
+  work.plan = plan;
   work.patches = patches;
   work.regions = PATCHES ? image.lead_size[2] : 1;
   for (int axis = 0; !PATCHES && axis < image.lead; ++axis) work.regions *= image.lead_size[axis];
-  const int64_t fit = std::max<int64_t>(1, kThreads / hog.cell_w);  // cells that a block is wide
-  work.rows = static_cast<int32_t>((PATCHES ? patches.side : image.height) / hog.cell_h);
-  work.across = static_cast<int32_t>((PATCHES ? patches.side : image.width) / hog.cell_w);
+  const int64_t fit = std::max<int64_t>(1, kThreads / plan.cell_w);  // cells of a thread block, across
+  work.rows = static_cast<int32_t>((PATCHES ? patches.side : image.height) / plan.cell_h);
+  work.across = static_cast<int32_t>((PATCHES ? patches.side : image.width) / plan.cell_w);
   work.cells = std::min(static_cast<int32_t>(fit), work.across);
-  work.strips = (work.across + work.cells - 1) / work.cells;
+  work.strips = ceil_div(work.across, work.cells);
   work.segments = PATCHES && work.strips == 1 ? static_cast<int32_t>(fit) / work.cells : 1;
   for (T& edge : work.cotangent) edge = static_cast<T>(NAN);
-  for (int64_t k = 1; k <= hog.bins / 2; ++k) work.cotangent[k - 1] = static_cast<T>(edge_cotangent(k, hog.bins));
-  gaussian_window(hog.gaussian_window, work.window);
+  for (int64_t k = 1; k <= plan.bins / 2; ++k) work.cotangent[k - 1] = static_cast<T>(edge_cotangent(k, plan.bins));
+  gaussian_window(plan.gaussian_window, work.window);
   if constexpr (std::is_same_v<T, float>)
     if (has_cell_kernel<PATCHES>(work)) return launch_cells<Pixel, PATCHES>(work, static_cast<T*>(out), stream);
 
-  const int64_t groups = PATCHES ? (image.lead_size[0] * patches.count + work.segments - 1) / work.segments
-                                 : (work.rows + kStripRows - 1) / kStripRows;
-  const int64_t z = (work.regions + kMaxGridY - 1) / kMaxGridY;
-  if (groups * work.strips > std::numeric_limits<int32_t>::max() || z > kMaxGridY) return cudaErrorInvalidConfiguration;
-  const dim3 grid(static_cast<unsigned>(groups * work.strips), static_cast<unsigned>((work.regions + z - 1) / z),
-                  static_cast<unsigned>(z));
-  return launch_kernel<Pixel, T, PATCHES>(work, static_cast<T*>(out), grid, stream);
+  const int64_t groups =
+      PATCHES ? ceil_div<int64_t>(image.lead_size[0] * patches.count, work.segments) : ceil_div(work.rows, kStripRows);
+  const dim3 grid = grid_of_planes(groups * work.strips, work.regions);
+  if (grid.x == 0) return cudaErrorInvalidConfiguration;
+  return launch_columns<Pixel, T, PATCHES>(work, static_cast<T*>(out), grid, stream);
 }
 
 template <bool PATCHES>
-int launch_for_dtype(const ImageView& image, const PatchView& patches, const HogParameters& hog, void* out,
-                     void* stream) {
+int launch_for_dtype(const ImageView& image, const PatchView& patches, const CellPlan& plan, void* out, void* stream) {
   switch (image.dtype) {
-    case Dtype::uint8: return launch<PATCHES, uint8_t, float>(image, patches, hog, out, stream);
-    case Dtype::float16: return launch<PATCHES, Float16, float>(image, patches, hog, out, stream);
-    case Dtype::bfloat16: return launch<PATCHES, BFloat16, float>(image, patches, hog, out, stream);
-    case Dtype::float32: return launch<PATCHES, float, float>(image, patches, hog, out, stream);
-    case Dtype::float64: return launch<PATCHES, double, double>(image, patches, hog, out, stream);
+    case Dtype::uint8: return launch<PATCHES, uint8_t, float>(image, patches, plan, out, stream);
+    case Dtype::float16: return launch<PATCHES, Float16, float>(image, patches, plan, out, stream);
+    case Dtype::bfloat16: return launch<PATCHES, BFloat16, float>(image, patches, plan, out, stream);
+    case Dtype::float32: return launch<PATCHES, float, float>(image, patches, plan, out, stream);
+    case Dtype::float64: return launch<PATCHES, double, double>(image, patches, plan, out, stream);
   }
   return cudaErrorInvalidValue;
 }
 
 }  // namespace
 
-int hog_cuda(const ImageView& image, const HogParameters& hog, void* out, void* stream) {
-  return launch_for_dtype<false>(image, PatchView{}, hog, out, stream);
+int hog_cells_cuda(const ImageView& image, const CellPlan& plan, void* out, void* stream) {
+  return launch_for_dtype<false>(image, PatchView{}, plan, out, stream);
 }
 
-int hog_tokens_cuda(const ImageView& image, const PatchView& patches, const HogParameters& hog, void* out,
-                    void* stream) {
-  return launch_for_dtype<true>(image, patches, hog, out, stream);
+int hog_patches_cuda(const ImageView& image, const PatchView& patches, const CellPlan& plan, void* out, void* stream) {
+  return launch_for_dtype<true>(image, patches, plan, out, stream);
 }
 
 }  // namespace maskfeat

@@ -1,14 +1,14 @@
-// HOG of 8 x 8 cells on a GPU: a thread does a cell. It walks down with three rows of ten pixels, and the S_k of its eight
-// columns, in registers. Neighbouring columns share differences, and threads exchange nothing.
+// Histograms of cells of 8 x 8 pixels on a GPU. A thread does a cell. It walks down with three rows of ten pixels, and
+// the S_k of its eight columns, in registers. Neighbouring columns share differences. Threads exchange nothing.
 //
-//     h h h h h h h h h h    load:      pixels p and their halo h; where memory is aligned, all p of a row at once
+//     h h h h h h h h h h    load:      pixels p and their halo h, all p of a row at once where memory is aligned
 //     h p p p p p p p p h    gradient:  gx and gy of p
 //     h p p p p p p p p h    bin:       S_k of each column, down the rows
 //       ...                  histogram: S_k of the cell, across its columns
 //     h p p p p p p p p h    normalise
 //     h h h h h h h h h h
 //
-// Bytes are differentiated two columns at once, in the halves of a register.
+// Gradients of bytes are computed for two columns at once, in the halves of a register.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +18,8 @@
 
 namespace maskfeat {
 
-// Two numbers of half precision. The whole number n, below 2048, is the half n * 2^-24 bit by bit: bytes need no conversion,
-// and their Sobel sums are exact. The factor 2^-24 cancels in the norm.
+// Two numbers of half precision. The bits of a whole number n < 2048 are those of the half n * 2^-24. Bytes therefore
+// need no conversion, and their Sobel sums are exact. The factor 2^-24 cancels in the norm.
 struct Halves {
   uint32_t bits;
 };
@@ -36,7 +36,8 @@ __device__ __forceinline__ float from_half(uint16_t bits) {
 __device__ __forceinline__ float low(Halves a) { return from_half(static_cast<uint16_t>(a.bits)); }
 __device__ __forceinline__ float high(Halves a) { return from_half(static_cast<uint16_t>(a.bits >> 16)); }
 
-// a * b + c. The host cuts off what a GPU rounds: of half_plane(), where only the sign counts.
+// a * b + c. Where the result has too many bits, a GPU rounds and the host cuts off. Only half_plane() has such
+// results, and only their sign counts.
 __device__ __forceinline__ Halves multiply_add(Halves a, Halves b, Halves c) {
 #ifdef __CUDA_ARCH__
   Halves sum;
@@ -60,11 +61,12 @@ __device__ __forceinline__ Halves flip(Halves value, Halves by) { return {value.
 
 namespace {
 
-constexpr int kCellThreads = 64;  // of a block
-constexpr int kSide = 8;          // of a cell
-constexpr int kPairs = 4;         // of edges, enough for nine bins
+constexpr int kCellThreads = 64;  // threads of a thread block
+constexpr int kSide = 8;          // pixels along a side of a cell
+constexpr int kPairs = 4;         // pairs of edges, enough for nine bins
 
-// Blocks to be resident on a multiprocessor. Six leave a thread 168 registers; loads one by one need more, for addresses.
+// How many thread blocks are to be resident on a multiprocessor. Six leave a thread 168 registers. Single loads need
+// more registers, for addresses.
 template <bool ALIGNED>
 constexpr int kCellBlocks = ALIGNED ? 6 : 4;
 
@@ -72,8 +74,8 @@ __device__ __forceinline__ float widened(float p) { return p; }
 __device__ __forceinline__ float widened(BFloat16 p) { return widen(p); }
 __device__ __forceinline__ float widened(Float16 p) { return from_half(p.bits); }
 
-// A row of a cell: its pixels and their neighbours, and the differences across them. V holds a column, or two that lie
-// N = 4 apart.
+// A row of a cell: its pixels and their neighbours, and the differences across them. V holds one column, or two columns
+// that are N = 4 apart.
 template <typename V, int N>
 struct Row {
   V pixel[N + 2], across[N];
@@ -92,7 +94,7 @@ struct Row {
   }
 };
 
-// load: eight pixels of a row, side by side and aligned, or any step apart.
+// load: eight pixels of a row. They are side by side and aligned, or any step apart.
 template <bool ALIGNED, typename Pixel>
 __device__ __forceinline__ void read_eight(const Pixel* from, int64_t step, Pixel* to) {
   if constexpr (ALIGNED) {
@@ -108,7 +110,7 @@ __device__ __forceinline__ void read_eight(const Pixel* from, int64_t step, Pixe
   }
 }
 
-// gradient: of a row, turned into the half plane.
+// gradient: of a row, in the half plane.
 template <typename V, int N>
 __device__ __forceinline__ void gradient(const Row<V, N>& up, const Row<V, N>& mid, const Row<V, N>& down,
                                          float (&gx)[kSide], float (&gy)[kSide]) {
@@ -117,12 +119,12 @@ __device__ __forceinline__ void gradient(const Row<V, N>& up, const Row<V, N>& m
     const V dx = smooth(up.across[i], mid.across[i], down.across[i]);
     const V dy =
         smooth(up.pixel[i] - down.pixel[i], up.pixel[i + 1] - down.pixel[i + 1], up.pixel[i + 2] - down.pixel[i + 2]);
-    const V turned = flip(dy, half_plane(dx, dy));
+    const V folded = flip(dy, half_plane(dx, dy));
     if constexpr (N == kSide) {
-      gx[i] = std::fabs(dx), gy[i] = turned;
+      gx[i] = std::fabs(dx), gy[i] = folded;
     } else {
-      gx[i] = std::fabs(low(dx)), gy[i] = low(turned);
-      gx[i + N] = std::fabs(high(dx)), gy[i + N] = high(turned);
+      gx[i] = std::fabs(low(dx)), gy[i] = low(folded);
+      gx[i + N] = std::fabs(high(dx)), gy[i + N] = high(folded);
     }
   }
 }
@@ -137,18 +139,20 @@ __device__ __forceinline__ float approximate_reciprocal(float x) {
 #endif
 }
 
-// bin: the S_k of eight columns, S_0, S_(1 + p) and S_(bins - 1 - p).
+// bin: the S_k of eight columns: S_0, S_(1 + p) and S_(bins - 1 - p).
 struct Sums {
   float total[kSide] = {}, lower[kPairs][kSide] = {}, upper[kPairs][kSide] = {};
 };
 
 template <bool BYTES>
-__device__ __forceinline__ void vote(const Work<float>& work, float gx, float gy, int column, Sums& sums) {
-  const float magnitude = BYTES ? root(fmaf(gx, gx, gy * gy)) : root(gx * gx + gy * gy);  // exact squares, if of bytes
+__device__ __forceinline__ void vote(const CellWork<float>& work, float gx, float gy, int column, Sums& sums) {
+  const float magnitude =
+      BYTES ? root(fmaf(gx, gx, gy * gy)) : root(gx * gx + gy * gy);  // the squares of bytes are exact
   sums.total[column] += magnitude;
   if constexpr (BYTES) {
-    // Slopes of bytes lie on an edge, or 2^-20.2 of it and more away: compared half way, 2^-21, they may be a few roundings
-    // off (tests/test_byte_slopes.py). Where there is none, 0 / 0, the magnitude is zero.
+    // The slope of a byte gradient lies on an edge, or differs from it by 2^-20.2 of its size or more. It is compared
+    // with values half way, at 2^-21, so that it may be a few roundings off (tests/test_byte_slopes.py). Where the
+    // slope is 0 / 0, the magnitude is zero.
     const float slope = gy * approximate_reciprocal(gx);
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
@@ -165,21 +169,21 @@ __device__ __forceinline__ void vote(const Work<float>& work, float gx, float gy
   }
 }
 
-// histogram: the columns of a cell, as a tree.
+// histogram: adds the columns of a cell as a tree.
 __device__ __forceinline__ float sum_of(const float (&c)[kSide]) {
   return ((c[0] + c[4]) + (c[2] + c[6])) + ((c[1] + c[5]) + (c[3] + c[7]));
 }
 
-// Where a cell begins: image plane and top left pixel. Not valid: no patch of the image.
+// Where a cell begins: its image plane and top left pixel. It is not valid where the id is no patch of the image.
 template <typename Pixel>
-struct Corner {
+struct CellCorner {
   const Pixel* plane;
   int y, x;
   bool valid;
 };
 
 template <bool PATCHES, typename Pixel>
-__device__ Corner<Pixel> corner_of(const Work<float>& work, uint32_t region, uint32_t cell) {
+__device__ CellCorner<Pixel> corner_of(const CellWork<float>& work, uint32_t region, uint32_t cell) {
   const Pixel* pixels = static_cast<const Pixel*>(work.image.data);
   const uint32_t row = cell / work.across, y = kSide * row, x = kSide * (cell - row * work.across);
   if (!PATCHES) return {pixels + work.image.plane_offset(region), static_cast<int>(y), static_cast<int>(x), true};
@@ -188,7 +192,7 @@ __device__ Corner<Pixel> corner_of(const Work<float>& work, uint32_t region, uin
   const uint32_t item = region / channels, batch = item / count;
   const int64_t id = patches.id(batch, item - batch * count);
   if (!patches.holds(id)) return {pixels, 0, 0, false};
-  // 32-bit divisions, as there are fewer patches.
+  // There are fewer than 2^31 patches, so that 32-bit divisions do.
   const uint32_t grid_w = static_cast<uint32_t>(patches.grid_w), grid_h = static_cast<uint32_t>(patches.grid_h);
   const uint32_t side = static_cast<uint32_t>(patches.side), patch_row = static_cast<uint32_t>(id) / grid_w;
   const uint32_t frame = patch_row / grid_h;
@@ -200,14 +204,14 @@ __device__ Corner<Pixel> corner_of(const Work<float>& work, uint32_t region, uin
 
 template <typename Pixel, bool PATCHES, bool ALIGNED>
 __global__ void __launch_bounds__(kCellThreads, kCellBlocks<ALIGNED>)
-    cell_kernel(const __grid_constant__ Work<float> work, uint32_t all_cells, float* __restrict__ out) {
+    cell_kernel(const __grid_constant__ CellWork<float> work, uint32_t all_cells, float* __restrict__ out) {
   constexpr bool BYTES = std::is_same_v<Pixel, uint8_t>;
   using Line = std::conditional_t<BYTES, Row<Halves, kSide / 2>, Row<float, kSide>>;
   const uint32_t number = blockIdx.x * kCellThreads + threadIdx.x, cells = work.rows * work.across;
   if (number >= all_cells) return;
   const uint32_t region = number / cells, cell = number - region * cells;
-  const Corner<Pixel> corner = corner_of<PATCHES, Pixel>(work, region, cell);
-  const int bins = static_cast<int>(work.hog.bins);
+  const CellCorner<Pixel> corner = corner_of<PATCHES, Pixel>(work, region, cell);
+  const int bins = static_cast<int>(work.plan.bins);
   float* to = out + int64_t{region} * bins * cells + cell;
   if (!corner.valid) {
     for (int k = 0; k < bins; ++k, to += cells) *to = NAN;
@@ -240,7 +244,7 @@ __global__ void __launch_bounds__(kCellThreads, kCellBlocks<ALIGNED>)
     up = mid, mid = down;
   }
 
-  // histogram and normalise: S_k in the order of k. Fewer bins than nine have no use for some in the middle.
+  // histogram and normalise: S_k in the order of k. With fewer than nine bins, some in the middle are not edges.
   constexpr int kEnd = 2 * kPairs + 1;
   const auto is_edge = [bins](int k) { return k <= bins / 2 || kEnd - k <= (bins - 1) / 2; };
   float sum[kEnd + 1], histogram[kEnd], squares = 0;
@@ -265,21 +269,21 @@ __global__ void __launch_bounds__(kCellThreads, kCellBlocks<ALIGNED>)
 }
 
 template <bool PATCHES>
-int64_t count_cells(const Work<float>& work) {
+int64_t count_cells(const CellWork<float>& work) {
   const int64_t patches = PATCHES ? work.image.lead_size[0] * work.patches.count : 1;
   return patches * work.regions * work.rows * work.across;
 }
 
-// Whether the kernel does what is asked for. It counts cells and patches in 32 bits.
+// True where the kernel can do what is asked for. It counts cells and patches in 32 bits.
 template <bool PATCHES>
-bool has_cell_kernel(const Work<float>& work) {
-  const HogParameters& hog = work.hog;
+bool has_cell_kernel(const CellWork<float>& work) {
+  const CellPlan& plan = work.plan;
   const PatchView& patches = work.patches;
-  return hog.bins <= 2 * kPairs + 1 && hog.cell_h == kSide && hog.cell_w == kSide && hog.gaussian_window == 0 &&
+  return plan.bins <= 2 * kPairs + 1 && plan.cell_h == kSide && plan.cell_w == kSide && plan.gaussian_window == 0 &&
          std::max(count_cells<PATCHES>(work), patches.frames * patches.grid_h * patches.grid_w) < int64_t{1} << 31;
 }
 
-// Whether every row of every cell begins where eight pixels can be read at once.
+// True where eight pixels can be read at once at the beginning of every row of every cell.
 template <typename Pixel>
 bool is_aligned(const ImageView& image) {
   constexpr int64_t kBytes = sizeof(Pixel) == 1 ? 8 : 16;
@@ -289,13 +293,13 @@ bool is_aligned(const ImageView& image) {
 }
 
 template <typename Pixel, bool PATCHES>
-int launch_cells(Work<float>& work, float* out, void* stream) {
+int launch_cells(CellWork<float>& work, float* out, void* stream) {
   for (int p = 0; p < kPairs; ++p) {
     const float cotangent = work.cotangent[p], shift = cotangent * 0x1p-21f;
     work.lower_slope[p] = cotangent + shift, work.upper_slope[p] = -cotangent + shift;
   }
   const uint32_t cells = static_cast<uint32_t>(count_cells<PATCHES>(work));
-  const dim3 blocks((cells + kCellThreads - 1) / kCellThreads), threads(kCellThreads);
+  const dim3 blocks(ceil_div<uint32_t>(cells, kCellThreads)), threads(kCellThreads);
   if (is_aligned<Pixel>(work.image))
     LAUNCH((cell_kernel<Pixel, PATCHES, true>), blocks, threads, 0, stream, work, cells, out);
   else

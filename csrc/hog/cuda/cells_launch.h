@@ -1,4 +1,4 @@
-// What the two HOG kernels of a GPU share: a launch, how a pixel is read, and the square root.
+// What the two kernels of cells share: the parameters of a launch, how a thread reads a pixel, and the square root.
 #pragma once
 
 #include "common/cuda_launch.h"
@@ -8,39 +8,39 @@
 namespace maskfeat {
 namespace {
 
-// What a launch carries: sizes, and tables that the threads read from constant memory.
+// The parameters of a launch: sizes, and tables. Threads read them from constant memory.
 template <typename T>
-struct Work {
+struct CellWork {
   ImageView image;
-  HogParameters hog;
-  PatchView patches;                  // if there are ids; else whole images are done
-  int64_t regions;                    // image planes, or with patches their channels
-  int32_t rows, across;               // cells of a region: of an image or a patch
-  int32_t segments;                   // side by side in a block of threads: 1, or patches
-  int32_t cells;                      // of a segment, across
-  int32_t strips;                     // segments that a region is wide
+  CellPlan plan;
+  PatchView patches;                  // used where ids choose patches; else whole images are done
+  int64_t regions;                    // image planes, or the channels of a patch
+  int32_t rows, across;               // cells of an image or a patch
+  int32_t segments;                   // side by side in a thread block: one, or several patches
+  int32_t cells;                      // cells of a segment, across
+  int32_t strips;                     // segments of an image or a patch, across
   T cotangent[kCudaMaxBins / 2 + 9];  // edges past the last are NaN, and never reached
   T window[kCudaMaxWindow];
-  T lower_slope[4], upper_slope[4];  // gy / gx on the edges of cells of bytes, see hog/cuda/cells_8x8.h
+  T lower_slope[4], upper_slope[4];  // gy / gx on the edges, for cells of bytes: see cells_8x8.h
 };
 
-// Through the read-only cache.
+// These read through the read-only cache.
 __device__ __forceinline__ uint8_t read(const uint8_t* p) { return __ldg(p); }
 __device__ __forceinline__ Float16 read(const Float16* p) { return {__ldg(&p->bits)}; }
 __device__ __forceinline__ BFloat16 read(const BFloat16* p) { return {__ldg(&p->bits)}; }
 __device__ __forceinline__ float read(const float* p) { return __ldg(p); }
 __device__ __forceinline__ double read(const double* p) { return __ldg(p); }
 
-// The square root: an approximate reciprocal root and one Newton step on the residue, which is what the compiler makes of
-// sqrt, less its branch for extreme arguments. With a reciprocal root within two units in the last place it is rounded
-// correctly for all squares that bytes can have, and for all but a handful of mantissas (tests/test_square_root.py). Below
-// 2^-126 it loses precision.
+// The square root, by an approximate reciprocal root and one Newton step on the residue. The compiler makes the same of
+// sqrt, plus a branch for extreme arguments. The reciprocal root is right within two units in the last place. The
+// result is then correctly rounded for all squares of bytes, and for all but a handful of mantissas
+// (tests/test_square_root.py). Below 2^-126 it loses precision.
 __device__ __forceinline__ double root(double x) { return sqrt(x); }
 __device__ __forceinline__ float root(float x) {
 #ifdef __CUDA_ARCH__
   float y;
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  y = fminf(y, 0x1p63f);  // of zero it is infinite
+  y = fminf(y, 0x1p63f);  // the reciprocal root of zero is infinite
   const float s = x * y;
   return fmaf(fmaf(-s, s, x), 0.5f * y, s);
 #else

@@ -1,4 +1,4 @@
-// From pixels to votes on a GPU: what both kernels for HOG of blocks do alike.
+// From pixels to votes on a GPU, which both kernels of blocks do alike. A thread does a pixel.
 #pragma once
 
 #include "common/cuda_launch.h"
@@ -7,24 +7,25 @@
 namespace maskfeat {
 namespace {
 
+// The array that begins at byte `at` of shared memory.
 template <typename T>
-__device__ T* within(unsigned char* memory, int32_t at) {
+__device__ T* shared_array(unsigned char* memory, int32_t at) {
   return reinterpret_cast<T*>(memory + at);
 }
 
 template <typename T>
-__device__ void load_tables(const Work<T>& work, T* table, int32_t* starts) {
+__device__ void load_tables(const BlockWork<T>& work, T* table, int32_t* starts) {
   const int thread = static_cast<int>(threadIdx.x);
   for (int i = thread; i < work.table_size; i += kThreads) table[i] = work.table[i];
   for (int i = thread; i < work.start_count; i += kThreads) starts[i] = work.start[i];
 }
 
-// The offsets of rows or columns begin .. begin + count - 1 of the plane that mirrored images tile.
+// The offsets in memory of the rows or columns begin to begin + count - 1 of the plane that mirror images tile.
 __device__ inline void load_offsets(int64_t* at, int begin, int count, int size, int64_t stride) {
   for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) at[i] = mirror(begin + i, size) * stride;
 }
 
-// Calls what(y, x) for all of a rectangle, a thread each, without a division for each.
+// Calls what(y, x) for all of a rectangle. A thread takes one after the other, without a division for each.
 template <typename What>
 __device__ __forceinline__ void for_each(int height, int width, const What& what) {
   const int thread = static_cast<int>(threadIdx.x), across = min(width, kThreads), down = kThreads / across;
@@ -34,17 +35,18 @@ __device__ __forceinline__ void for_each(int height, int width, const What& what
 }
 
 template <typename T>
-struct Slope {
+struct PixelGradient {
   T gx, gy;
   int channel;
 };
 
-// gradient: at the middle of three rows and columns, of the strongest channel.
+// gradient: of the strongest channel, at the middle of three rows and three columns.
 template <typename Pixel, typename T>
-__device__ __forceinline__ Slope<T> slope_of(const Work<T>& work, const Pixel* plane, const int64_t* rows,
-                                             const int64_t* columns, bool last_of_equals) {
+__device__ __forceinline__ PixelGradient<T> pixel_gradient(const BlockWork<T>& work, const Pixel* plane,
+                                                           const int64_t* rows, const int64_t* columns,
+                                                           bool last_of_equals) {
   const int64_t row[3] = {rows[0], rows[1], rows[2]}, column[3] = {columns[0], columns[1], columns[2]};
-  Slope<T> slope{};
+  PixelGradient<T> taken{};
   T most = -1;
   for (int channel = 0; channel < work.channels.count; ++channel, plane += work.channels.stride) {
     T v[3][3] = {};
@@ -64,13 +66,13 @@ __device__ __forceinline__ Slope<T> slope_of(const Work<T>& work, const Pixel* p
     const T square = gx * gx + gy * gy;
     if (square > most || (square == most && last_of_equals) || square != square) {
       most = square;
-      slope = {gx, gy, channel};
+      taken = {gx, gy, channel};
     }
   }
-  return slope;
+  return taken;
 }
 
-// A pixel votes with its magnitude, of which the share `above` goes to the bin after `bin`.
+// A pixel votes with its magnitude. The share `above` goes to the bin after `bin`, the rest to `bin`.
 template <typename T>
 struct Vote {
   T magnitude, sine, cosine, above;
@@ -87,7 +89,7 @@ INLINE double angle_of(double sine, double cosine, double) {
 }
 
 template <typename T>
-__device__ __forceinline__ Vote<T> vote_of(const Work<T>& work, const T* cotangents, T gx, T gy) {
+__device__ __forceinline__ Vote<T> vote_of(const BlockWork<T>& work, const T* cotangents, T gx, T gy) {
   Vote<T> vote{std::sqrt(gx * gx + gy * gy), work.from_horizontal ? gy : gx, work.from_horizontal ? gx : gy, T(0), 0};
   if (!(vote.magnitude > T(0))) return vote;
   if (!work.linear) {
@@ -102,17 +104,17 @@ __device__ __forceinline__ Vote<T> vote_of(const Work<T>& work, const T* cotange
   } else {
     angle = angle_of(vote.sine, vote.cosine, vote.magnitude);
   }
-  const T place = angle * work.bins_per_turn - T(0.5), below = std::floor(place);
+  const T place = angle * work.bins_per_angle - T(0.5), below = std::floor(place);
   vote.above = place - below;
-  // From -1 to twice the bins; where the magnitude is infinite, not a number.
+  // `below` is -1 to twice the bins. It is NaN where the magnitude is infinite.
   const int bin = below >= T(-1) && below <= T(2 * work.bins) ? static_cast<int>(below) : 0;
   vote.bin = bin < 0 ? bin + work.bins : bin % work.bins;
   return vote;
 }
 
-// The derivative of the angle of a vote by sine and cosine, times the magnitude.
+// The derivatives of a vote's angle by sine and by cosine, times the magnitude.
 template <typename T>
-__device__ __forceinline__ void turn_of(const Work<T>& work, const Vote<T>& vote, T& by_sine, T& by_cosine) {
+__device__ __forceinline__ void angle_rate(const BlockWork<T>& work, const Vote<T>& vote, T& by_sine, T& by_cosine) {
   by_sine = vote.cosine / vote.magnitude;
   by_cosine = -vote.sine / vote.magnitude;
   if (!work.opencv) return;
