@@ -44,7 +44,7 @@ def find_compiled_devices() -> list[str]:
     return [device for device in devices if has(f"{NAMESPACE}::hog", device.upper())]
 
 
-compiled_devices = find_compiled_devices()
+compiled_devices = find_compiled_devices() if _record else []  # without an object, torch does not know the op yet
 cuda_archs = _built_with("cuda_archs").split()
 """Architectures that the CUDA kernels are compiled for: ["80", "90"]."""
 _why_no_cuda = _built_with("no_cuda")

@@ -1,7 +1,10 @@
 """Which backend runs: "auto" chooses, an explicit name is obeyed or refused with the reason."""
 
 import re
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,6 +99,15 @@ def test_a_backend_that_is_not_built_is_refused_with_what_to_do(monkeypatch):
     with pytest.raises(ValueError, match=exactly(f"backend 'cpu' is not available on device 'cpu': {reason}")):
         fused_hog(X, backend="cpu")
     check_hog(fused_hog(X), X)
+
+
+def test_the_package_works_where_nothing_is_built(tmp_path):
+    package = Path(library.__file__).parent
+    shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    code = "import torch, maskfeat_kernels as m; print(m.__file__, m.fused_hog(torch.ones(1, 8, 8)).shape)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / package.name / '__init__.py'} torch.Size([1, 9, 1, 1])\n"
 
 
 def test_an_extension_without_cuda_says_why_and_how_to_build_it(monkeypatch):
