@@ -51,7 +51,7 @@ def check_torch_ops(path: Path) -> None:
     # Functions in C of torch's stable ABI: a name in C++ would tie the object to one torch.
     assert [name for name in asked.keys() - of_tools if not re.match("aoti_torch_|torch_", name)] == []
     weak = [name for name, binding in asked.items() if binding == "WEAK" and name not in of_tools]
-    assert set(weak) <= {STREAM}
+    assert set(weak) <= {STREAM, "torch_exception_get_what_without_backtrace"}  # not in every torch
 
 
 def test_the_object_for_torch_needs_libtorch_and_its_stable_functions():
