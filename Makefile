@@ -60,7 +60,7 @@ bench: setup  ## measure ours against its rivals and write benchmarks/results/
 	$(PY) -m benchmarks $(BENCH)
 
 results: setup  ## bring the results in README.md and docs/benchmarks.md up to date with benchmarks/results/
-	$(PY) -m benchmarks readme
+	$(PY) -m benchmarks results
 
 gpu:  ## on a machine with a GPU: calls, benchmarks and training in 4 minutes, tests and the rest in 7 (GPU=--dry-run)
 	$(PYTHON) -m benchmarks.gpu $(GPU)

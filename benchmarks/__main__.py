@@ -7,7 +7,7 @@
                          [--only PATTERN] [--without BACKEND:OP ...]
     python -m benchmarks report FILE... [--out FOLDER]    tables and plots from JSON alone, machines side by side
     python -m benchmarks report FILE... --join JSON       one report of runs of different cases on one machine
-    python -m benchmarks readme [--check]                 the results in README.md and docs/benchmarks.md
+    python -m benchmarks results [--check]                the results in README.md and docs/benchmarks.md
 """
 
 import argparse
@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 import maskfeat_kernels
-from benchmarks import base, machine, readme, report, rivals, timing
-from benchmarks.suites import OPS, SUITES, cases
+from benchmarks import commits, documents, machine, report, rivals, timing
+from benchmarks.cases import OPS, SUITES, cases
 from benchmarks.timing import Settings
 from maskfeat_kernels.backend import BACKENDS
 
@@ -39,11 +39,7 @@ def run(
     A case that fails (a wrong result, no memory, no compiler) has its error in place of rows, and the next one follows.
     ``keep`` is given the report after each case, so that a run which is cut short is not lost.
     """
-    held = hold_memory()
-    environment = machine.environment(settings.device)
-    device = torch.device(settings.device)
     threads = sorted({1, settings.threads}) if settings.device == "cpu" else [1]
-    ceilings = {str(n): timing.ceilings_of(device, n) for n in threads}
     absent = rivals.absent(settings.device)
     if settings.quick:
         absent["reference layer compiled"] = "left out of a quick run: compiling takes longer than all of it"
@@ -52,9 +48,9 @@ def run(
         "device": settings.device,
         "quick": settings.quick,
         "threads": settings.threads,
-        "environment": environment,
-        "holds_memory": held,
-        "ceilings": ceilings,
+        "holds_memory": hold_memory(),
+        "environment": machine.environment(settings.device),
+        "ceilings": {str(n): timing.ceilings_of(torch.device(settings.device), n) for n in threads},
         "cannot": rivals.CANNOT,
         "absent": absent,
         "finished": False,
@@ -74,7 +70,7 @@ def run(
             traceback.print_exc()
             done["failed"] = timing.told(error)
         result["cases"].append(done)
-        print(*report.lines_of(done), "", sep="\n", flush=True)
+        print(*report.table(done), "", sep="\n", flush=True)
         keep(result)
     result |= {"finished": True, "seconds": round(time.monotonic() - begin, 1)}
     return result
@@ -97,21 +93,14 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     choices = [*SUITES, "all"]
     parser.add_argument("suites", nargs="*", default=["all"], metavar="SUITE", help=f"of {', '.join(choices)}")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument(
-        "--threads", type=int, default=machine.usable_cpus(), metavar="N", help="the most to use, for the curve"
-    )
-    parser.add_argument("--quick", action="store_true", help="small cases and few samples")
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where to write (default for a full run: benchmarks/results)"
-    )
-    parser.add_argument(
-        "--only", default="", metavar="PATTERN", help='cases in whose "suite: title" this regular expression is found'
-    )
-    parser.add_argument(
-        "--without", nargs="+", default=[], metavar="BACKEND:OP", help="leave out what is known to be wrong there"
-    )
-    parser.add_argument("--base", metavar="COMMIT", help="compare with this commit, built in a throw-away worktree")
+    add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--threads", type=int, default=machine.usable_cpus(), metavar="N", help="the most to use, for the curve")
+    add("--quick", action="store_true", help="small cases and few samples")
+    add("--out", type=Path, metavar="FOLDER", help="where to write (default for a full run: benchmarks/results)")
+    add("--only", default="", metavar="PATTERN", help='cases in whose "suite: title" this regular expression is found')
+    add("--without", nargs="+", default=[], metavar="BACKEND:OP", help="leave out what is known to be wrong there")
+    add("--base", metavar="COMMIT", help="compare with this commit, built in a throw-away worktree")
     options = parser.parse_args(words)
     for suite in options.suites:
         if suite not in choices:
@@ -137,8 +126,8 @@ def parse(words: list[str]) -> argparse.Namespace:
 def main(words: list[str]) -> int:
     if words[:1] == ["report"]:
         return report.main(words[1:])
-    if words[:1] == ["readme"]:
-        return readme.main(words[1:])
+    if words[:1] == ["results"]:
+        return documents.main(words[1:])
     options = parse(words)
     settings = Settings(options.device, options.threads, options.quick, frozenset(options.without))
     complete = set(options.suites) == set(SUITES) and not (options.quick or options.only or options.without)
@@ -149,7 +138,7 @@ def main(words: list[str]) -> int:
         return 2
     if options.base:
         try:
-            print(base.compare(options.base, options.suites, settings, options.out))
+            print(commits.compare(options.base, options.suites, settings, options.out))
         except RuntimeError as error:
             print(f"python -m benchmarks: {error}", file=sys.stderr)
             return 2
@@ -163,13 +152,11 @@ def main(words: list[str]) -> int:
         return 2
     if folder:
         print(f"wrote {keep_in(folder, result)}, and the tables beside it, in {result['seconds']:.0f} s")
-    failed = [f"{case['suite']}: {case['title']}" for case in result["cases"] if "failed" in case]
-    failed += [
-        f"{row['name']} ({case['suite']}: {case['title']})"
-        for case in result["cases"]
-        for row in case["rows"]
-        if "failed" in row
-    ]
+    failed = []
+    for case in result["cases"]:
+        title = f"{case['suite']}: {case['title']}"
+        failed += [title] * ("failed" in case)
+        failed += [f"{row['name']} ({title})" for row in case["rows"] if "failed" in row]
     if failed:
         print(f"failed: {'; '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
@@ -182,7 +169,7 @@ def refusal(options: argparse.Namespace, for_results: bool) -> str | None:
         return "scikit-image, whose photographs every suite takes, is not installed: pip install '.[bench]'"
     if options.device == "cuda" and not torch.cuda.is_available():
         return "--device cuda: torch finds no GPU"
-    if options.base and not base.is_commit(options.base):
+    if options.base and not commits.is_commit(options.base):
         return f"--base {options.base}: git knows no such commit"
     if for_results and maskfeat_kernels.available_backends(options.device) == ["reference"]:
         return "the extension is not built (make setup), and results would be those of plain torch"

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks.__main__ import hold_memory
-from benchmarks.bench_training import measure_steps
+from benchmarks.cases import SUITES, cases
+from benchmarks.cases.training import measure_steps
 from benchmarks.machine import usable_cpus
-from benchmarks.suites import SUITES, cases
 from benchmarks.timing import Case, Rival, Settings, check, measure_rivals
 
 COMPILER = "`torch.jit"

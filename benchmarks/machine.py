@@ -1,6 +1,7 @@
 """What a number means nothing without: hardware, driver, versions, compiler and its flags, commit and date."""
 
 import ast
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -60,10 +61,8 @@ def versions() -> dict[str, str]:
     """Ours, and those of the installed packages that take part."""
     found = {"maskfeat_kernels": maskfeat_kernels.__version__, "torch": str(torch.__version__)}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

@@ -1,35 +1,114 @@
-"""A report as text: written as JSON, and as Markdown tables made from that JSON alone, machines side by side.
+"""A report: JSON with every sample, and Markdown tables that are made from that JSON alone.
 
-``{"device", "quick", "threads", "environment", "ceilings", "cannot", "absent", "cases"}``, and ``"finished"``, false
-while cases are to come; a case being ``{"suite", "title", "axis", "rows"}``. A case or a row that could not be measured
-has ``"failed"`` with an error in place of what it lacks.
+``{"device", "quick", "threads", "environment", "ceilings", "cannot", "absent", "finished", "cases"}``. "finished" is
+false while cases are to come. A case is ``{"suite", "title", "axis", "rows"}``. A case or a row that could not be
+measured has ``"failed"`` with an error in place of what it lacks.
 """
 
 import argparse
-import hashlib
 import importlib.util
 import json
 import math
 import os
 import re
+import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.machine import name_of, told_commit
-from benchmarks.tables import aligned, share, table, time_of, wrong_pixels
 
 LEGEND = """\
-Median (p20 to p80) of the samples, the rivals taken in turn. A time ratio is the median of the ratios within a round: \
-more than 1 is slower than the row it is taken to. Nothing is timed before its result has passed the check. Errors are \
-against float64 in the definition of the row, and a dash means that only finiteness is checked. "(!)" marks a spread \
-of more than a factor of two. Where freed memory is held (above), nobody pays for page faults. A cold start finds its \
-files in the cache of the system. GB/s counts once each byte of the input that the result needs, and each result. \
-"Of a copy" is a share of what a plain copy reaches on the same number of threads (above). What stays in the cache can \
-be faster than a copy. "Of arithmetic" is a share of what a float32 matrix product or convolution reaches. float32 \
-arithmetic that rounds after each operation reaches half of that. It counts the operations that the definition needs, \
-however a rival does them. Peak MB is memory beyond the input, the result included. Pixels in the wrong bin and cells \
-that are off are judged on the bytes of the same photographs, against exact arithmetic in the definition of the row. A \
-cell is off where one of its bins differs by more than 1e-3. The libraries are judged on gray. hogpp and fasthog are \
-judged by their own results in float64, since their definitions are written nowhere else."""
+Times are medians (p20 to p80) of the samples, the rivals taken in turn. "(!)" marks a spread of more than a factor of \
+two. A time ratio is the median of the ratios within a round. More than 1 is slower than the row it is taken to. \
+Nothing is timed before its result has passed the check. Errors are against float64 in the definition of the row, and \
+a dash means that only finiteness is checked. Where freed memory is held (above), nobody pays for page faults. A cold \
+start finds its files in the cache of the system. GB/s counts once each byte of the input that the result needs, and \
+each byte of the result. "Of a copy" is a share of what a plain copy reaches on the same number of threads (above). \
+What stays in the cache can be faster. "Of arithmetic" is a share of what a float32 matrix product or convolution \
+reaches. It counts the operations that the definition needs. Arithmetic that rounds after each operation reaches half. \
+Peak MB is memory beyond the input, the result included. Pixels in the wrong bin, and cells of which one bin is off by \
+more than 1e-3, are counted against exact arithmetic in the definition of the row, on the bytes of the same \
+photographs. The libraries are judged on gray. hogpp and fasthog are judged by their own results in float64, as their \
+definitions are written nowhere else."""
+
+
+def _number(key: str, scale: float = 1.0, digits: int = 3) -> Callable[[dict], str | None]:
+    return lambda row: f"{scale * row[key]:.{digits}g}" if key in row else None
+
+
+def _share(key: str) -> Callable[[dict], str | None]:
+    return lambda row: share(row[key]) if key in row else None
+
+
+def share(value: float) -> str:
+    """0.1234 as "12 %". Small shares keep two digits, and nothing but zero becomes "0"."""
+    return "0" if value == 0 else f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.2g} %"
+
+
+def _time(row: dict) -> str | None:
+    return "failed" if "failed" in row else f"{1e3 * row['seconds']['median']:.4g}" if "seconds" in row else None
+
+
+def _spread(row: dict) -> str | None:
+    if "seconds" not in row:
+        return None
+    p20, p80 = (1e3 * row["seconds"][k] for k in ("p20", "p80"))
+    return f"{p20:.4g} to {p80:.4g}{' (!)' if p80 > 2 * p20 else ''}"
+
+
+def _error(row: dict) -> str | None:
+    if "max_error" in row:
+        return "-" if row["max_error"] is None else f"{row['max_error']:.1e}"
+    return _number("largest_error", digits=2)(row)
+
+
+def _pixels(row: dict) -> str | None:
+    return share(row["pixels_wrong"]) if "pixels_wrong" in row else "no single bin" if "cells_off" in row else None
+
+
+RATIO = "{median:.3g} ({p20:.3g} to {p80:.3g})"
+
+COLUMNS: dict[str, Callable[[dict], str | None]] = {
+    "": lambda row: row["name"],
+    "input": lambda row: row.get("given"),
+    "threads": lambda row: str(row["threads"]) if "threads" in row else None,
+    "ms": _time,
+    "p20 to p80": _spread,
+    "time ratio": lambda row: (
+        "{median:.3g} ({p20:.3g} to {p80:.3g})".format(**row["ratio"]) if "ratio" in row else None
+    ),
+    "to": lambda row: row["ratio"]["to"] if "ratio" in row else None,
+    "images/s": _number("items_per_second", digits=4),
+    "GB/s": _number("bytes_per_second", 1e-9),
+    "of a copy": _share("share_of_copy"),
+    "of arithmetic": _share("share_of_arithmetic"),
+    "import ms": _number("import_seconds", 1e3),
+    "peak MB": _number("peak_bytes", 1e-6),
+    "result MB": _number("result_bytes", 1e-6),
+    "pixels in the wrong bin": _pixels,
+    "cells off by more than 1e-3": _share("cells_off"),
+    "largest error": _error,
+}
+"""What may be said of a row. A table has the columns that one of its rows has."""
+
+
+def table(case: dict) -> list[str]:
+    """The lines of the table of a case, and below it the errors of the rows that failed; or why there is none."""
+    if "failed" in case or not case["rows"]:
+        return [f"Failed: {case['failed']}" if "failed" in case else "Nothing was measured."]
+    columns = [[title, *(say(row) for row in case["rows"])] for title, say in COLUMNS.items()]
+    columns = [column for column in columns if any(cell is not None for cell in column[1:])]
+    lines = [[cell or "" for cell in line] for line in zip(*columns, strict=True)]
+    errors = [f"* {row['name']} failed: {row['failed']}" for row in case["rows"] if "failed" in row]
+    return [*aligned(lines), *([""] if errors else []), *errors]
+
+
+def aligned(lines: list[list[str]]) -> list[str]:
+    """A Markdown table whose first line is the header. A long cell moves the rest of its line alone."""
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    widths = [min(max(map(len, column)), 60) for column in zip(*lines, strict=True)]
+    text = ["| " + " | ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
+    return [text[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *text[1:]]
 
 
 def about(report: dict) -> str:
@@ -51,12 +130,8 @@ def about(report: dict) -> str:
         + (" A quick run: its numbers are rough." if report["quick"] else "")
         + (f" Only the cases of {report['only']!r}." if report.get("only") else "")
         + ("" if is_finished(report) else " The run was cut short: cases are missing.")
-        + ("" if is_built(report) else " The extension is not built: fused_hog is the plain torch backend.")
+        + (" The extension is not built: fused_hog is plain torch." if facts["backends"] == ["reference"] else "")
     )
-
-
-def is_built(report: dict) -> bool:
-    return report["environment"]["backends"] != ["reference"]
 
 
 def is_finished(report: dict) -> bool:
@@ -66,48 +141,21 @@ def is_finished(report: dict) -> bool:
 def markdown(report: dict) -> str:
     """One machine: every table, and what the rivals cannot do."""
     lines = [f"# Benchmarks on {name_of(report['environment'])}", "", about(report), "", LEGEND]
-    above = above_the_ceiling(report)
-    if above:
-        lines += ["", f"Warning: more arithmetic than the measured ceiling, which cannot be trusted: {above}."]
-    for case in report["cases"]:
-        lines += ["", f"## {case['suite']}: {case['title']}", "", *lines_of(case)]
-        powers = exponents(case)
-        if powers:
-            told = ", ".join(f"{series} {power:.2f}" for series, power in powers.items())
-            lines += ["", f"Exponent of time against pixels, from 256x256 on: {told}."]
-    lines += ["", "## What the rivals cannot do", "", *(f"* {name}: {note}" for name, note in report["cannot"].items())]
-    lines += ["", "Absent from this run:", "", *(f"* {name}: {why}" for name, why in report["absent"].items())]
-    return "\n".join(lines) + "\n"
-
-
-def lines_of(case: dict) -> list[str]:
-    """The table of a case, or why there is none."""
-    if "failed" in case:
-        return [f"Failed: {case['failed']}"]
-    return table(case["rows"]) if case["rows"] else ["Nothing was measured."]
-
-
-def above_the_ceiling(report: dict) -> str:
-    """The rows that did more arithmetic than the machine was found to be able to; empty if there is none."""
-    return "; ".join(
+    above = "; ".join(
         f"{row['name']} ({case['title']}: {100 * row['share_of_arithmetic']:.0f} %)"
         for case in report["cases"]
         for row in case["rows"]
         if row.get("share_of_arithmetic", 0) > 1
     )
-
-
-def exponents(case: dict) -> dict[str, float]:
-    """By least squares on logarithms, for each series over pixels with three sizes or more; 1 means proportional."""
-    result = {}
-    if case["axis"] and case["axis"].startswith("pixels"):
-        for series, rows in curves(case).items():
-            points = [(math.log(r["at"]), math.log(r["seconds"]["median"])) for r in rows if r["at"] >= 256**2]
-            if len(points) >= 3:
-                x0, y0 = (sum(column) / len(points) for column in zip(*points, strict=True))
-                covariance = sum((x - x0) * (y - y0) for x, y in points)
-                result[series] = covariance / sum((x - x0) ** 2 for x, _ in points)
-    return result
+    if above:
+        lines += ["", f"Warning: more arithmetic than the measured ceiling, which cannot be trusted: {above}."]
+    for case in report["cases"]:
+        lines += ["", f"## {case['suite']}: {case['title']}", "", *table(case)]
+        told = ", ".join(f"{series} {power:.2f}" for series, power in exponents(case).items())
+        lines += ["", f"Exponent of time against pixels, from 256x256 on: {told}."] if told else []
+    lines += ["", "## What the rivals cannot do", "", *(f"* {name}: {note}" for name, note in report["cannot"].items())]
+    lines += ["", "Absent from this run:", "", *(f"* {name}: {why}" for name, why in report["absent"].items())]
+    return "\n".join(lines) + "\n"
 
 
 def curves(case: dict) -> dict[str, list[dict]]:
@@ -118,22 +166,30 @@ def curves(case: dict) -> dict[str, list[dict]]:
     return result
 
 
+def exponents(case: dict) -> dict[str, float]:
+    """The power of the pixels that time grows with, for each series of three sizes or more: 1 means proportional."""
+    result = {}
+    for series, rows in curves(case).items() if (case["axis"] or "").startswith("pixels") else ():
+        points = [(math.log(r["at"]), math.log(r["seconds"]["median"])) for r in rows if r["at"] >= 256**2]
+        if len(points) >= 3:
+            result[series] = statistics.linear_regression(*zip(*points, strict=True)).slope
+    return result
+
+
 def side_by_side(reports: list[dict]) -> str:
     """Several machines: of each row the time and the ratio, or the accuracy, on each machine that has it."""
     names = [f"{i}: {name_of(r['environment'])}, {r['environment']['commit']}" for i, r in enumerate(reports, 1)]
     lines = ["# Benchmarks side by side", "", *(f"{i}. {about(r)}" for i, r in enumerate(reports, 1)), "", LEGEND]
-    tables: dict[str, list[dict[str, str]]] = {}  # by title, for each machine its cells by name
+    tables: dict[str, dict[str, list[str]]] = {}  # by title and name: a cell for each machine
     for i, report in enumerate(reports):
         for case in report["cases"]:
-            title = f"{case['suite']}: {common_title(case)}"
-            columns = tables.setdefault(title, [{} for _ in reports])
+            rows = tables.setdefault(f"{case['suite']}: {common_title(case)}", {})
             for row in case["rows"]:
-                columns[i][", ".join(filter(None, [row["name"], row.get("given")]))] = _brief(row)
-    for title, columns in tables.items():
-        rows = dict.fromkeys(name for column in columns for name in column)
-        body = [[name, *(column.get(name, "") for column in columns)] for name in rows]
-        if body:
-            lines += ["", f"## {title}", "", *aligned([["", *names], *body])]
+                name = ", ".join(filter(None, [row["name"], row.get("given")]))
+                rows.setdefault(name, [""] * len(reports))[i] = _brief(row)
+    for title, rows in tables.items():
+        if rows:
+            lines += ["", f"## {title}", "", *aligned([["", *names], *([name, *rows[name]] for name in rows)])]
     return "\n".join(lines) + "\n"
 
 
@@ -147,8 +203,8 @@ def _brief(row: dict) -> str:
     if "failed" in row:
         return f"failed: {row['failed']}"
     if "seconds" not in row:
-        return f"pixels {wrong_pixels(row)}, cells {share(row['cells_off'])}"
-    time = f"{1e6 / row['items_per_second']:.4g} us an image" if "items_per_second" in row else f"{time_of(row)} ms"
+        return f"pixels {_pixels(row)}, cells {share(row['cells_off'])}"
+    time = f"{1e6 / row['items_per_second']:.4g} us an image" if "items_per_second" in row else f"{_time(row)} ms"
     return time + (f" ({row['ratio']['median']:.3g} x)" if "ratio" in row else "")
 
 
@@ -176,15 +232,6 @@ def _rounded(value):
     if isinstance(value, dict):
         return {k: _rounded(v) for k, v in value.items()}
     return [_rounded(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def fingerprint(reports: list[dict]) -> str:
-    """Of all that plots are made from: reports and the code that draws them. Each plot holds it as its "Report".
-
-    Versions of matplotlib draw other pixels of the same.
-    """
-    drawing = Path(__file__).with_name("plots.py").read_bytes()
-    return hashlib.sha256(json.dumps(reports, sort_keys=True).encode() + drawing).hexdigest()
 
 
 def read(path: Path) -> dict:
@@ -227,16 +274,14 @@ def main(words: list[str]) -> int:
             return 0
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    folder = options.out or options.files[0].parent
+    folder, one = options.out or options.files[0].parent, len(reports) == 1
     folder.mkdir(parents=True, exist_ok=True)
-    one = len(reports) == 1
-    text = folder / (f"{options.files[0].stem}.md" if one else "side_by_side.md")
-    text.write_text(markdown(reports[0]) if one else side_by_side(reports))
-    written = [text]
+    written = [folder / (f"{options.files[0].stem}.md" if one else "side_by_side.md")]
+    written[0].write_text(markdown(reports[0]) if one else side_by_side(reports))
     if importlib.util.find_spec("matplotlib"):
         from benchmarks import plots
 
-        written += plots.draw(reports, folder / text.stem)
+        written += plots.draw(reports, folder / written[0].stem)
     else:
         print("no plots: matplotlib is not installed")
     print("\n".join(f"wrote {path}" for path in written))

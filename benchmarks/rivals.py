@@ -49,6 +49,30 @@ SKIMAGE_OPTIONS = {
 }
 
 
+OPENCV_TOLERANCE = 2e-3
+"""Its polynomial for the arc tangent is off by 1.7e-4 radians, 5e-4 of one of nine bins (of more in proportion), which
+moves that share of a vote: into a bin from one neighbour and out of it to the other, and the norm after clipping is at
+most half of that before."""
+
+SKIMAGE_TOLERANCE = 1e-5
+"""64 additions in float32 and the norm: 70 roundings of 2^-24 are 4e-6 of a bin, and as much again of the norm. Larger
+cells have more in proportion."""
+
+INTEGRAL_TOLERANCE = 0.1
+"""On average, of hogpp: float32 sums over an image of 1e6 pixels or less with a mean gradient of 30 reach 3e7, where a
+step is 2; a cell is a difference of four, off by some units where a bin has a hundred. Cells without a gradient become
+noise altogether. Histograms with permuted bins or cells are off by 0.18 and more."""
+
+AUTOCAST_TOLERANCE = 0.04
+"""On average: the angle in float16, up to 9 bins in steps of 2^-8, is off by three roundings, up to 0.013 of a bin, so
+that up to 3 % of the votes pass an edge. Out of one bin and into another, of nine bins whose sum is at most three times
+the norm: 0.02 a bin, and as much by the norm. Histograms with permuted bins are off by 0.18."""
+
+SOFT_TOLERANCE = 5e-6
+"""The place in float32, up to 9 bins, is off by three roundings of 2^-24, 1.6e-6 of a bin, which moves that share of
+the votes, whose sum is at most three times the norm."""
+
+
 @functools.cache
 def optional(name: str):
     """A module that a rival needs, or the reason (str) why it cannot be had."""

@@ -18,13 +18,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.tables import is_ours
-from benchmarks.tables import table as table  # for those who measure a few rivals and print them
-
 TOLERANCE = 2e-6
+
+OURS = ("fused", "ours", "our ", "step, our", "compat")
+
+
+def is_ours(name: str) -> bool:
+    """Whether a row is ours, which its name says, and no rival's."""
+    return name.startswith(OURS)
 
 
 @dataclasses.dataclass
@@ -114,38 +119,38 @@ def measure(
     A rival that is not ours and fails (a wrong result, no memory, no compiler) has its error as "failed" in place of
     times. Raises what one of ours raises, before anything is timed: WrongResult where it is off by too much.
     """
-    device = torch.device(device)
-    threads_before = torch.get_num_threads()
+    device, threads_before = torch.device(device), torch.get_num_threads()
+    rows = [{"name": rival.name, "threads": rival.threads} for rival in rivals]
+    able: list[tuple[Rival, dict, Callable[[], float]]] = []
     try:
-        rows, able = [], []
-        for rival in rivals:
-            rows.append({"name": rival.name, "threads": rival.threads})
-            with failing_alone(rows[-1]):
-                rows[-1] |= check(rival, device)
+        for rival, row in zip(rivals, rows, strict=True):
+            with failing_alone(row):
+                row |= check(rival, device)
         ceilings = {threads: ceilings_of(device, threads) for threads in {r.threads for r in rivals}}
         for rival, row in zip(rivals, rows, strict=True):
             with failing_alone(row):
                 if "failed" not in row:
-                    able.append((rival, row, _sampler(rival, sample_seconds, device, clock), []))
+                    able.append((rival, row, _sampler(rival, sample_seconds, device, clock)))
+        samples: dict[str, list[float]] = {rival.name: [] for rival, *_ in able}
         gc.disable()
         begin = clock()
         for turn in range(rounds):
             if turn >= 3 and clock() - begin > seconds:
                 break
-            for rival, _, sampler, taken in able:
+            for rival, _, sample in able:
                 if torch.get_num_threads() != rival.threads:
                     set_threads(rival.threads)
                     rival.run(rival.inputs[0])  # wakes the threads
-                taken.append(sampler())
+                samples[rival.name].append(sample())
     finally:
         gc.enable()
         set_threads(threads_before)
 
-    by_name = {rival.name: taken for rival, _, _, taken in able}
-    for rival, row, _, taken in able:
+    for rival, row, _ in able:
+        taken = samples[rival.name]
         row |= {"seconds": summary(taken), **_rates(row["bytes"], rival, taken, ceilings[rival.threads])}
-        if rival.versus in by_name:
-            ratios = [mine / other for mine, other in zip(taken, by_name[rival.versus], strict=True)]
+        if rival.versus in samples:
+            ratios = [mine / other for mine, other in zip(taken, samples[rival.versus], strict=True)]
             row["ratio"] = {"to": rival.versus, **summary(ratios)}
         if rival.at is not None:
             row |= {"at": rival.at, "series": rival.series}
@@ -214,11 +219,9 @@ def check(rival: Rival, device: "torch.device | str" = "cpu") -> dict:
     return facts
 
 
-def summary(samples: list[float]) -> dict:  # median, p20, p80
+def summary(samples: list[float]) -> dict:
     """Median and 20th and 80th percentile, interpolated."""
-    quantiles = torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64)
-    values = torch.quantile(torch.tensor(samples, dtype=torch.float64), quantiles)
-    return dict(zip(("median", "p20", "p80"), values.tolist(), strict=True))
+    return dict(zip(("median", "p20", "p80"), np.quantile(samples, (0.5, 0.2, 0.8)).tolist(), strict=True))
 
 
 def rotating(x, device: "torch.device | str" = "cpu") -> list:

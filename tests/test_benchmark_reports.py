@@ -13,9 +13,10 @@ import torch
 from benchmark_report import row, small_report
 
 from benchmarks import __main__ as command
-from benchmarks import bench_hog, machine, report, suites
+from benchmarks import machine, report
+from benchmarks.cases import cases
+from benchmarks.cases import hog as hog_cases
 from benchmarks.machine import ROOT
-from benchmarks.suites import cases
 from benchmarks.timing import Case, Rival, Settings
 
 
@@ -38,13 +39,10 @@ def test_json_and_tables(result, tmp_path):
     assert re.search(r"\| soft +\| bytes \| no single bin +\| 25 % +\| 0.5 +\|", text)
     assert len({len(line) for line in text.split("## hog: RGB")[1].split("##")[0].split("\n")[2:-2]}) == 1, "aligned"
     assert platform.node() not in text or platform.node() in result["environment"]["cpu"]
-
-
-def test_curves_are_in_order_and_have_an_exponent(result):
-    case = result["cases"][1]
-    assert [r["at"] for r in report.curves(case)["fused_hog"]] == [side**2 for side in (64, 256, 512, 1024)]
-    assert report.exponents(case) == {"fused_hog": pytest.approx(1.5)}
-    assert report.exponents(result["cases"][0]) == {}
+    assert "The extension is not built" not in text
+    result["environment"]["backends"] = ["reference"]
+    assert "The extension is not built" in report.about(result)
+    assert machine.slug("Intel(R) Xeon(R) CPU @ 2.80GHz") == "intel-xeon-cpu-2-80ghz"
 
 
 def test_machines_side_by_side(result):
@@ -59,20 +57,6 @@ def test_machines_side_by_side(result):
     assert re.search(
         r"\| soft, bytes +\| pixels no single bin, cells 25 % +\| pixels no single bin, cells 25 % +\|", text
     )
-
-
-def test_plots_need_the_report_alone(result, tmp_path):
-    pytest.importorskip("matplotlib")
-    (tmp_path / "cpu.json").write_text(json.dumps(result))
-    assert report.main([str(tmp_path / "cpu.json"), "--out", str(tmp_path / "plots")]) == 0
-    names = {path.name for path in (tmp_path / "plots").glob("*.png") if path.read_bytes().startswith(b"\x89PNG")}
-    assert names == {f"cpu_{kind}.png" for kind in ("time-and-pixels", "hog-times", "accuracy", "roofline")}
-
-
-def test_names_and_flags():
-    assert machine.slug("Intel(R) Xeon(R) CPU @ 2.80GHz") == "intel-xeon-cpu-2-80ghz"
-    assert {"CXX_FLAGS", "NVCC_FLAGS"} <= set(machine.flags())
-    assert machine.versions()["maskfeat_kernels"]
 
 
 def test_a_run_goes_on_and_keeps_what_it_has(monkeypatch, tmp_path, capsys):
@@ -109,11 +93,11 @@ def test_a_run_goes_on_and_keeps_what_it_has(monkeypatch, tmp_path, capsys):
 def test_what_is_wrong_is_left_out_and_nothing_else(monkeypatch, tmp_path, capsys):
     """A backend of an op: its rows; that of "auto": the suites that call the op."""
     names = {"cuda": ["cuda", "triton", "reference"], "cpu": ["cpu", "reference"]}
-    monkeypatch.setattr(bench_hog, "available_backends", names.get)
-    monkeypatch.setattr(suites, "available_backends", names.get)
+    monkeypatch.setattr(hog_cases, "available_backends", names.get)
+    monkeypatch.setattr("maskfeat_kernels.available_backends", names.get, raising=False)
     settings = Settings("cuda", quick=True, without=frozenset({"triton:hog", "cuda:moves"}))
-    assert bench_hog.our_backends(settings) == {"fused_hog": "cuda"}
-    assert bench_hog.our_backends(settings, "tokens") == {"fused_hog": "cuda", "fused_hog triton": "triton"}
+    assert hog_cases.our_backends(settings) == {"fused_hog": "cuda"}
+    assert hog_cases.our_backends(settings, "tokens") == {"fused_hog": "cuda", "fused_hog triton": "triton"}
     assert [bool(cases(suite, settings)) for suite in ("hog", "tokens", "gather", "step")] == [True, True, False, False]
     assert [case.title for case in cases("hog", settings, "^hog: .*from memory$")] == [
         "RGB 224x224, batch 2, from memory"
@@ -184,7 +168,8 @@ def test_what_is_not_there_is_told_in_a_line(words, message, monkeypatch, capsys
 
 
 def test_without_photographs_or_the_extension(monkeypatch, capsys):
-    everything = command.parse(["all"])
+    everything = command.parse(["hog", "all"])
+    assert everything.suites == list(command.SUITES), "all means all"
     monkeypatch.setattr(command.maskfeat_kernels, "available_backends", lambda device: ["reference"])
     assert "extension is not built" in command.refusal(everything, for_results=True)
     assert command.refusal(everything, for_results=False) is None
@@ -207,21 +192,22 @@ def cut_short(result):
     return result | {"finished": False}
 
 
-def test_rows_that_failed_are_told_and_the_rest_is_made(cut_short):
+def test_rows_that_failed_are_told_and_the_rest_is_made(cut_short, tmp_path):
     text = report.markdown(cut_short)
     assert "The run was cut short" in text
     assert "The run was cut short" not in report.markdown(cut_short | {"finished": True})
     assert re.search(r"\| broken +\| 1 +\| failed +\| +\|", text)
     assert text.count("* broken failed: RuntimeError: no memory | none\n") == 5
     assert "## hog: RGB, none\n\nNothing was measured.\n" in text
+    assert [row["at"] for row in report.curves(cut_short["cases"][1])["fused_hog"]] == [64**2, 256**2, 512**2, 1024**2]
     assert report.exponents(cut_short["cases"][1]) == {"fused_hog": pytest.approx(1.5)}
+    assert report.exponents(cut_short["cases"][0]) == {}
     assert r"| failed: RuntimeError: no memory \| none" in report.side_by_side([cut_short])
-
-
-def test_rows_that_failed_are_in_no_plot(cut_short, tmp_path):
-    plots = pytest.importorskip("benchmarks.plots")
-    names = {path.stem for path in plots.draw([cut_short], tmp_path / "cpu")}
-    assert names == {f"cpu_{kind}" for kind in ("time-and-pixels", "hog-times", "accuracy", "roofline")}
+    pytest.importorskip("matplotlib")
+    (tmp_path / "cpu.json").write_text(json.dumps(cut_short))
+    assert report.main([str(tmp_path / "cpu.json"), "--out", str(tmp_path / "plots")]) == 0
+    names = {path.name for path in (tmp_path / "plots").glob("*.png") if path.read_bytes().startswith(b"\x89PNG")}
+    assert names == {f"cpu_{kind}.png" for kind in ("time-and-pixels", "roofline")}
 
 
 def test_a_report_is_replaced_at_once(result, tmp_path, monkeypatch):
@@ -279,22 +265,16 @@ def test_what_cannot_be_trusted_is_marked(result):
     assert "cannot be trusted: OpenCV uint8 (RGB 224x224, batch 2, from memory: 150 %)." in text
 
 
-def test_five_machines_in_every_plot(result):
-    plots = pytest.importorskip("benchmarks.plots")
-    (axes,) = plots.curve([result] * 5, "hog", "Time and pixels").axes
-    assert len([line for line in axes.lines if "fused_hog" in line.get_label()]) == 5
-    styles = {(line.get_linestyle(), line.get_marker()) for line in axes.lines if "fused_hog" in line.get_label()}
-    assert len(styles) == 5
-
-
-def test_a_rival_has_one_colour_on_all_machines(result):
+def test_machines_in_one_plot(result):
+    """Each has lines of its own style, and a rival one colour on all."""
     plots = pytest.importorskip("benchmarks.plots")
     other = json.loads(json.dumps(result))
     other["cases"][1]["rows"].append(row("first here", 1.0, at=1, series="first here"))
-    (axes,) = plots.curve([result, other], "hog", "Time and pixels").axes
-    colours = {line.get_label()[:-1]: line.get_color() for line in axes.lines}
-    name = machine.name_of(result["environment"])[:-1]
-    assert colours[f"fused_hog, 1: {name}"] == colours[f"fused_hog, 2: {name}"] != colours[f"first here, 2: {name}"]
+    (axes,) = plots.curve([result, *[other] * 4], "hog", "Time and pixels").axes
+    lines = [line for line in axes.lines if line.get_label().startswith("fused_hog")]
+    assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == len(lines) == 5
+    (colour,) = {line.get_color() for line in lines}
+    assert colour not in {line.get_color() for line in axes.lines if line.get_label().startswith("first")}
 
 
 def test_what_does_not_depend_on_the_share_is_a_line_across(result):
@@ -305,19 +285,6 @@ def test_what_does_not_depend_on_the_share_is_a_line_across(result):
     (axes,) = plots.curve([result | {"cases": [case]}], "hog", "Mask").axes
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
     assert lines == {"whole": [3.0, 3.0], "fused_hog_tokens": [1.0, 2.0]}
-
-
-def test_a_report_of_plain_torch_says_so(result):
-    said = "The extension is not built"
-    result["environment"]["backends"] = ["cpu", "reference"]
-    assert said not in report.about(result)
-    result["environment"]["backends"] = ["reference"]
-    assert said in report.about(result)
-
-
-def test_all_means_all():
-    assert command.parse(["hog", "all"]).suites == list(command.SUITES)
-    assert command.parse(["mask", "hog", "mask"]).suites == ["mask", "hog"]
 
 
 @pytest.mark.slow

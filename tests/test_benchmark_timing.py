@@ -48,23 +48,18 @@ def clock(monkeypatch):
     return Clock()
 
 
-def test_times_and_ratios(clock):
-    rivals = [clock.rival("ours", 0.25), clock.rival("theirs", 0.75, versus="ours")]
-    ours, theirs = measure(rivals, rounds=4, clock=clock)
+def test_times_ratios_and_rates(clock):
+    ours = clock.rival("ours", 0.25, operations=50, items=3, at=64, series="ours")
+    ours, theirs = measure([ours, clock.rival("theirs", 0.75, versus="ours")], rounds=4, clock=clock)
     assert ours["seconds"] == {"median": 0.25, "p20": 0.25, "p80": 0.25}
     assert theirs["ratio"] == {"to": "ours", "median": 3.0, "p20": 3.0, "p80": 3.0}
     assert "ratio" not in ours
     assert len(ours["samples"]) == len(theirs["samples"]) == 4
     assert ours["bytes"] == 8, "four bytes read and four written"
-    assert ours["bytes_per_second"] == 32
-    assert ours["share_of_copy"] == 0.032
-
-
-def test_rates_and_places_along_an_axis(clock):
-    (row,) = measure([clock.rival("ours", 0.5, operations=100, items=3, at=64, series="ours")], rounds=3, clock=clock)
-    assert row["share_of_arithmetic"] == 0.5
-    assert row["items_per_second"] == 6
-    assert (row["at"], row["series"]) == (64, "ours")
+    assert (ours["bytes_per_second"], ours["share_of_copy"], ours["share_of_arithmetic"]) == (32, 0.032, 0.5)
+    assert (ours["items_per_second"], ours["at"], ours["series"]) == (12, 64, "ours")
+    assert "at" not in theirs and "items_per_second" not in theirs
+    assert timing.summary([5.0, 1.0, 2.0, 3.0, 4.0, 6.0]) == {"median": 3.5, "p20": 2.0, "p80": 5.0}, "interpolated"
 
 
 def test_a_case_ends_after_its_seconds_but_not_before_three_rounds(clock):
@@ -176,10 +171,6 @@ def test_threads_are_pinned_for_each_rival_and_given_back(clock):
     assert seen == {1: {1}, 2: {2}}
     assert [row["threads"] for row in rows] == [1, 2]
     assert torch.get_num_threads() == before
-
-
-def test_summary_interpolates():
-    assert timing.summary([5.0, 1.0, 2.0, 3.0, 4.0, 6.0]) == {"median": 3.5, "p20": 2.0, "p80": 5.0}
 
 
 @pytest.mark.parametrize("cache", [10, 10_000])

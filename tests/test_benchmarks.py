@@ -8,17 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import (
-    bench_accuracy,
-    bench_hog,
-    bench_masked_gather,
-    bench_memory,
-    bench_tokens,
-    bench_training,
-    rivals,
-    timing,
-)
-from benchmarks.bench_accuracy import Contender, judge
+from benchmarks import rivals, timing
+from benchmarks.cases import accuracy, hog, memory, moves, tokens, training
+from benchmarks.cases.accuracy import Contender, judge
 from benchmarks.machine import ROOT
 from benchmarks.rivals import (
     exact_opencv_hog,
@@ -71,30 +63,22 @@ def test_rows_columns_and_bins_of_the_libraries(hog, vertical_bins):
 
 def test_photographs_are_the_same_every_time():
     images = photograph_batch(5, side=64)
-    assert images.shape == (5, 64, 64, 3)
-    assert images.dtype == np.uint8
+    assert (images.shape, images.dtype) == ((5, 64, 64, 3), np.uint8)
     assert np.array_equal(images, photograph_batch(5, side=64))
     assert len({image.tobytes() for image in images}) == 5
+    (large,) = photograph_batch(1, side=1040)
+    assert np.array_equal(large[:, 512:1024], large[:, 511::-1]), "mirrored"
 
 
-def test_large_crops_are_mirrored():
-    (image,) = photograph_batch(1, side=1040)
-    assert np.array_equal(image[:, 512:1024], image[:, 511::-1])
-
-
-def test_a_rival_that_is_not_installed_is_absent(monkeypatch):
+def test_what_is_not_measured_is_told_to_be_absent(monkeypatch):
+    on_gpu, absent = {"reference layer", "soft conv HOG", "torch.lerp"}, rivals.absent("cuda")
+    assert set(rivals.CANNOT) - set(absent) == on_gpu
+    assert absent["scikit-image"] == "runs on CPUs only"
     rivals.optional.cache_clear()
     monkeypatch.setitem(sys.modules, "fasthog", None)
     assert not rivals.is_there("fasthog")
     assert "fasthog" in rivals.absent()
     rivals.optional.cache_clear()
-
-
-def test_every_rival_is_measured_on_a_gpu_or_told_to_be_absent():
-    on_gpu = {"reference layer", "soft conv HOG", "torch.lerp"}
-    assert on_gpu | set(rivals.absent("cuda")) >= set(rivals.CANNOT)
-    assert not on_gpu & set(rivals.absent("cuda"))
-    assert rivals.absent("cuda")["scikit-image"] == "runs on CPUs only"
 
 
 def test_the_soft_layer_shares_a_vote_between_the_nearest_bins():
@@ -113,13 +97,13 @@ def test_the_soft_layer_shares_a_vote_between_the_nearest_bins():
 def test_the_formulas_of_opencv(batch, changes):
     """Its polynomial is off by 1.7e-4 radians, 5e-4 of a bin of nine; clipping and the norms can double its effect."""
     images = batch(2, side=64)
-    tolerance = bench_hog.OPENCV_TOLERANCE * changes.get("bins", 9) / 9
+    tolerance = rivals.OPENCV_TOLERANCE * changes.get("bins", 9) / 9
     assert np.abs(opencv_hog(images, **changes) - exact_opencv_hog(images, **changes)).max() < tolerance
 
 
 @needs_opencv
 def test_the_gate_stops_rivals_that_permute_bins():
-    rivals = {rival.name: rival for rival in bench_hog.against_others(QUICK, 1)}
+    rivals = {rival.name: rival for rival in hog.against_others(QUICK, 1)}
     for name in ("reference layer fp16 autocast", "soft conv HOG float32", "OpenCV uint8", "scikit-image float32"):
         rival, axis = rivals[name], -1 if rivals[name].expected.shape[-1] == 9 else 2
         rival.expected = rival.expected.roll(1, axis)
@@ -129,7 +113,7 @@ def test_the_gate_stops_rivals_that_permute_bins():
 
 def test_every_parameter_and_batch_has_its_rivals():
     """Each is compared with ours of the same dtype, at the same place."""
-    rivals = [*bench_hog.parameters(QUICK, 1), *bench_hog.batches(QUICK)]
+    rivals = [*hog.parameters(QUICK, 1), *hog.batches(QUICK)]
     others = [rival for rival in rivals if not rival.name.startswith("fused_hog")]
     for rival in others:
         name, _, place = rival.name.partition(", ")
@@ -137,14 +121,14 @@ def test_every_parameter_and_batch_has_its_rivals():
     places = {rival.name.partition(", ")[2] for rival in rivals}
     assert len(places) == 11 + 2, "parameters and batches"
     assert {rival.name.partition(", ")[2] for rival in others} == places
-    if bench_hog.r.is_there("cv2"):
+    if hog.r.is_there("cv2"):
         without = {rival.name.partition(", ")[2] for rival in others if rival.name.startswith("OpenCV")} ^ places
         assert without == {"cell (6, 5)"}, "which is no part of 224"
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_the_gate_stops_targets_that_permute_bins():
-    rivals = {rival.name: rival for rival in bench_training.places(QUICK, 1)}
+    rivals = {rival.name: rival for rival in training.places(QUICK, 1)}
     assert {name for name, rival in rivals.items() if rival.expected is None} == {"no targets"}
     rival = rivals["scikit-image in the workers"]
     assert check(rival)["max_error"] < 1e-6
@@ -156,7 +140,7 @@ def test_the_gate_stops_targets_that_permute_bins():
 def test_bytes_are_those_that_a_result_needs():
     """The patch at row 1, column 1 needs 18x18 pixels of three channels, the first one 17x17, two of them 18x34."""
     for ids, pixels in (([15], 18 * 18), ([0], 17 * 17), ([15, 16], 18 * 34)):
-        assert bench_tokens.pixels_read(torch.tensor([ids])) == 3 * pixels
+        assert tokens.pixels_read(torch.tensor([ids])) == 3 * pixels
     half = Rival("half", lambda x: x[:2], [torch.ones(4)], reads=8)
     assert check(half)["bytes"] == 16
 
@@ -173,7 +157,7 @@ def test_accuracy_counts_pixels_and_cells():
 
 
 def test_no_library_is_its_own_judge():
-    rows = {(row["name"], row["given"]): row for row in judge(bench_accuracy.libraries(photograph_batch(1, 64)), QUICK)}
+    rows = {(row["name"], row["given"]): row for row in judge(accuracy.libraries(photograph_batch(1, 64)), QUICK)}
     on_bytes = rows["scikit-image uint8", "bytes"]
     assert on_bytes["pixels_wrong"] == on_bytes["cells_off"] == 0
     assert 0 < on_bytes["largest_error"] < 1e-6, "its sums are rounded, and ours in another order"
@@ -182,7 +166,7 @@ def test_no_library_is_its_own_judge():
 
 def test_normalised_floats_lose_pixels_in_every_precision():
     """A sum of gradients that cancel on whole numbers leaves a rounding error on floats, of which float64 has some."""
-    contenders = bench_accuracy.contenders(QUICK, 1)
+    contenders = accuracy.contenders(QUICK, 1)
     ours = [c for c in contenders if c.name.startswith("fused_hog float") and c.given != "bytes"]
     rows = {row["name"]: row["pixels_wrong"] for row in judge(ours, QUICK)}
     assert rows.keys() == {"fused_hog float64", "fused_hog float32", "fused_hog float16"}
@@ -191,11 +175,8 @@ def test_normalised_floats_lose_pixels_in_every_precision():
 
 def test_the_truth_in_strips_is_the_truth():
     x = byte_images(1, 1, 520, 16)
-    assert torch.equal(bench_hog.exact(x), fused_hog(x.double(), backend="reference"))
-
-
-def test_operations_are_those_of_the_design():
-    assert bench_hog.operations(1, bins=9) == 50
+    assert torch.equal(hog.exact(x), fused_hog(x.double(), backend="reference"))
+    assert hog.operations(1, bins=9) == 50, "as DESIGN.md counts them"
 
 
 def test_the_cases_are_tests_of_pytest_benchmark():
@@ -211,7 +192,7 @@ def test_peak_memory_sees_a_temporary():
     code = """if True:
         import sys
         import numpy as np
-        from benchmarks.bench_memory import peak_bytes
+        from benchmarks.cases.memory import peak_bytes
         result, peak = peak_bytes(lambda: np.ones(1 << 17).repeat(64).sum(), "cpu")
         print(result == 1 << 23, 60e6 < peak < 90e6, "torch" in sys.modules)
     """
@@ -226,26 +207,26 @@ def test_processes_have_to_agree(factor, monkeypatch):
     monkeypatch.setattr(np, "load", lambda path: load(path) * (factor if path.stem == "compat.skimage" else 1))
     pair = [("compat.skimage", 1), ("scikit-image uint8", 1)]
     if factor == 1:
-        assert [row["name"] for row in bench_memory.measure_processes(pair, QUICK)] == [name for name, _ in pair]
+        assert [row["name"] for row in memory.measure_processes(pair, QUICK)] == [name for name, _ in pair]
     else:
         with pytest.raises(WrongResult, match=r"scikit-image uint8 and compat\.skimage differ by"):
-            bench_memory.measure_processes(pair, QUICK)
+            memory.measure_processes(pair, QUICK)
 
 
 @pytest.mark.parametrize(
     "prepare",
     [
-        lambda: bench_hog.against_others(QUICK, 1),
-        lambda: bench_hog.gray(1),
-        lambda: bench_hog.dtypes_and_layouts(QUICK, 1),
-        lambda: bench_hog.parameters(QUICK, 1),
-        lambda: bench_hog.batches(QUICK),
-        lambda: bench_hog.overhead(QUICK),
-        lambda: bench_tokens.targets(QUICK, 1),
-        lambda: bench_tokens.mask_ratios(QUICK, 1),
-        lambda: bench_masked_gather.gathers_and_back(QUICK, torch.float32),
-        lambda: bench_masked_gather.mixes_and_back(QUICK, torch.float32),
-        lambda: bench_masked_gather.losses(QUICK),
+        lambda: hog.against_others(QUICK, 1),
+        lambda: hog.gray(1),
+        lambda: hog.dtypes_and_layouts(QUICK, 1),
+        lambda: hog.parameters(QUICK, 1),
+        lambda: hog.batches(QUICK),
+        lambda: hog.overhead(QUICK),
+        lambda: tokens.targets(QUICK, 1),
+        lambda: tokens.mask_ratios(QUICK, 1),
+        lambda: moves.moves(QUICK, "Gather and its gradient", torch.float32),
+        lambda: moves.moves(QUICK, "Mask and its gradients", torch.float32),
+        lambda: moves.losses(QUICK),
     ],
 )
 def test_every_rival_passes_the_gate(prepare, monkeypatch):

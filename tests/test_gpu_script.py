@@ -10,8 +10,8 @@ import torch
 
 from benchmarks import gpu, small_calls
 from benchmarks.__main__ import parse
+from benchmarks.cases import OPS, SUITES
 from benchmarks.gpu import CARRIED, DECISIVE, PARTS, Run, Step
-from benchmarks.suites import OPS, SUITES
 
 DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks.bench_memory import peak_bytes
+from benchmarks.cases.memory import peak_bytes
 from maskfeat import FeatureTarget, HogTarget, Masks, MixTarget, PixelTarget, TokenTarget, make_masks
 from maskfeat.target import cell_size
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import rivals as r
-from benchmarks.bench_hog import our_backends, planar
+from benchmarks.cases.hog import our_backends, planar, short
 from benchmarks.timing import Case, Settings, failing_alone
 from maskfeat_kernels import fused_hog
 
@@ -56,25 +56,26 @@ def contenders(settings: Settings, batch: int) -> list[Contender]:
     images = r.photograph_batch(batch)
     planes = planar(images).to(settings.device)
     floats = normalised(planes)
-    ours = [_truth(fused_hog, planes, backend="reference", cell=side) for side in (8, 1)]
+    truth = [_truth(fused_hog, planes, backend="reference", cell=side) for side in (8, 1)]
     result = []
+
+    def add(name: str, given: int, hog, x: Tensor) -> None:
+        result.append(Contender(name, INPUTS[given], hog, partial(hog, cell=1), x, *truth, 2))
+
     for name, backend in our_backends(settings).items():
         run = partial(fused_hog, backend=backend)
-        one = partial(run, cell=1)
-        result.append(Contender(f"{name} uint8", INPUTS[0], run, one, planes, *ours, 2))
+        add(f"{name} uint8", 0, run, planes)
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            precise = f"{name} {str(dtype).removeprefix('torch.')}"
-            result.append(Contender(precise, INPUTS[0], run, one, planes.to(dtype), *ours, 2))
-            result.append(Contender(precise, INPUTS[1], run, one, floats.to(dtype), *ours, 2))
-        double = normalised(planes, torch.float64)
-        result.append(Contender(f"{name} float64", INPUTS[1], run, one, double, *ours, 2))
+            add(f"{name} {short(dtype)}", 0, run, planes.to(dtype))
+            add(f"{name} {short(dtype)}", 1, run, floats.to(dtype))
+        add(f"{name} float64", 1, run, normalised(planes, torch.float64))
     layers = {"reference layer float32": r.hog_layer, "reference layer fp16 autocast": r.hog_layer_autocast}
     if not settings.quick:
         layers["reference layer compiled"] = r.hog_layer_compiled(settings.device)
-    for name, layer in layers.items():
-        for given, x in zip(INPUTS, (planes.float(), floats), strict=True):
-            result.append(Contender(name, given, layer, partial(layer, cell=1), x, *ours, 2))
     soft = _truth(r.soft_conv_hog, planes)
+    for name, layer in layers.items():
+        for given, x in enumerate((planes.float(), floats)):
+            add(name, given, layer, x)
     for given, x in zip(INPUTS, (planes.float(), floats), strict=True):
         result.append(Contender("soft conv HOG float32", given, r.soft_conv_hog, None, x, soft, None, 2))
     return result + (libraries(images) if settings.device == "cpu" else [])
@@ -84,23 +85,23 @@ def libraries(images: np.ndarray) -> list[Contender]:
     """On gray, so that the choice of a channel, which is no rounding, does not enter."""
     gray = np.ascontiguousarray(images[..., 1])
     floats = np.ascontiguousarray(normalised(torch.from_numpy(images).movedim(-1, 1)).numpy()[:, 1])
+    result = []
+
+    def add(name: str, given: int, hog, x: np.ndarray, exact, exact_pixels=None) -> None:
+        pixels = None if exact_pixels is None else partial(hog, cell=1)
+        result.append(Contender(name, INPUTS[given], hog, pixels, x, exact, exact_pixels, -1))
+
     truth = [r.exact_skimage_hog(gray, cell=side) for side in (8, 1)]
-    run, one = r.skimage_hog, partial(r.skimage_hog, cell=1)
-    result = [
-        Contender("scikit-image uint8", INPUTS[0], run, one, gray, *truth, -1),
-        Contender("scikit-image float32", INPUTS[1], run, one, floats, *truth, -1),
-    ]
+    add("scikit-image uint8", 0, r.skimage_hog, gray, *truth)
+    add("scikit-image float32", 1, r.skimage_hog, floats, *truth)
     if r.is_there("cv2"):
-        truth = r.exact_opencv_hog(gray)
-        result.append(Contender("OpenCV uint8", INPUTS[0], r.opencv_hog, None, gray, truth, None, -1))
-    if r.is_there("hogpp"):
-        truth = r.hogpp_hog(gray)  # its own, which of bytes is float64
-        for given, x in zip(INPUTS, (gray.astype(np.float32), floats), strict=True):
-            result.append(Contender("hogpp float32", given, r.hogpp_hog, None, x, truth, None, -1))
-    if r.is_there("fasthog"):
-        truth = r.fasthog_hog(gray.astype(np.float64))  # its own too
-        x = floats.astype(np.float64)
-        result.append(Contender("fasthog float64", INPUTS[1], r.fasthog_hog, None, x, truth, None, -1))
+        add("OpenCV uint8", 0, r.opencv_hog, gray, r.exact_opencv_hog(gray))
+    if r.is_there("hogpp"):  # judged by its own, which of bytes is float64
+        for given, x in enumerate((gray.astype(np.float32), floats)):
+            add("hogpp float32", given, r.hogpp_hog, x, r.hogpp_hog(gray))
+    if r.is_there("fasthog"):  # by its own too
+        exact = r.fasthog_hog(gray.astype(np.float64))
+        add("fasthog float64", 1, r.fasthog_hog, floats.astype(np.float64), exact)
     return result
 
 

@@ -1,4 +1,4 @@
-"""HOG of the masked patches only, against that of whole images."""
+"""HOG of the masked patches only is compared with HOG of whole images."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks import rivals as r
 from benchmarks import timing
-from benchmarks.bench_hog import our_backends, photographs, short
+from benchmarks.cases.hog import LAYER, our_backends, photographs, short
 from benchmarks.timing import Case, Rival, Settings
 from maskfeat_kernels import fused_hog, fused_hog_tokens
 
@@ -26,32 +26,30 @@ def tokens(settings: Settings) -> list[Case]:
 
 
 def targets(settings: Settings, batch: int) -> list[Rival]:
-    """The targets of the masked patches: ours alone, ours of the whole image, and the way of the reference layer."""
+    """Targets of the masked patches come from our tokens, or are gathered from the HOG of the whole image."""
     planes, truth = photographs(batch, settings.device)
     ids = chosen_patches(batch, KEPT, settings.device)
-    expected = take(to_tokens(truth), ids)
+    expected, read = take(to_tokens(truth), ids), pixels_read(ids)
     bytes_, floats = (timing.rotating(x, settings.device) for x in (planes, planes.float()))
     rivals = []
     for name, backend in our_backends(settings, "tokens").items():
         name = name.replace("fused_hog", "fused_hog_tokens")
         run = partial(fused_hog_tokens, token_ids=ids, backend=backend)
-        read = pixels_read(ids)
         rivals.append(Rival(f"{name} uint8", run, bytes_, expected, items=batch, reads=read))
         rivals.append(Rival(f"{name} float32", run, floats, expected, f"{name} uint8", items=batch, reads=4 * read))
-
-    def whole(run):
-        return lambda x: take(to_tokens(run(x)), ids)
-
-    for name, inputs in (("uint8", bytes_), ("float32", floats)):
-        versus = f"fused_hog_tokens {name}"
-        rivals.append(Rival(f"gather after fused_hog {name}", whole(fused_hog), inputs, expected, versus, items=batch))
-    name, versus = "gather after reference layer float32", "fused_hog_tokens float32"
-    rivals.append(Rival(name, whole(r.hog_layer), floats, expected, versus, items=batch))
+    for name, hog, x in (
+        ("fused_hog uint8", fused_hog, bytes_),
+        ("fused_hog float32", fused_hog, floats),
+        (LAYER, r.hog_layer, floats),
+    ):
+        versus = f"fused_hog_tokens {name.split()[-1]}"
+        run = partial(lambda hog, x: take(to_tokens(hog(x)), ids), hog)
+        rivals.append(Rival(f"gather after {name}", run, x, expected, versus, items=batch))
     return rivals
 
 
 def mask_ratios(settings: Settings, batch: int) -> list[Rival]:
-    """From a tenth of the patches to all of them, beside the whole image in one go."""
+    """A tenth of the patches to all of them are compared with the whole image in one go."""
     planes, truth = photographs(batch, settings.device)
     rivals = []
     for x in (planes, planes.float()):
@@ -76,7 +74,7 @@ def chosen_patches(batch: int, count: int, device: str) -> Tensor:  # [batch, co
 def pixels_read(
     ids: Tensor,  # [B, K]
 ) -> int:
-    """Values that the targets of these patches of 16x16 need: three channels, and a border of one pixel around each."""
+    """The values that these patches of 16x16 need: three channels, with a border of one pixel around each patch."""
     mask = torch.zeros(len(ids), PATCHES).scatter(1, ids.cpu(), 1.0).view(-1, 1, 14, 14)
     return 3 * int(F.max_pool2d(F.interpolate(mask, scale_factor=16), 3, 1, 1).sum())
 

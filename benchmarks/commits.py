@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.machine import ROOT, told_commit
-from benchmarks.tables import aligned
+from benchmarks.report import aligned
 from benchmarks.timing import Settings, summary
 
 TURNS = 3
@@ -44,15 +44,14 @@ def compare(commit: str, suites: list[str], settings: Settings, out: "Path | Non
     the range of them. Rows of rivals, which did not change, show how far the ratios can be trusted.
     """
     taken: dict[str, list[dict]] = {"now": [], "base": []}
+    words = [*suites, "--device", settings.device, "--threads", str(settings.threads), *["--quick"] * settings.quick]
     with worktree(commit) as tree, tempfile.TemporaryDirectory() as folder:
         for turn in range(TURNS):
             for side, root in (("now", ROOT), ("base", tree)):
                 to = Path(out or folder, f"{side}-{turn + 1}").resolve()
                 shutil.rmtree(to, ignore_errors=True)
                 print(f"turn {turn + 1} of {TURNS}: {side}", flush=True)
-                command = [sys.executable, "-m", "benchmarks", *suites, "--out", str(to)]
-                command += ["--device", settings.device, "--threads", str(settings.threads)]
-                command += ["--quick"] if settings.quick else []
+                command = [sys.executable, "-m", "benchmarks", *words, "--out", str(to)]
                 run = subprocess.run(command, cwd=root, stdout=subprocess.DEVNULL, check=False)
                 found = list(to.glob("*.json"))
                 if not found:

@@ -1,4 +1,4 @@
-"""The token moves of masked pre-training, and the loss after them, against what they replace in plain torch."""
+"""The token moves of masked pre-training, and the loss after them, beside what they replace in plain torch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import timing
-from benchmarks.bench_hog import short
+from benchmarks.cases.hog import short
 from benchmarks.timing import Case, Rival, Settings
 from maskfeat_kernels import fused_mask_tokens, fused_masked_gather
 
@@ -33,29 +33,26 @@ class Batch:
 
 
 def gather(settings: Settings) -> list[Case]:
-    moves = {"Gather": gathers, "Gather and its gradient": gathers_and_back}
-    return [
-        *_cases(settings, moves),
-        Case(f"Loss on the masked tokens, batch {batch_of(settings)}", partial(losses, settings)),
-    ]
+    loss = Case(f"Loss on the masked tokens, batch {batch_of(settings)}", partial(losses, settings))
+    return [*_cases(settings, "Gather", "Gather and its gradient"), loss]
 
 
 def mask(settings: Settings) -> list[Case]:
     overheads = Case("One call on one token", partial(overhead, settings))
-    return [*_cases(settings, {"Mask": mixes, "Mask and its gradients": mixes_and_back}), overheads]
+    return [*_cases(settings, "Mask", "Mask and its gradients"), overheads]
 
 
-def _cases(settings: Settings, moves: dict[str, Callable]) -> list[Case]:
+def _cases(settings: Settings, *names: str) -> list[Case]:
     """Each move in float32 and bfloat16, and on a CPU with several threads."""
     choices = [(torch.float32, 1), (torch.bfloat16, 1)]
     if settings.threads > 1 and settings.device == "cpu":
         choices.append((torch.float32, settings.threads))
     cases = []
     for dtype, threads in choices:
-        for name, prepare in moves.items():
-            more = f", {threads} threads" if threads > 1 else ""
-            title = f"{name}: {K} of {N} tokens, width {D}, batch {batch_of(settings)}, {short(dtype)}{more}"
-            cases.append(Case(title, partial(prepare, settings, dtype, threads)))
+        end = f"{short(dtype)}, {threads} threads" if threads > 1 else short(dtype)
+        for name in names:
+            title = f"{name}: {K} of {N} tokens, width {D}, batch {batch_of(settings)}, {end}"
+            cases.append(Case(title, partial(moves, settings, name, dtype, threads)))
     return cases
 
 
@@ -64,7 +61,7 @@ def batch_of(settings: Settings) -> int:
 
 
 def batches(settings: Settings, dtype: torch.dtype, rows: int, moved: int, width: int = D) -> list[Batch]:
-    """Batches that together exceed the cache; ``rows`` of a gradient, ``moved`` rows of memory a row of the batch."""
+    """Batches that together exceed the cache. A gradient has ``rows`` rows, and a call moves ``moved`` rows."""
     batch = batch_of(settings)
     order = torch.rand(batch, N, generator=torch.Generator().manual_seed(0)).argsort(1)
     token_ids = order[:, :K].sort(1).values
@@ -76,47 +73,38 @@ def batches(settings: Settings, dtype: torch.dtype, rows: int, moved: int, width
     return [Batch(x.requires_grad_(), *rest) for x in timing.rotating(tokens, settings.device)]
 
 
-def gathers(settings: Settings, dtype: torch.dtype, threads: int = 1) -> list[Rival]:
-    """Reads K rows and writes K."""
-    inputs = batches(settings, dtype, rows=K, moved=K)
-    return _rivals(_gathers(settings.device), torch.no_grad(), inputs, threads)
+def moves(settings: Settings, name: str, dtype: torch.dtype, threads: int = 1) -> list[Rival]:
+    """The rivals of the case ``name``. What they have to move, but for their result, is counted in rows of tokens.
 
-
-def gathers_and_back(settings: Settings, dtype: torch.dtype, threads: int = 1) -> list[Rival]:
-    """The same and its gradient, which reads K rows and writes N."""
-    inputs = batches(settings, dtype, rows=K, moved=3 * K)
-    gradients = {name: partial(_gradient, run) for name, run in _gathers(settings.device).items()}
-    return _rivals(gradients, torch.enable_grad(), inputs, threads)
-
-
-def mixes(settings: Settings, dtype: torch.dtype, threads: int = 1) -> list[Rival]:
-    """Reads the N - K rows that stay and writes N."""
-    inputs = batches(settings, dtype, rows=N, moved=N - K)
-    return _rivals(_mixes(settings.device), torch.no_grad(), inputs, threads)
-
-
-def mixes_and_back(settings: Settings, dtype: torch.dtype, threads: int = 1) -> list[Rival]:
-    """The same and its gradients, to the tokens (checked) and to the mask token, which read N rows and write N."""
-    inputs = batches(settings, dtype, rows=N, moved=N - K + 2 * N)
-    gradients = {name: partial(_gradient, run) for name, run in _mixes(settings.device).items()}
-    return _rivals(gradients, torch.enable_grad(), inputs, threads)
+    A gather reads K rows, and its gradient moves 2K more. Masking reads the N - K rows that stay. Its gradients, to the
+    tokens (which is checked) and to the mask token, read N rows and write N.
+    """
+    runs, rows = (_gathers, K) if name.startswith("Gather") else (_mixes, N)
+    moved = {"Gather": K, "Gather and its gradient": 3 * K, "Mask": N - K, "Mask and its gradients": 3 * N - K}[name]
+    runs = runs(settings.device)
+    if "gradient" in name:
+        runs = {row: partial(_gradient, run) for row, run in runs.items()}
+    return _rivals(runs, "gradient" in name, batches(settings, dtype, rows, moved), threads)
 
 
 def losses(settings: Settings) -> list[Rival]:
-    """The mean squared error of the masked predictions and its gradient: of K targets, or of N of which K count."""
+    """The gradient of the mean squared error of masked predictions: of K targets, or of N of which K count."""
     inputs = batches(settings, torch.float32, rows=K, moved=2 * K, width=TARGET)
     b = inputs[0]
     all_targets = torch.zeros_like(b.tokens).scatter(1, _wide(b.token_ids, TARGET), b.grad).detach()
 
+    def gradient(loss, b):
+        return torch.autograd.grad(loss(b), b.tokens)[0]
+
+    def of_chosen(take, b):
+        return F.mse_loss(take(b), b.grad)
+
     def of_all(b):
         return ((b.tokens - all_targets).square().mean(-1) * b.mask).sum() / b.mask.sum()
 
-    def chosen(take):
-        return lambda b: F.mse_loss(take(b), b.grad)
-
-    runs = {name: chosen(take) for name, take in _gathers(settings.device).items()} | {"mean over a mask": of_all}
-    runs = {f"{name}, mse_loss": partial(_loss_gradient, run) for name, run in runs.items()}
-    return _rivals(runs, torch.enable_grad(), inputs, 1)
+    runs = {name: partial(of_chosen, take) for name, take in _gathers(settings.device).items()}
+    runs = {f"{name}, mse_loss": partial(gradient, run) for name, run in (runs | {"mean over a mask": of_all}).items()}
+    return _rivals(runs, True, inputs, 1)
 
 
 def _gathers(device: str) -> dict[str, Callable[[Batch], Tensor]]:
@@ -166,61 +154,41 @@ def _mixes(device: str) -> dict[str, Callable[[Batch], Tensor]]:
 
 
 def _gradient(run: Callable[[Batch], Tensor], b: Batch) -> Tensor:
-    """The gradient to the tokens; that to the mask token is computed too where there is one."""
+    """The gradient to the tokens. That to the mask token is computed too where there is one."""
     return torch.autograd.grad(run(b), (b.tokens, b.mask_token), b.grad, allow_unused=True)[0]
 
 
-def _loss_gradient(run: Callable[[Batch], Tensor], b: Batch) -> Tensor:
-    return torch.autograd.grad(run(b), b.tokens)[0]
+def _rivals(runs: dict, grad_mode: bool, inputs: list[Batch], threads: int) -> list[Rival]:
+    """The first is ours, with which the others are compared. The result of the last, in float64, is the truth."""
 
-
-def _rivals(runs: dict, grad_mode, inputs: list[Batch], threads: int) -> list[Rival]:
-    """The first is ours, to which the others are compared; the result of the last, in float64, is the truth."""
-
-    def in_mode(run):
-        def call(b):
-            with grad_mode:
-                return run(b).detach()
-
-        return call
+    def in_mode(run, b):
+        with torch.set_grad_enabled(grad_mode):
+            return run(b).detach()
 
     ours, *_, last = runs
-    doubled = {
-        name: x.detach().double() for name, x in vars(inputs[0]).items() if name in ("tokens", "mask_token", "grad")
-    }
+    doubled = {name: getattr(inputs[0], name).detach().double() for name in ("tokens", "mask_token", "grad")}
     exact = dataclasses.replace(inputs[0], **doubled)
     exact.tokens.requires_grad_(), exact.mask_token.requires_grad_()
-    truth = in_mode(runs[last])(exact)
+    truth, job = in_mode(runs[last], exact), {"threads": threads, "items": len(exact.tokens)}
     return [
-        Rival(
-            name,
-            in_mode(run),
-            inputs,
-            truth,
-            versus=None if name == ours else ours,
-            threads=threads,
-            items=len(exact.tokens),
-        )
+        Rival(name, partial(in_mode, run), inputs, truth, None if name == ours else ours, **job)
         for name, run in runs.items()
     ]
 
 
 def overhead(settings: Settings) -> list[Rival]:
-    """One element: what a call costs before it moves anything, beside the cheapest of torch's own ops."""
+    """One element shows what a call costs before it moves anything, beside the cheapest of torch's own ops."""
     x = torch.ones(1, 1, 1, device=settings.device)
     ids = torch.zeros(1, 1, dtype=torch.int64, device=settings.device)
-    mask, mask_token, exact = ids.bool(), x.flatten(), x.double()
-
-    def rival(name, run, *rest):
-        return Rival(name, run, [x], *rest, on_host=True)
-
+    mask, mask_token, job = ids.bool(), x.flatten(), {"on_host": True}
+    gather, mix = (lambda x: fused_masked_gather(x, ids)), (lambda x: fused_mask_tokens(x, mask_token, mask))
     return [
-        rival("torch.mul", lambda x: torch.mul(x, x)),
-        rival("fused_masked_gather", lambda x: fused_masked_gather(x, ids), exact, "torch.mul"),
-        rival("fused_mask_tokens", lambda x: fused_mask_tokens(x, mask_token, mask), exact, "torch.mul"),
+        Rival("torch.mul", lambda x: torch.mul(x, x), [x], **job),
+        Rival("fused_masked_gather", gather, [x], x.double(), "torch.mul", **job),
+        Rival("fused_mask_tokens", mix, [x], x.double(), "torch.mul", **job),
     ]
 
 
 def _whole_numbers(*shape: int) -> Tensor:
-    """Small ones, which all dtypes hold and add exactly."""
+    """Small whole numbers, which all dtypes hold and add exactly."""
     return torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(1)).float()

@@ -6,7 +6,9 @@ This file is also the program of these processes, and so it imports torch nowher
 import argparse
 import ctypes
 import gc
+import importlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def memory(settings) -> list:
@@ -50,7 +52,7 @@ def measure_processes(contenders: list[tuple[str, int]], settings) -> list[dict]
         np.save(path, photograph_batch(contenders[0][1]))
         for _ in range(1 if settings.quick else 3):
             for name, _ in contenders:
-                command = [sys.executable, "-m", "benchmarks.bench_memory", name, str(path), settings.device]
+                command = [sys.executable, "-m", "benchmarks.cases.memory", name, str(path), settings.device]
                 begin = ["--result", str(Path(folder, f"{name}.npy")), "--begin", str(time.time())]
                 run = subprocess.run([*command, *begin], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
                 taken[name].append(json.loads(run.stdout.splitlines()[-1]))
@@ -105,81 +107,51 @@ def peak_bytes(call, device: str):
         before = torch.cuda.memory_allocated()
         return call(), torch.cuda.max_memory_allocated() - before
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not reset.exists():
+    if reset.exists():
+        gc.collect()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
+        trim(0)  # of glibc, which would else take freed memory again without being seen
+        reset.write_text("5")  # the high-water mark goes down to what is in use
+
+    def high_water() -> int:
+        if reset.exists():
+            return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
         import resource
 
-        unit = 1 if sys.platform == "darwin" else 1024
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return call(), unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
-    trim(0)  # of glibc, which would else take freed memory again without being seen
-    reset.write_text("5")  # the high-water mark goes down to what is in use
-
-    def high_water():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return 1024 * int(line.split()[1])
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     before = high_water()
     return call(), high_water() - before
 
 
-def as_they_are(images):
-    return images
-
-
-def _ours(device):
+def _of_torch(module: str, name: str, dtype: str, device: str):
     import torch
 
-    from maskfeat_kernels import fused_hog
-
+    hog = getattr(importlib.import_module(module), name)
     torch.set_num_threads(1)
-    return fused_hog, lambda images: torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
+    return hog, lambda images: torch.from_numpy(images).permute(0, 3, 1, 2).to(device, getattr(torch, dtype))
 
 
-def _layer(device):
-    import torch
-
-    from benchmarks.rivals import hog_layer
-
-    torch.set_num_threads(1)
-    return hog_layer, lambda images: torch.from_numpy(images).permute(0, 3, 1, 2).to(device, torch.float32)
-
-
-def _opencv(device):
-    import cv2
-
-    cv2.setNumThreads(1)
-    describe = cv2.HOGDescriptor((224, 224), (16, 16), (8, 8), (8, 8), 9)
-    return lambda images: np.stack([describe.compute(image) for image in images]), as_they_are
+def _of_opencv(module: str, device: str):
+    library = importlib.import_module(module)
+    if module == "cv2":
+        library.setNumThreads(1)
+    describe = library.HOGDescriptor((224, 224), (16, 16), (8, 8), (8, 8), 9)
+    return lambda images: np.stack([describe.compute(image) for image in images]), lambda images: images
 
 
-def _skimage(device):
-    from skimage.feature import hog
-
-    return lambda images: np.stack([hog(image, channel_axis=-1) for image in images]), as_they_are
-
-
-def _compat_opencv(device):
-    from maskfeat_kernels.compat import opencv
-
-    describe = opencv.HOGDescriptor((224, 224), (16, 16), (8, 8), (8, 8), 9)
-    return lambda images: np.stack([describe.compute(image) for image in images]), as_they_are
-
-
-def _compat_skimage(device):
-    from maskfeat_kernels.compat.skimage import hog
-
-    return lambda images: np.stack([hog(image, channel_axis=-1) for image in images]), as_they_are
+def _of_skimage(module: str, device: str):
+    hog = importlib.import_module(module).hog
+    return lambda images: np.stack([hog(image, channel_axis=-1) for image in images]), lambda images: images
 
 
 LOADERS = {
-    "fused_hog uint8": _ours,
-    "reference layer float32": _layer,
-    "compat.opencv": _compat_opencv,
-    "OpenCV uint8": _opencv,
-    "compat.skimage": _compat_skimage,
-    "scikit-image uint8": _skimage,
+    "fused_hog uint8": partial(_of_torch, "maskfeat_kernels", "fused_hog", "uint8"),
+    "reference layer float32": partial(_of_torch, "benchmarks.rivals", "hog_layer", "float32"),
+    "compat.opencv": partial(_of_opencv, "maskfeat_kernels.compat.opencv"),
+    "OpenCV uint8": partial(_of_opencv, "cv2"),
+    "compat.skimage": partial(_of_skimage, "maskfeat_kernels.compat.skimage"),
+    "scikit-image uint8": partial(_of_skimage, "skimage.feature"),
 }
 """For each rival, a function that imports it and returns its HOG, and what makes its input of [B, 224, 224, 3]."""
 

@@ -1,4 +1,4 @@
-"""HOG of blocks in the dialects of other libraries, and the gradients of all: our backends, plain torch and a copy."""
+"""HOG of blocks in the dialects of other libraries, and gradients: our backends beside plain torch and a copy."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,75 +7,66 @@ import torch
 from torch import Tensor
 
 from benchmarks import timing
-from benchmarks.bench_hog import SKIMAGE_TOLERANCE, our_backends, photographs, short
+from benchmarks.cases.hog import our_backends, photographs, short
+from benchmarks.rivals import SKIMAGE_TOLERANCE
 from benchmarks.timing import Case, Rival, Settings
 from maskfeat_kernels import MASKFEAT, OPENCV, SKIMAGE, HogSpec, fused_hog
 
 DIALECTS = {"MASKFEAT": MASKFEAT, "SKIMAGE": SKIMAGE, "OPENCV": OPENCV}
-TOLERANCE, GRADIENT_TOLERANCE = SKIMAGE_TOLERANCE, 2e-5
-"""Of a gradient up to 1, the inverse of the weakest length: a hundred roundings of float32, on their way back."""
+GRADIENT_TOLERANCE = 2e-5
+"""A gradient is at most 1, the inverse of the weakest length. A hundred roundings of float32 are on its way back."""
 EXACT = {"MASKFEAT": torch.float64, "SKIMAGE": torch.float64, "OPENCV": torch.float32}
-"""What plain torch computes the truth in. Of roots of pixels, rounding decides which of two channels is the stronger
-where they are equal but for that, so that the truth has to round them alike."""
+"""Plain torch computes the truth in these. OPENCV takes roots of pixels: where two channels are equal, their rounding
+decides which is the stronger, so that the truth has to round alike."""
 
 
 def blocks(settings: Settings) -> list[Case]:
-    """SKIMAGE and OPENCV; MASKFEAT is the suite hog. On a CPU, with its rivals in compat, quick runs only."""
-    if settings.device == "cpu" and not settings.quick:
-        return []
+    """SKIMAGE and OPENCV. The suite hog has MASKFEAT."""
     more = f"RGB 224x224, batch {batch_of(settings)}, from memory"
     return [Case(f"{name}, {more}", partial(forward, settings, name)) for name in ("SKIMAGE", "OPENCV")]
 
 
 def gradients(settings: Settings) -> list[Case]:
-    """Of all three; on a CPU quick runs only."""
-    if settings.device == "cpu" and not settings.quick:
-        return []
     more = f"RGB 224x224, batch {batch_of(settings)}, float32"
     return [Case(f"{name} and its gradient, {more}", partial(backward, settings, name)) for name in DIALECTS]
 
 
 def batch_of(settings: Settings) -> int:
-    return 2 if settings.quick else 256
+    return 2 if settings.quick else 16 if settings.device == "cpu" else 256
 
 
 def forward(settings: Settings, name: str) -> list[Rival]:
-    """Bytes and float32; the copy reads the pixels and writes them, the least that a pass over them takes."""
+    """Bytes and float32. The copy reads the pixels and writes them, which is the least that a pass over them takes."""
     spec, batch = DIALECTS[name], batch_of(settings)
-    planes = photographs(batch, settings.device)[0]
+    planes, rivals = photographs(batch, settings.device)[0], []
     truth = repeated(planes, lambda x: fused_hog(x.to(EXACT[name]), spec, backend="reference"))
-    job = {"tolerance": TOLERANCE, "items": batch}
-    rivals = []
     for x in (planes, planes.float()):
         inputs, dtype = timing.rotating(x, settings.device), short(x.dtype)
-        for row, backend in our_backends(settings, "blocks").items():
+        for row, backend in {**our_backends(settings, "blocks"), "plain torch": "reference"}.items():
             versus = None if row == "fused_hog" else f"fused_hog {dtype}"
-            rivals.append(Rival(f"{row} {dtype}", call(spec, backend), inputs, truth, versus, **job))
-        versus = f"fused_hog {dtype}"
-        rivals.append(Rival(f"plain torch {dtype}", call(spec, "reference"), inputs, truth, versus, **job))
-        rivals.append(Rival(f"copy of the pixels {dtype}", Tensor.clone, inputs, x.double(), versus, items=batch))
+            run, gate = partial(call, spec, backend), {"tolerance": SKIMAGE_TOLERANCE, "items": batch}
+            rivals.append(Rival(f"{row} {dtype}", run, inputs, truth, versus, **gate))
+        copy = f"copy of the pixels {dtype}"
+        rivals.append(Rival(copy, Tensor.clone, inputs, x.double(), f"fused_hog {dtype}", items=batch))
     return rivals
 
 
 def backward(settings: Settings, name: str) -> list[Rival]:
-    """The gradient of a weighted sum of the histograms to the pixels, with the histograms themselves."""
+    """A call computes the histograms, and the gradient of their weighted sum to the pixels."""
     spec, batch = DIALECTS[name], batch_of(settings)
-    planes = photographs(batch, settings.device)[0].float()
+    planes, rivals = photographs(batch, settings.device)[0].float(), []
     truth = repeated(planes, lambda x: gradient(spec, "reference", x.to(EXACT[name], copy=True).requires_grad_()))
     inputs = [x.requires_grad_() for x in timing.rotating(planes, settings.device)]
-    job = {"tolerance": GRADIENT_TOLERANCE, "items": batch}
-    rivals = []
-    for row, backend in our_backends(settings, "gradients").items():
+    for row, backend in {**our_backends(settings, "gradients"), "plain torch": "reference"}.items():
         versus = None if row == "fused_hog" else "fused_hog"
-        rivals.append(Rival(row, partial(gradient, spec, backend), inputs, truth, versus, **job))
-    plain = partial(gradient, spec, "reference")
-    rivals.append(Rival("plain torch", plain, inputs, truth, "fused_hog", **job))
+        run, gate = partial(gradient, spec, backend), {"tolerance": GRADIENT_TOLERANCE, "items": batch}
+        rivals.append(Rival(row, run, inputs, truth, versus, **gate))
     copy = Rival("copy of the pixels", lambda x: x.detach().clone(), inputs, planes.double(), "fused_hog", items=batch)
     return [*rivals, copy]
 
 
-def call(spec: HogSpec, backend: str) -> Callable[[Tensor], Tensor]:
-    return lambda x: fused_hog(x, spec, backend=backend)
+def call(spec: HogSpec, backend: str, x: Tensor) -> Tensor:
+    return fused_hog(x, spec, backend=backend)
 
 
 def gradient(spec: HogSpec, backend: str, x: Tensor) -> Tensor:
@@ -85,6 +76,6 @@ def gradient(spec: HogSpec, backend: str, x: Tensor) -> Tensor:
 
 
 def repeated(planes: Tensor, exact: Callable[[Tensor], Tensor]) -> Tensor:
-    """``exact`` of the first 32 photographs, of which a large batch is made."""
+    """``exact`` of the first 32 photographs. A large batch repeats them."""
     some = torch.cat([exact(part) for part in planes[:32].split(4)])  # what plain torch has memory for
     return some.repeat(-(-len(planes) // 32), *[1] * (some.ndim - 1))[: len(planes)]
