@@ -112,8 +112,8 @@ def test_broken_links_are_seen(tmp_path):
     text = "# Here\n[a](other.md) [b](other.md#a-heading-of-it) [c](#here) [d](https://nowhere.invalid/x)\n"
     (tmp_path / "this.md").write_text(text)
     assert broken_links(tmp_path / "this.md", text) == []
-    text = "`tests/test_documents.py` `test_*.py` `documents.py` `tests/none.py` `hog_NAME.py` `python -m x.py`"
+    text = "`tests/test_documents.py` `test_*.py` `nowhere.py` `tests/none.py` `hog_NAME.py` `python -m x.py`"
     text += " `maskfeat_kernels.layouts` `maskfeat_kernels.hog.none`"
-    assert missing_sources(text) == ["documents.py", "tests/none.py", "maskfeat_kernels.hog.none"]
+    assert missing_sources(text) == ["nowhere.py", "tests/none.py", "maskfeat_kernels.hog.none"]
     wrong = "[a](none.md) [b](other.md#no-heading) [c](#nowhere) [d](docs/hog.jpg)\n"
     assert broken_links(tmp_path / "this.md", wrong) == ["none.md", "other.md#no-heading", "#nowhere", "docs/hog.jpg"]
