@@ -6,6 +6,17 @@ from torch import Tensor
 STRIDED = torch.strided
 
 
+def check_tensor(name: str, x: Tensor, axes: str, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Refuse what is not a dense tensor of one of ``dtypes``; ``axes`` are those that it should have, in words."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor {axes}, got {type(x).__name__}")
+    if x.layout is not STRIDED or x.is_nested or type(x) is not Tensor:
+        check_dense(name, x)
+    if x.dtype not in dtypes:
+        *words, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{name} must be {', '.join(words)} or {last}, got {x.dtype}")
+
+
 def check_dense(name: str, x: Tensor) -> None:
     """Refuse a tensor that is not numbers at even steps in memory: sparse, of MKL-DNN, nested, masked."""
     masked = isinstance(x, torch.masked.MaskedTensor)
@@ -31,7 +42,16 @@ def check_companion(name: str, x: Tensor, dtype: torch.dtype, leader_name: str, 
         raise ValueError(f"{name} must be on the device of {leader_name}, {leader.device}, got {x.device}")
 
 
-def check_token_ids(token_ids: Tensor, length: int) -> None:
+def check_token_ids(token_ids: Tensor, leader_name: str, leader: Tensor) -> None:
+    """Refuse what is not [B, K] ids for the B rows of ``leader``."""
+    check_companion("token_ids", token_ids, torch.int64, leader_name, leader)
+    if token_ids.ndim != 2 or token_ids.shape[0] != leader.shape[0]:
+        raise ValueError(
+            f"token_ids must be [{leader.shape[0]}, K] like {leader_name}, got shape {tuple(token_ids.shape)}"
+        )
+
+
+def check_range_of_ids(token_ids: Tensor, length: int) -> None:
     """Refuse ids that are not in 0 .. length - 1."""
     wrong = ((token_ids < 0) | (token_ids >= length)).nonzero()
     if len(wrong):

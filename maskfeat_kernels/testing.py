@@ -8,8 +8,9 @@ so close to a bin edge that rounding decides its bin (an *edge pixel*). :func:`c
 import torch
 from torch import Tensor
 
-from .hog.cells_reference import cell_sums, hog, one_hot_votes, orientation_bin, sobel, tiled_window
-from .hog.spec import MASKFEAT, HogSpec, edge_cotangents
+from .hog.plan import Region, edge_cotangents, whole
+from .hog.reference import cell_sums, gradient, hog, orientation_bin
+from .hog.spec import MASKFEAT, HogSpec
 
 ATOL = {torch.float32: 2e-6, torch.float64: 8e-15}
 """Largest error of a result without edge pixels: some 34 and 72 roundings."""
@@ -77,7 +78,7 @@ def check_hog(
     atol = ATOL[want_dtype]
     result = result.to(truth)
     error = (result - truth).abs().amax(-3)
-    has_edge_pixel = cell_sums(edge_pixels(x, spec, pixel_error).double(), spec.cell) > 0
+    has_edge_pixel = cell_sums(edge_pixels(x, spec, pixel_error).double(), spec, _image(x)) > 0
     explained = is_between(result, *histogram_bounds(x, spec, pixel_error), atol)
     right = torch.where(has_edge_pixel, explained, error <= atol)
     if not right.all():
@@ -109,17 +110,14 @@ def histogram_bounds(
 
     An edge pixel adds nothing to the lower bounds and its magnitude to the upper bound of every bin it may be in.
     """
-    gx, gy = sobel(x.double())
+    gx, gy = gradient(x.double(), "sobel", _image(x))
     gx_error, gy_error = gradient_error(x, pixel_error)
     magnitude, error = torch.hypot(gx, gy), torch.hypot(gx_error, gy_error)
-    if spec.gaussian_window:
-        window = tiled_window(spec.gaussian_window, magnitude)
-        magnitude, error = magnitude * window, error * window
     possible = possible_bins(x, spec, pixel_error)
     certain = possible & (possible.sum(-3, keepdim=True) == 1)
     lower = certain * (magnitude - error).clamp_min(0).unsqueeze(-3)
     upper = possible * (magnitude + error).unsqueeze(-3)
-    return cell_sums(lower, spec.cell), cell_sums(upper, spec.cell)
+    return cell_sums(lower, spec, _image(x)), cell_sums(upper, spec, _image(x))
 
 
 def is_between(
@@ -151,7 +149,7 @@ def possible_bins(
     Edge k, between bins k - 1 and k, is the line gx * cot(k pi / bins) = gy, and edge 0 the line gx = 0. The float32
     cotangent and product are off by 2 roundings, except where the cotangent is 0, 1 or -1.
     """
-    gx, gy = sobel(x.double())
+    gx, gy = gradient(x.double(), "sobel", _image(x))
     gx_error, gy_error = gradient_error(x, pixel_error)
     near = [gx.abs() < gx_error]
     for cotangent in edge_cotangents(spec.bins):
@@ -159,7 +157,8 @@ def possible_bins(
         reach = abs(cotangent) * gx_error + gy_error + product_error * gx.abs()
         near.append((gx * cotangent - gy).abs() < reach)
     near = torch.stack(near, dim=-3)
-    own = one_hot_votes(orientation_bin(gx, gy, spec.bins), torch.ones_like(gx), spec.bins) > 0
+    bins = torch.arange(spec.bins, device=x.device)[:, None, None]
+    own = orientation_bin(gx, gy, spec.bins).unsqueeze(-3) == bins
     return own | near | near.roll(-1, dims=-3)
 
 
@@ -182,7 +181,7 @@ def gradient_error(
 def sobel_of_absolute_differences(
     x: Tensor,  # [..., H, W]
 ) -> tuple[Tensor, Tensor]:  # [..., H, W] each
-    """Like sobel(), but each difference enters with its absolute value."""
+    """The Sobel gradient, but each difference enters with its absolute value."""
 
     def smooth(d, dim):
         return reflected(d, -1, dim) + 2 * d + reflected(d, +1, dim)
@@ -200,6 +199,10 @@ def reflected(
     size = x.shape[dim]
     index = [abs(i + shift) for i in range(size)]
     return x.index_select(dim, torch.tensor([max(size - 1 - abs(size - 1 - i), 0) for i in index], device=x.device))
+
+
+def _image(x: Tensor) -> Region:
+    return whole(MASKFEAT, *x.shape[-2:])
 
 
 def rounding_error(x: Tensor) -> float:

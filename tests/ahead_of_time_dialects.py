@@ -4,7 +4,7 @@ import torch
 
 from maskfeat_kernels import HogSpec
 from maskfeat_kernels.hog.spec import OPENCV
-from maskfeat_kernels.hog.triton import launch as hog_blocks_triton
+from maskfeat_kernels.hog.triton import launch
 
 DIALECTS = (
     ("opencv", OPENCV.replace(signed=True, bins=18), torch.bfloat16, True),
@@ -17,4 +17,4 @@ DIALECTS = (
 
 
 def ahead_of_time_cases():
-    return hog_blocks_triton.ahead_of_time_cases(DIALECTS)
+    return launch.ahead_of_time_cases(DIALECTS)

@@ -25,7 +25,7 @@ from maskfeat_kernels import (
 )
 from maskfeat_kernels import backend as backend_module
 from maskfeat_kernels.backend import BACKENDS, choose_backend, why_unavailable
-from maskfeat_kernels.hog import cells_reference as hog_reference
+from maskfeat_kernels.hog import reference
 from maskfeat_kernels.hog.reference import float64_device
 from maskfeat_kernels.testing import byte_images, check_hog
 
@@ -58,8 +58,8 @@ def test_auto_takes_the_first_available_backend():
 
 def test_an_explicit_backend_is_the_one_that_runs(backend, monkeypatch):
     ran = []
-    reference = hog_reference.hog
-    monkeypatch.setattr(hog_reference, "hog", lambda *a: ran.append("reference") or reference(*a))
+    hog = reference.hog
+    monkeypatch.setattr(reference, "hog", lambda *a: ran.append("reference") or hog(*a))
     check_hog(fused_hog(X.to(device_of(backend)), backend=backend).cpu(), X)
     assert choose_backend(torch.device(device_of(backend)), backend) == backend
     assert len(ran) == (1 if backend == "reference" else 0)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from maskfeat_kernels.hog.spec import edge_cotangents
+from maskfeat_kernels.hog.plan import edge_cotangents
 
 LARGEST = 4 * 255
 UNIT = np.float32(2.0**-24)  # of a byte that is read as half precision

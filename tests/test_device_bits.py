@@ -84,7 +84,7 @@ def sees(monkeypatch, op: str, call: Call) -> None:
     """On the host ``check_bits`` passes, and with one bit of the op wrong does not."""
     call = dataclasses.replace(call, source=None)
     check_bits(call, "cpu", "cpu")
-    ops = hog_ops if op.startswith("hog") else token_ops
+    ops = hog_ops if op.startswith("_hog") else token_ops
     monkeypatch.setattr(ops, op, OneBit(getattr(ops, op)))
     with pytest.raises(AssertionError, match="differ"):
         check_bits(call, "cpu", "cpu")
@@ -101,15 +101,15 @@ SOME = ("maskfeat", "skimage")
 def test_one_wrong_bit_of_a_hog_is_seen(monkeypatch, name, dtype):
     spec = SPECS[name]
     for call in hog_calls(spec, dtype).values():
-        sees(monkeypatch, "hog" if spec.is_maskfeat else "hog_blocks", call)
+        sees(monkeypatch, "_hog" if spec.is_maskfeat else "_hog_blocks", call)
     if dtype in FLOATS[2:]:  # half precision rounds the last bit away
-        sees(monkeypatch, "hog_blocks_backward", gradient_call(spec, dtype))
+        sees(monkeypatch, "_hog_blocks_backward", gradient_call(spec, dtype))
 
 
 @needs_cpu
 def test_one_wrong_bit_of_tokens_is_seen(monkeypatch):
     for call in TOKENS.values():
-        sees(monkeypatch, "hog_tokens", call)
+        sees(monkeypatch, "_hog_tokens", call)
     for name, call in MOVES.items():
         if not name.endswith(" 7"):  # the fastest
             continue

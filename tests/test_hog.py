@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from maskfeat_kernels import MASKFEAT, HogSpec, fused_hog
-from maskfeat_kernels.hog import cells_reference as hog_reference
+from maskfeat_kernels.hog import reference
+from maskfeat_kernels.hog.plan import whole
 from maskfeat_kernels.testing import (
     ATOL,
     BINS,
@@ -383,12 +384,11 @@ def test_the_comparison_allows_an_edge_pixel_its_own_magnitude_and_no_more(to_bi
     x = torch.tensor([[0.1, 1.0, 0.0], [0.0, 0.5, 0.1], [0.1, 0.0, 0.0]])
     spec = HogSpec(cell=3)
     assert edge_pixels(x, spec).nonzero().tolist() == [[0, 1], [1, 1], [2, 1]]
-    gx, gy = hog_reference.sobel(x)
-    votes = hog_reference.one_hot_votes(hog_reference.orientation_bin(gx, gy, 9), torch.hypot(gx, gy), 9)
-    histogram = hog_reference.cell_sums(votes, spec.cell)
+    votes = reference.dense_votes(*reference.gradient(x, "sobel", whole(spec, 3, 3)), spec)
+    histogram = reference.cell_sums(votes, spec, whole(spec, 3, 3))
     histogram[0] -= share * 2
     histogram[to_bin] += share * 2
-    result = hog_reference.normalise(histogram)
+    result = F.normalize(histogram, dim=-3)
     if allowed:
         check_hog(result, x, spec)
     else:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maskfeat_kernels import fused_hog
 from maskfeat_kernels.hog import api as hog_module
-from maskfeat_kernels.hog import reference as hog_blocks_reference
+from maskfeat_kernels.hog import reference
 from maskfeat_kernels.hog.plan import Region, block_shape, whole
 from maskfeat_kernels.hog.spec import CHOICES, DALAL_TRIGGS, MASKFEAT, OPENCV, SKIMAGE, HogSpec
 from maskfeat_kernels.testing import DTYPES, byte_images
@@ -75,7 +75,7 @@ def tolerance(spec: HogSpec, dtype: torch.dtype) -> float:
 
 def check_blocks(result: Tensor, x: Tensor, spec: HogSpec, region: Region | None = None) -> None:
     """Raise AssertionError unless ``result`` is within tolerance of the float64 reference, squares for square roots."""
-    want = hog_blocks_reference.hog_blocks(x.double(), spec, region or whole(spec, *x.shape[-2:]))
+    want = reference.hog(x.double(), spec, region or whole(spec, *x.shape[-2:]))
     assert result.dtype == (torch.float64 if x.dtype == torch.float64 else torch.float32)
     assert result.shape == want.shape
     scale = max(1.0, float(want.abs().max())) if want.numel() else 1.0
@@ -175,7 +175,7 @@ def test_every_gradient_of_bytes_votes_for_its_exact_bin(compiled_backend, bins,
 
 def hog_of(x: Tensor, spec: HogSpec, backend: str, region: Region | None = None) -> Tensor:
     region = region or whole(spec, *x.shape[-2:])
-    return hog_module.hog_blocks(x.to(device_of(backend)), spec, region, backend).cpu()
+    return hog_module.hog(x.to(device_of(backend)), spec, region, backend).cpu()
 
 
 REGIONS = [
@@ -323,7 +323,7 @@ def test_linear_votes_of_any_floats(hog, name):
     # Square roots of floats round before the difference, whose relative error is then the larger the smaller it is.
     x = torch.rand(2, 1, 40, 48, generator=torch.Generator().manual_seed(12)) * 255
     spec = PRESETS[name]
-    want = hog_blocks_reference.hog_blocks(x.double(), spec, whole(spec, 40, 48))
+    want = reference.hog(x.double(), spec, whole(spec, 40, 48))
     torch.testing.assert_close(hog(x, spec).double(), want, rtol=0, atol=2e-5)
 
 

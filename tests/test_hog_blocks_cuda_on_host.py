@@ -12,8 +12,8 @@ import torch
 from cuda_program import ON_HOST, Out, checked, run
 from test_cuda_on_host import CHECKERS, usable
 
+from maskfeat_kernels.hog import reference
 from maskfeat_kernels.hog.plan import Region, block_shape, pack, whole
-from maskfeat_kernels.hog.reference import hog_blocks
 from maskfeat_kernels.hog.spec import DALAL_TRIGGS, MASKFEAT, OPENCV, SKIMAGE, HogSpec
 
 BLOCKS, GRADIENT, REFUSAL = range(3)
@@ -80,7 +80,7 @@ def gradient_of(
 def check(checker: str, x: torch.Tensor, spec: HogSpec, region: Region | None = None, seeds=(0,), change=None) -> None:
     """Blocks and gradient against the float64 reference, the same bits in every order of blocks and threads."""
     exact = x.double().requires_grad_()
-    want = hog_blocks(exact, spec, region or whole(spec, *x.shape[-2:]))
+    want = reference.hog(exact, spec, region or whole(spec, *x.shape[-2:]))
     results = [blocks_of(checker, x, spec, region, seed=seed, change=change) for seed in seeds]
     assert all(torch.equal(other, results[0]) for other in results), "the order of blocks and threads shows"
     assert float(want.detach().abs().max()) > 0
@@ -163,7 +163,7 @@ def test_what_is_not_finite_marks_all_of_the_blocks_that_see_it(name, value):
     x = pixels(spec, 1, 1, 37, 43, dtype=torch.float32)
     x[0, 0, 13, 17] = value  # in a block of every spec
     exact = x.clone().requires_grad_()
-    want = hog_blocks(exact, spec, whole(spec, 37, 43))
+    want = reference.hog(exact, spec, whole(spec, 37, 43))
     result = blocks_of(checker, x, spec)
     assert want.isnan().any() and not want.isnan().all()
     assert torch.equal(result.isnan(), want.isnan())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from maskfeat_kernels import fused_hog
 from maskfeat_kernels.hog import api as hog_module
-from maskfeat_kernels.hog import reference as hog_blocks_reference
+from maskfeat_kernels.hog import reference
 from maskfeat_kernels.hog.plan import Region, whole
 from maskfeat_kernels.hog.spec import CHOICES, DALAL_TRIGGS, MASKFEAT, OPENCV, SKIMAGE, HogSpec
 from maskfeat_kernels.testing import FLOATS, byte_images
@@ -29,19 +29,19 @@ def bumpy(*shape: int, seed: int = 0) -> Tensor:  # float64
 def gradient_of(x: Tensor, grad: Tensor, spec: HogSpec, backend: str, region: Region | None = None) -> Tensor:
     region = region or whole(spec, *x.shape[-2:])
     x = x.to(device_of(backend)).detach().requires_grad_()
-    hog_module.hog_blocks(x, spec, region, backend).backward(grad.to(x.device))
+    hog_module.hog(x, spec, region, backend).backward(grad.to(x.device))
     return x.grad.cpu()
 
 
 def reference_gradient(x: Tensor, grad: Tensor, spec: HogSpec, region: Region | None = None) -> Tensor:
     x = x.double().requires_grad_()
-    hog_blocks_reference.hog_blocks(x, spec, region or whole(spec, *x.shape[-2:])).backward(grad.double())
+    reference.hog(x, spec, region or whole(spec, *x.shape[-2:])).backward(grad.double())
     return x.grad
 
 
 def weights_for(x: Tensor, spec: HogSpec, region: Region | None = None) -> Tensor:
     """A gradient of the result, of both signs."""
-    like = hog_blocks_reference.hog_blocks(x, spec, region or whole(spec, *x.shape[-2:]))
+    like = reference.hog(x, spec, region or whole(spec, *x.shape[-2:]))
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(like)
 
 
@@ -121,7 +121,7 @@ def test_flat_and_black_images_have_gradient_zero(backend, name):
     spec = PRESETS.get(name, MASKFEAT.replace(norm="l1-sqrt", sqrt=True))
     x = torch.zeros(2, 3, 24, 24)
     x[1] = 7.0
-    grad = torch.ones_like(hog_blocks_reference.hog_blocks(x, spec, whole(spec, 24, 24)))
+    grad = torch.ones_like(reference.hog(x, spec, whole(spec, 24, 24)))
     assert gradient_of(x, grad, spec, backend).eq(0).all()
 
 

@@ -14,12 +14,12 @@ from conftest import device_of
 
 from benchmarks.kernel_report import ROOT, triton_kernels
 from maskfeat_kernels import MASKFEAT, HogSpec
-from maskfeat_kernels.hog import reference as hog_blocks_reference
+from maskfeat_kernels.hog import reference
 from maskfeat_kernels.hog.plan import Region, whole
 from maskfeat_kernels.hog.spec import CHOICES, DALAL_TRIGGS, OPENCV, SKIMAGE
 from maskfeat_kernels.testing import byte_images
 
-hog_blocks_triton = pytest.importorskip("maskfeat_kernels.hog.triton.launch")
+launch = pytest.importorskip("maskfeat_kernels.hog.triton.launch")
 
 PRESETS = {
     "maskfeat": MASKFEAT,
@@ -43,11 +43,11 @@ def smooth_images(*shape: int, seed: int = 0) -> torch.Tensor:  # [*shape], floa
 
 def forward(x: torch.Tensor, spec: HogSpec, region: Region | None = None) -> torch.Tensor:
     x = x.to(device_of("triton"))
-    return hog_blocks_triton.hog_blocks(x, spec, region or whole(spec, *x.shape[-2:])).cpu()
+    return launch.hog(x, spec, region or whole(spec, *x.shape[-2:])).cpu()
 
 
 def check_forward(x: torch.Tensor, spec: HogSpec, region: Region | None = None, atol: float = ATOL) -> None:
-    want = hog_blocks_reference.hog_blocks(x.double(), spec, region or whole(spec, *x.shape[-2:]))
+    want = reference.hog(x.double(), spec, region or whole(spec, *x.shape[-2:]))
     got = forward(x, spec, region)
     assert got.dtype == (torch.float64 if x.dtype == torch.float64 else torch.float32)
     torch.testing.assert_close(got.double(), want, rtol=0, atol=atol)
@@ -56,11 +56,11 @@ def check_forward(x: torch.Tensor, spec: HogSpec, region: Region | None = None, 
 def check_gradient(x: torch.Tensor, spec: HogSpec, region: Region | None = None) -> None:
     region = region or whole(spec, *x.shape[-2:])
     leaf = x.clone().requires_grad_()
-    result = hog_blocks_reference.hog_blocks(leaf, spec, region)
+    result = reference.hog(leaf, spec, region)
     grad = torch.randn(result.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(9))
     (want,) = torch.autograd.grad(result, leaf, grad)
     device = device_of("triton")
-    got = hog_blocks_triton.hog_blocks_backward(grad.to(device), x.to(device), spec, region).cpu()
+    got = launch.hog_backward(grad.to(device), x.to(device), spec, region).cpu()
     torch.testing.assert_close(got, want, rtol=0, atol=GRADIENT_TOLERANCE * max(1.0, float(want.abs().max())))
 
 
@@ -150,7 +150,7 @@ def test_flat_images_have_no_gradient(norm):
     votes = "linear" if norm == "l2-hys" else "hard"
     spec = HogSpec(cell=4, gradient="central", sqrt=True, channels="strongest", votes=votes, norm=norm)
     x = torch.zeros(2, 8, 8, device=device_of("triton"))
-    got = hog_blocks_triton.hog_blocks_backward(torch.ones(9, 2, 2, device=x.device), x, spec, whole(spec, 8, 8))
+    got = launch.hog_backward(torch.ones(9, 2, 2, device=x.device), x, spec, whole(spec, 8, 8))
     assert torch.equal(got, torch.zeros_like(x))
 
 

@@ -15,7 +15,7 @@ import torch
 from conftest import BACKENDS, device_of
 
 from maskfeat_kernels import HogSpec, fused_hog
-from maskfeat_kernels.hog.cells_reference import orientation_bin
+from maskfeat_kernels.hog.reference import orientation_bin
 from maskfeat_kernels.testing import ATOL, edge_pixels
 
 BINS = (4, 6, 8, 9, 12, 16, 18)

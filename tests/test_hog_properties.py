@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import BACKENDS
 
-from maskfeat_kernels import HogSpec, fused_hog
-from maskfeat_kernels.hog.cells_reference import sobel
+from maskfeat_kernels import MASKFEAT, HogSpec, fused_hog
+from maskfeat_kernels.hog.plan import whole
+from maskfeat_kernels.hog.reference import gradient
 from maskfeat_kernels.testing import ATOL, BINS, DTYPES, IMAGENET_MEAN, IMAGENET_STD, byte_images, check_hog, images
 
 CLOSE = dict(rtol=0, atol=ATOL[torch.float32])
@@ -17,7 +18,7 @@ def images_without_ties(*shape: int) -> torch.Tensor:  # [*shape], float64, mult
     """No inner gradient lies on a bin edge, so that mirroring a pixel mirrors its bin."""
     random = torch.Generator().manual_seed(10)
     x = byte_images(*shape, seed=10) + torch.randint(0, 2**16, shape, generator=random) / 2**8
-    gx, gy = (g[..., 1:-1, 1:-1] for g in sobel(x.double()))
+    gx, gy = (g[..., 1:-1, 1:-1] for g in gradient(x.double(), "sobel", whole(MASKFEAT, *shape[-2:])))
     assert (gx != 0).all() and (gy != 0).all() and (gx.abs() != gy.abs()).all()
     return x.double()
 

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from maskfeat_kernels import MASKFEAT, HogSpec
-from maskfeat_kernels.hog.spec import DALAL_TRIGGS, OPENCV, SKIMAGE, edge_cotangents, gaussian_kernel
+from maskfeat_kernels.hog.plan import edge_cotangents, gaussian_kernel
+from maskfeat_kernels.hog.spec import DALAL_TRIGGS, OPENCV, SKIMAGE
 
 NEW_FIELDS = (
     "sqrt", "gradient", "channels", "signed", "angle_from", "votes", "cells", "reduction", "block", "block_stride",

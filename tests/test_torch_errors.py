@@ -35,7 +35,7 @@ BEYOND = {  # calls, and the petabytes that they ask for
     "hog_blocks": (lambda: fused_hog(huge(2**45, 1, 24, 24), SKIMAGE), 2**45 * 81 * 4),
     "hog with a gradient": (lambda: fused_hog(huge(2**45, 8, 8).requires_grad_()), 2**45 * 9 * 4),
     "hog_blocks_backward": (
-        lambda: hog_ops.hog_blocks_backward(torch.ones(9, 1, 1), huge(P, P), MASKFEAT, Region(0, 0, 8, 8, 8)),
+        lambda: hog_ops.hog_backward(torch.ones(9, 1, 1), huge(P, P), MASKFEAT, Region(0, 0, 8, 8, 8)),
         P * P * 4,
     ),
     "hog_tokens": (

@@ -43,7 +43,7 @@ def hog_blocks(
         from .. import backend
         from ..hog import api
 
-        return api.hog_blocks(x, spec, region, backend.choose_backend(x.device, "auto"))
+        return api.hog(x, spec, region, backend.choose_backend(x.device, "auto"))
     ops = compiled("HOG of NumPy arrays", ", or give torch tensors")
     if not (x.flags.aligned and x.dtype.isnative and not any(stride % x.itemsize for stride in x.strides)):
         x = np.array(x, x.dtype.newbyteorder("="))

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from ..hog.api import fused_hog
-from ..hog.spec import MASKFEAT, gaussian_kernel
+from ..hog.plan import gaussian_kernel
+from ..hog.spec import MASKFEAT
 
 
 class HOGLayerC(nn.Module):

@@ -6,11 +6,11 @@ import warnings
 import torch
 
 from ..backend import choose_backend
-from ..checks import STRIDED, check_companion, check_dense, check_token_ids
+from ..checks import check_range_of_ids, check_tensor, check_token_ids
 from ..library import needs_autograd
 from ..scalars import at_least
-from . import cells_reference, ops, reference
-from .plan import Region, whole
+from . import ops, reference
+from .plan import Region
 from .spec import MASKFEAT, HogSpec
 
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -67,11 +67,7 @@ def fused_hog(
     backend = choose_backend(x.device, backend)
     if spec.arithmetic == "opencv":
         _warn_of_unit_range(x)
-    if spec.is_maskfeat and not needs_autograd(x):
-        if backend == "reference":
-            return cells_reference.hog(x, spec)
-        return _kernels(backend).hog(x, spec.bins, *spec.cell, spec.gaussian_window)
-    return hog_blocks(x, spec, whole(spec, *x.shape[-2:]), backend)
+    return hog(x, spec, None, backend)
 
 
 def fused_hog_tokens(
@@ -121,15 +117,10 @@ def fused_hog_tokens(
         raise ValueError(f"x must be [B, C, H, W] or [B, T, C, H, W], got shape {tuple(x.shape)}")
     x = _constant(x.unsqueeze(1) if x.ndim == 4 else x)
     grid = _check_patches(x, patch_size, spec)
-    check_companion("token_ids", token_ids, torch.int64, "x", x)
-    if token_ids.ndim != 2 or token_ids.shape[0] != x.shape[0]:
-        raise ValueError(f"token_ids must be [{x.shape[0]}, K] like x, got shape {tuple(token_ids.shape)}")
+    check_token_ids(token_ids, "x", x)
     if check_ids:
-        check_token_ids(token_ids, x.shape[1] * grid)
-    backend = choose_backend(x.device, backend)
-    if backend == "reference":
-        return cells_reference.hog_tokens(x, token_ids, patch_size, spec)
-    return _kernels(backend).hog_tokens(x, token_ids, patch_size, spec.bins, *spec.cell, spec.gaussian_window)
+        check_range_of_ids(token_ids, x.shape[1] * grid)
+    return _kernels(choose_backend(x.device, backend)).hog_tokens(x, token_ids, patch_size, spec)
 
 
 def _warn_of_unit_range(x: torch.Tensor) -> None:
@@ -168,28 +159,22 @@ def _constant(x: torch.Tensor) -> torch.Tensor:
     return x.detach() if x.requires_grad else x
 
 
-def hog_blocks(
+def hog(
     x: torch.Tensor,  # [..., C, H, W]
     spec: HogSpec,
-    region: Region,
+    region: Region | None,  # the image, if None
     backend: str,
 ) -> torch.Tensor:  # [..., (C unless channels are "strongest"), *block_shape(spec, region)]
-    """HOG in any dialect, of any region that holds a block, on a chosen backend; checks nothing else.
+    """The door of HOG: any dialect, any region that holds a block, on a chosen backend. Checks nothing else.
 
     Raises ValueError where the backend cannot round as the spec says, and RuntimeError under torch.jit.trace.
     """
     if spec.arithmetic == "skimage" and backend not in ("reference", "cpu"):
         raise ValueError(f"arithmetic 'skimage' needs backend 'cpu' or 'reference', got {backend!r}; or take 'exact'")
-    if backend == "reference":
-        return reference.hog_blocks(x, spec, region)
-    if torch.jit.is_tracing():
-        raise RuntimeError(
-            "torch.jit.trace cannot record HOG of this dialect or with a gradient, as it knows no lists of sizes: use"
-            " torch.export, or backend 'reference'"
-        )
-    if needs_autograd(x):
+    if backend != "reference" and needs_autograd(x):
+        ops.refuse_tracing()
         return _Hog.apply(x, spec, region, backend)
-    return _block_kernels(backend).hog_blocks(x, spec, region)
+    return _kernels(backend).hog(x, spec, region)
 
 
 class _Hog(torch.autograd.Function):
@@ -197,9 +182,7 @@ class _Hog(torch.autograd.Function):
 
     @staticmethod
     def forward(x, spec, region, backend):
-        if spec.is_maskfeat and region == whole(spec, *x.shape[-2:]):
-            return _kernels(backend).hog(x, spec.bins, *spec.cell, spec.gaussian_window)
-        return _block_kernels(backend).hog_blocks(x, spec, region)
+        return _kernels(backend).hog(x, spec, region)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -209,15 +192,15 @@ class _Hog(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
-        return _HogGradient.apply(grad, x, *ctx.parameters), None, None, None
+        return _HogBackward.apply(grad, x, *ctx.parameters), None, None, None
 
 
-class _HogGradient(torch.autograd.Function):
+class _HogBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
     def forward(grad, x, spec, region, backend):
-        return _block_kernels(backend).hog_blocks_backward(grad.contiguous(), x, spec, region).to(x.dtype)
+        return _kernels(backend).hog_backward(grad.contiguous(), x, spec, region).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -229,16 +212,9 @@ class _HogGradient(torch.autograd.Function):
 
 
 def _kernels(backend: str):
-    """The functions hog and hog_tokens of a backend."""
-    if backend == "triton":
-        from .triton import cells
-
-        return cells
-    return ops
-
-
-def _block_kernels(backend: str):
-    """The functions hog_blocks and hog_blocks_backward of a backend."""
+    """The functions hog and hog_tokens of a backend, and hog_backward of all but the reference."""
+    if backend == "reference":
+        return reference
     if backend == "triton":
         from .triton import launch
 
@@ -247,12 +223,7 @@ def _block_kernels(backend: str):
 
 
 def _check(x: torch.Tensor, spec: HogSpec) -> None:
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"x must be a torch.Tensor [..., C, H, W], got {type(x).__name__}")
-    if x.layout is not STRIDED or x.is_nested or type(x) is not torch.Tensor:
-        check_dense("x", x)
-    if x.dtype not in DTYPES:
-        raise TypeError(f"x must be uint8, float16, bfloat16, float32 or float64, got {x.dtype}")
+    check_tensor("x", x, "[..., C, H, W]", DTYPES)
     if x.ndim < 2:
         raise ValueError(f"x must have the axes [..., C, H, W], got shape {tuple(x.shape)}")
     height, width = x.shape[-2:]

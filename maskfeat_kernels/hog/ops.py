@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..library import LIBRARY, compiled, define, fold, op
 from . import plan
-from .plan import Region, block_shape
+from .plan import Region, block_shape, whole
 from .spec import HogSpec
 
 for _schema in (
@@ -22,29 +22,54 @@ for _schema in (
     define(_schema)
 _STRONGEST = 3  # its place in the numbers of a HOG of blocks
 
-hog = compiled("hog")
-hog_tokens = compiled("hog_tokens")
+_hog = compiled("hog")
+_hog_tokens = compiled("hog_tokens")
 _hog_blocks = compiled("hog_blocks")
 _hog_blocks_backward = compiled("hog_blocks_backward")
 
 
-def hog_blocks(
+def hog(
     x: Tensor,  # [..., C, H, W]
     spec: HogSpec,
-    region: Region,
+    region: Region | None,  # the image, if None
 ) -> Tensor:  # [..., (C unless channels are "strongest"), *block_shape(spec, region)]
-    """Histograms of oriented gradients of overlapping blocks; see :class:`maskfeat_kernels.HogSpec`."""
+    """Histograms of oriented gradients: those of MASKFEAT by kernels of their own, all others by those of blocks."""
+    if region is None:
+        if spec.is_maskfeat:
+            return _hog(x, spec.bins, *spec.cell, spec.gaussian_window)
+        region = whole(spec, *x.shape[-2:])
+    refuse_tracing()
     return _hog_blocks(x, *pack(spec), list(region), list(block_shape(spec, region)))
 
 
-def hog_blocks_backward(
+def hog_backward(
     grad: Tensor,  # of the result, contiguous
     x: Tensor,  # [..., C, H, W]
     spec: HogSpec,
-    region: Region,
+    region: Region | None,
 ) -> Tensor:  # [..., C, H, W]
-    """The gradient of :func:`hog_blocks` to its pixels."""
+    """The gradient of :func:`hog` to its pixels. The bins and the choice of the channel are taken as constant."""
+    region = whole(spec, *x.shape[-2:]) if region is None else region
     return _hog_blocks_backward(grad, x, *pack(spec), list(region))
+
+
+def hog_tokens(
+    x: Tensor,  # [B, T, C, H, W]
+    token_ids: Tensor,  # [B, K], int64
+    patch_size: int,
+    spec: HogSpec,
+) -> Tensor:  # [B, K, C * bins * (patch_size // cell_h) * (patch_size // cell_w)]
+    """Histograms of chosen patches, of MASKFEAT and its family."""
+    return _hog_tokens(x, token_ids, patch_size, spec.bins, *spec.cell, spec.gaussian_window)
+
+
+def refuse_tracing() -> None:
+    """Raise RuntimeError under torch.jit.trace, which knows no lists of sizes."""
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace cannot record HOG of this dialect or with a gradient, as it knows no lists of sizes: use"
+            " torch.export, or backend 'reference'"
+        )
 
 
 def pack(spec: HogSpec) -> tuple[list[int], list[float]]:

@@ -1,8 +1,8 @@
-"""A HogSpec as what the kernels of blocks work from: weights of pixels in cells, and a few numbers.
+"""The plan of a HOG: a HogSpec as the numbers that the backends work from. Knows neither torch nor numpy.
 
-Whatever a dialect says of cells (box or bilinear, a Gaussian, the mean, shared between blocks or not) is a table of
-weights for each axis, since all of it is separable: a pixel (y, x) counts ``weight_y[y] * weight_x[x]`` times its vote.
-The kernels know such tables and nothing of the words. Knows neither torch nor numpy.
+A pixel (y, x) counts ``weight_y[y] * weight_x[x]`` times its vote in a cell. Box and bilinear cells, a Gaussian, the
+mean, and cells that blocks share are all expressed by these two tables of weights. The kernels know such tables and
+nothing of the words.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import functools
 import math
 from typing import NamedTuple
 
-from .spec import CHOICES, HogSpec, gaussian_kernel
+from .spec import CHOICES, HogSpec
 
 OPENCV_ARC_TANGENT = (0.9997878412794807, -0.3258083974640975, 0.1555786518463281, -0.04432655554792128)
 """Of a, a^3, a^5 and a^7 in the arc tangent of cv::cartToPolar, 0 <= a <= 1."""
@@ -18,29 +18,43 @@ OPENCV_ARC_TANGENT = (0.9997878412794807, -0.3258083974640975, 0.155578651846328
 
 @dataclasses.dataclass(frozen=True)
 class CellAxis:
-    """The cells along an axis. Cell ``a`` weights the pixels from ``(a // kinds) * step + starts[a % kinds]`` on with
-    ``weights[a % kinds]``; cell ``k`` of block ``b`` is ``a = b * block_step + k``."""
+    """The cells along an axis, as tables.
+
+    Cell ``a`` weights the pixels from ``a // period * step + starts[a % period]`` on with ``weights[a % period]``. Cell
+    ``k`` of block ``b`` is cell ``a = b * block_step + k``.
+    """
 
     pixels: int  # of a block
     stride: int  # pixels from a block to the next
     per_block: int  # cells of a block
     block_step: int  # cells from a block to the next
-    step: int  # pixels
-    starts: tuple[int, ...]  # [kinds]
-    weights: tuple[tuple[float, ...], ...]  # [kinds, length]
+    step: int  # pixels from a cell to the one ``period`` cells later
+    starts: tuple[int, ...]  # [period]
+    weights: tuple[tuple[float, ...], ...]  # [period, length]
+
+    @property
+    def period(self) -> int:
+        """Cells after which the weights repeat."""
+        return len(self.starts)
+
+    @property
+    def length(self) -> int:
+        """Pixels of a cell."""
+        return len(self.weights[0])
 
     def blocks(self, size: int) -> int:
         """Blocks that fit into ``size`` pixels, at least a block."""
         return (size - self.pixels) // self.stride + 1
 
     def cells(self, size: int) -> int:
+        """Cells of these blocks."""
         return (self.blocks(size) - 1) * self.block_step + self.per_block
 
     def start(self, cell: int) -> int:
-        return cell // len(self.starts) * self.step + self.starts[cell % len(self.starts)]
+        """The first pixel of a cell."""
+        return cell // self.period * self.step + self.starts[cell % self.period]
 
 
-@functools.lru_cache
 def cell_axes(spec: HogSpec) -> tuple[CellAxis, CellAxis]:
     """The cells down and across."""
     return _cell_axis(spec, 0), _cell_axis(spec, 1)
@@ -51,10 +65,10 @@ def _cell_axis(spec: HogSpec, axis: int) -> CellAxis:
     scale = 1 / side if spec.reduction == "mean" else 1.0
     if spec.shares_cells:
         window = [scale * e for e in gaussian_kernel(spec.gaussian_window)] or [scale]
-        kinds = math.lcm(side, len(window)) // side
-        starts = tuple(k * side for k in range(kinds))
+        period = math.lcm(side, len(window)) // side
+        starts = tuple(k * side for k in range(period))
         weights = tuple(tuple(window[(start + i) % len(window)] for i in range(side)) for start in starts)
-        return CellAxis(pixels, stride, per_block, stride // side, kinds * side, starts, weights)
+        return CellAxis(pixels, stride, per_block, stride // side, period * side, starts, weights)
     centre = pixels / 2 if spec.arithmetic == "opencv" else (pixels - 1) / 2
 
     def weight(cell, i):
@@ -74,6 +88,35 @@ def _share(cells: str, side: int, cell: int, i: int) -> float:
     if cells == "box":
         return float(i // side == cell)
     return max(0.0, 1 - abs((i + 0.5) / side - 0.5 - cell))
+
+
+def gaussian_kernel(side: int) -> list[float]:
+    """The 1-D Gaussian e with standard deviation ``side // 2``; the 2-D window is outer(e, e) / sum(outer(e, e))."""
+    deviation = max(side // 2, 1)
+    e = [math.exp(-0.5 * ((i - (side - 1) / 2) / deviation) ** 2) for i in range(side)]
+    return [v / sum(e) for v in e]
+
+
+def edge_cotangents(bins: int, signed: bool = False) -> list[float]:
+    """The cotangents of the inner bin edges k = 1 .. bins - 1, exact at multiples of 45 degrees.
+
+    Edge k lies at ``k * pi / bins``, or for signed orientations at twice that. The cotangents are exactly antisymmetric
+    about 90 degrees, so that mirrored images land in mirrored bins. The edge at 180 degrees has the cotangent inf.
+    """
+    if signed:
+        return [math.inf if 2 * k == bins else _cotangent(2 * k % bins, bins) for k in range(1, bins)]
+    return [_cotangent(k, bins) for k in range(1, bins)]
+
+
+def _cotangent(k: int, bins: int) -> float:
+    """cot(k * pi / bins), 0 < k < bins, exact where it is 0, 1 or -1."""
+    if 2 * k > bins:
+        return -_cotangent(bins - k, bins)
+    if 2 * k == bins:
+        return 0.0
+    if 4 * k == bins:
+        return 1.0
+    return 1.0 / math.tan(k * math.pi / bins)
 
 
 class Region(NamedTuple):
@@ -131,6 +174,6 @@ def pack(spec: HogSpec) -> tuple[list[int], list[float]]:
     reals = [*epsilons(spec), spec.clip]
     for axis in (y, x):
         numbers += [axis.pixels, axis.stride, axis.per_block, axis.block_step, axis.step]
-        numbers += [len(axis.starts), len(axis.weights[0]), *axis.starts]
+        numbers += [axis.period, axis.length, *axis.starts]
         reals += [weight for weights in axis.weights for weight in weights]
     return numbers, reals

@@ -1,31 +1,48 @@
-"""HOG of blocks in plain torch: the meaning of every dialect, stage by stage, with gradients by autograd."""
+"""HOG in plain torch: the one meaning of every dialect, stage by stage. Gradients are by autograd.
+
+In float64 it is the oracle of every other backend.
+"""
 
 import math
 
 import torch
 from torch import Tensor
 
-from .cells_reference import finite_or_nan, orientation_bin
-from .plan import OPENCV_ARC_TANGENT, CellAxis, Region, cell_axes, epsilons
-from .spec import HogSpec, cotangent
+from .plan import OPENCV_ARC_TANGENT, CellAxis, Region, cell_axes, edge_cotangents, epsilons, whole
+from .spec import HogSpec
 
 
-def hog_blocks(
+def hog(
     x: Tensor,  # [..., C, H, W]
     spec: HogSpec,
-    region: Region,
+    region: Region | None = None,  # the image, if None
 ) -> Tensor:  # [..., (C unless channels are "strongest"), *block_shape(spec, region)]
-    """Histograms of oriented gradients of overlapping blocks; see :class:`maskfeat_kernels.HogSpec`."""
+    """Histograms of oriented gradients; see :func:`maskfeat_kernels.fused_hog`."""
+    region = whole(spec, *x.shape[-2:]) if region is None else region
     x = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     gx, gy = gradient(_sqrt(x) if spec.sqrt else x, spec.gradient, region)
     if spec.channels == "strongest":
         gx, gy = strongest_channel(gx, gy, region.tie_column, spec.arithmetic == "skimage")
-    votes = dense_votes(gx, gy, spec)
-    y, x = cell_axes(spec)
-    cells = cell_sums(cell_sums(votes, x, region.width).mT, y, region.height).mT  # [..., bins, cell rows, cell columns]
-    rows, columns = block_cells(y, region.height), block_cells(x, region.width)
-    blocks = cells[..., rows[:, None, :, None], columns[None, :, None, :]]  # [..., bins, R, C, block_h, block_w]
-    return lay_out(normalise(blocks.movedim(-5, -1), spec), spec)
+    cells = cell_sums(dense_votes(gx, gy, spec), spec, region)
+    return lay_out(normalise(blocks_of(cells, spec, region), spec), spec)
+
+
+def hog_tokens(
+    x: Tensor,  # [B, T, C, H, W]
+    token_ids: Tensor,  # [B, K], int64
+    patch_size: int,
+    spec: HogSpec,
+) -> Tensor:  # [B, K, C * bins * (patch_size // cell_h) * (patch_size // cell_w)]
+    """Histograms of chosen patches, NaN for an id out of range; see :func:`maskfeat_kernels.fused_hog_tokens`."""
+    down, across = patch_size // spec.cell[0], patch_size // spec.cell[1]
+    histograms = hog(x, spec)  # [B, T, C, bins, rows, columns]
+    grid_h, grid_w = histograms.shape[-2] // down, histograms.shape[-1] // across
+    patches = histograms.unflatten(-1, (grid_w, across)).unflatten(-3, (grid_h, down))
+    tokens = patches.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4).flatten(1, 3)  # [B, T * grid_h * grid_w, features]
+    nowhere = tokens.new_full((tokens.shape[0], 1, tokens.shape[2]), torch.nan)
+    inside = (token_ids >= 0) & (token_ids < tokens.shape[1])
+    token_ids = torch.where(inside, token_ids, tokens.shape[1])
+    return torch.cat([tokens, nowhere], dim=1).take_along_dim(token_ids.unsqueeze(-1), dim=1)
 
 
 def gradient(
@@ -36,10 +53,10 @@ def gradient(
     """The pixel after minus the pixel before, for Sobel smoothed by (1, 2, 1) across; differences first."""
 
     def rows(shift):
-        return mirror(region.top + shift, region.height, x.shape[-2])
+        return mirror(region.top + shift, region.height, x.shape[-2], x.device)
 
     def columns(shift):
-        return mirror(region.left + shift, region.width, x.shape[-1])
+        return mirror(region.left + shift, region.width, x.shape[-1], x.device)
 
     def across(y):
         return x[..., rows(y), :][..., columns(+1)] - x[..., rows(y), :][..., columns(-1)]
@@ -52,9 +69,9 @@ def gradient(
     return across(-1) + across(+1) + 2 * across(0), along(-1) + along(+1) + 2 * along(0)
 
 
-def mirror(begin: int, count: int, size: int) -> Tensor:
+def mirror(begin: int, count: int, size: int, device: torch.device) -> Tensor:  # [count], int64
     """Indices begin .. begin + count - 1, mirrored into 0 .. size - 1 as often as it takes."""
-    index = torch.arange(begin, begin + count) % max(2 * (size - 1), 1)
+    index = torch.arange(begin, begin + count, device=device) % max(2 * (size - 1), 1)
     return torch.where(index < size, index, 2 * (size - 1) - index)
 
 
@@ -94,7 +111,7 @@ def dense_votes(
             magnitude = magnitude * (orientation < spec.bins)
             orientation = orientation.clamp_max(spec.bins - 1)
         else:
-            orientation = (signed_bin if spec.signed else orientation_bin)(sine, cosine, spec.bins)
+            orientation = orientation_bin(sine, cosine, spec.bins, spec.signed)
         return votes.scatter(-3, orientation.unsqueeze(-3), magnitude.unsqueeze(-3))
     arc = opencv_angle if spec.arithmetic == "opencv" else angle
     place = arc(sine, cosine.where(~flat, 1)) * (spec.bins / (2 * math.pi if spec.signed else math.pi)) - 0.5
@@ -105,26 +122,26 @@ def dense_votes(
     return votes
 
 
-def signed_bin(
+def orientation_bin(
     sine: Tensor,  # [...]
     cosine: Tensor,  # [...]
     bins: int,
+    signed: bool = False,
 ) -> Tensor:  # [...], int64
-    """floor(atan2(sine, cosine) mod 2 pi / (2 pi) * bins), by comparisons as in :func:`orientation_bin`.
+    """floor(atan2(sine, cosine) / pi * bins) mod bins, without an arc tangent; over 2 pi if signed.
 
-    A gradient in the lower half plane is beyond all edges up to 180 degrees and is turned around for the others.
+    A gradient in the lower half plane is negated. Then the bin is the number of edges k with
+    ``sine * cot(k pi / bins) >= cosine``: one product and one compare each, which decide every byte image exactly. If
+    signed, a gradient of the lower half plane has reached all edges up to 180 degrees, and another none beyond.
     """
-    turn = (sine < 0) | ((sine == 0) & (cosine < 0))
-    sine, cosine = torch.where(turn, -sine, sine), torch.where(turn, -cosine, cosine)
+    lower = (sine < 0) | ((sine == 0) & (cosine < 0))
+    sine, cosine = torch.where(lower, -sine, sine), torch.where(lower, -cosine, cosine)
     reached = torch.zeros_like(sine, dtype=torch.int64)
-    for k in range(1, bins):
-        if 2 * k == bins:
-            reached += turn
-            continue
-        beyond = (sine > 0) & (sine * cotangent(2 * k % bins, bins) >= cosine)
-        reached += (~turn & beyond) if 2 * k < bins else (turn & beyond)
-        if 2 * k < bins:
-            reached += turn
+    for k, cotangent in enumerate(edge_cotangents(bins, signed), start=1):
+        beyond = (sine > 0) & (sine * cotangent >= cosine)
+        if signed:
+            beyond = lower if 2 * k == bins else lower | beyond if 2 * k < bins else lower & beyond
+        reached += beyond
     return reached
 
 
@@ -172,20 +189,40 @@ def opencv_angle(
 
 
 def cell_sums(
+    votes: Tensor,  # [..., region.height, region.width]
+    spec: HogSpec,
+    region: Region,
+) -> Tensor:  # [..., cell rows, cell columns]
+    """The weighted sums of the pixels of each cell: across, then down."""
+    y, x = cell_axes(spec)
+    return _cell_sums_along(_cell_sums_along(votes, x, region.width).mT, y, region.height).mT
+
+
+def _cell_sums_along(
     votes: Tensor,  # [..., size]
     axis: CellAxis,
     size: int,
 ) -> Tensor:  # [..., cells]
-    """The weighted sums of the pixels of each cell along the last axis."""
-    cells = range(axis.cells(size))
-    pixels = torch.tensor([[axis.start(cell) + i for i in range(len(axis.weights[0]))] for cell in cells])
-    weights = votes.new_tensor([axis.weights[cell % len(axis.weights)] for cell in cells])
-    return (votes[..., pixels] * weights).sum(-1)
+    """The same along the last axis."""
+    cell = torch.arange(axis.cells(size), device=votes.device)
+    start = cell // axis.period * axis.step + torch.tensor(axis.starts, device=votes.device)[cell % axis.period]
+    pixels = start[:, None] + torch.arange(axis.length, device=votes.device)
+    return (votes[..., pixels] * votes.new_tensor(axis.weights)[cell % axis.period]).sum(-1)
 
 
-def block_cells(axis: CellAxis, size: int) -> Tensor:  # [blocks, cells of a block], int64
-    """The cells of each block along an axis."""
-    return torch.arange(axis.blocks(size))[:, None] * axis.block_step + torch.arange(axis.per_block)
+def blocks_of(
+    cells: Tensor,  # [..., bins, cell rows, cell columns]
+    spec: HogSpec,
+    region: Region,
+) -> Tensor:  # [..., R, C, block_h, block_w, bins]
+    """The cells of each block."""
+    (y, x), device = cell_axes(spec), cells.device
+    rows, columns = (
+        torch.arange(axis.blocks(size), device=device)[:, None] * axis.block_step
+        + torch.arange(axis.per_block, device=device)
+        for axis, size in ((y, region.height), (x, region.width))
+    )
+    return cells[..., rows[:, None, :, None], columns[None, :, None, :]].movedim(-5, -1)
 
 
 def normalise(
@@ -212,6 +249,11 @@ def normalise(
             v = v.clamp_max(spec.clip)
             v = v / ((v * v).sum(-1, keepdim=True) + second**2).sqrt()
     return v.unflatten(-1, blocks.shape[-3:])
+
+
+def finite_or_nan(x: Tensor) -> Tensor:
+    """``x``, but NaN where it is infinite."""
+    return x + (x - x)
 
 
 def _sqrt(x: Tensor) -> Tensor:

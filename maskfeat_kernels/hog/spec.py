@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import math
 
 from ..scalars import at_least, is_bool, not_negative, pair
 
@@ -163,32 +162,6 @@ class HogSpec:
         """A pixel weighs the same in a cell whatever the block, so that blocks which overlap share cells."""
         whole = all(stride % side == 0 for stride, side in zip(self.stride, self.cell, strict=True))
         return self.cells == "box" and self.block_sigma == 0 and whole
-
-
-def edge_cotangents(bins: int) -> list[float]:
-    """cot(k * pi / bins) for the inner bin edges k = 1 .. bins - 1, exact at 45, 90 and 135 degrees.
-
-    Exactly antisymmetric about 90 degrees, so that mirrored images land in mirrored bins.
-    """
-    return [cotangent(k, bins) for k in range(1, bins)]
-
-
-def gaussian_kernel(side: int) -> list[float]:
-    """The 1-D Gaussian e with standard deviation ``side // 2``; the 2-D window is outer(e, e) / sum(outer(e, e))."""
-    deviation = max(side // 2, 1)
-    e = [math.exp(-0.5 * ((i - (side - 1) / 2) / deviation) ** 2) for i in range(side)]
-    return [v / sum(e) for v in e]
-
-
-def cotangent(k: int, bins: int) -> float:
-    """cot(k * pi / bins), 0 < k < bins, exact where it is 0, 1 or -1."""
-    if 2 * k > bins:
-        return -cotangent(bins - k, bins)
-    if 2 * k == bins:
-        return 0.0
-    if 4 * k == bins:
-        return 1.0
-    return 1.0 / math.tan(k * math.pi / bins)
 
 
 MASKFEAT = HogSpec(bins=9, cell=8)

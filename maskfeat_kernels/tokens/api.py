@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..backend import choose_backend
-from ..checks import STRIDED, check_companion, check_dense, check_token_ids
+from ..checks import check_companion, check_range_of_ids, check_tensor, check_token_ids
 from ..library import needs_autograd
 from . import ops, reference
 
@@ -42,11 +42,9 @@ def fused_masked_gather(
         IndexError: an id out of range; see ``check_ids``.
     """
     _check_tokens(tokens)
-    check_companion("token_ids", token_ids, torch.int64, "tokens", tokens)
-    if token_ids.ndim != 2 or token_ids.shape[0] != tokens.shape[0]:
-        raise ValueError(f"token_ids must be [{tokens.shape[0]}, K] like tokens, got shape {tuple(token_ids.shape)}")
+    check_token_ids(token_ids, "tokens", tokens)
     if check_ids:
-        check_token_ids(token_ids, tokens.shape[1])
+        check_range_of_ids(token_ids, tokens.shape[1])
     return _gather(tokens, token_ids, choose_backend(tokens.device, backend))
 
 
@@ -88,12 +86,7 @@ def fused_mask_tokens(
 
 
 def _check_tokens(tokens: Tensor) -> None:
-    if not isinstance(tokens, Tensor):
-        raise TypeError(f"tokens must be a torch.Tensor [B, N, D], got {type(tokens).__name__}")
-    if tokens.layout is not STRIDED or tokens.is_nested or type(tokens) is not Tensor:
-        check_dense("tokens", tokens)
-    if tokens.dtype not in DTYPES:
-        raise TypeError(f"tokens must be float16, bfloat16, float32 or float64, got {tokens.dtype}")
+    check_tensor("tokens", tokens, "[B, N, D]", DTYPES)
     if tokens.ndim != 3:
         raise ValueError(f"tokens must have the axes [B, N, D], got shape {tuple(tokens.shape)}")
 

@@ -62,9 +62,9 @@ def cells_kernel(
 
     plane = image.pixels + plane_offset(item // y.cells, image)
     cell_row = item % y.cells
-    kind_y, kind_x = cell_row % D.y.kinds, cell % D.x.kinds
-    row = y.begin + cell_row // D.y.kinds * D.y.step + tl.load(y.starts + kind_y)
-    column = x.begin + cell // D.x.kinds * D.x.step + tl.load(x.starts + kind_x) + i
+    kind_y, kind_x = cell_row % D.y.period, cell % D.x.period
+    row = y.begin + cell_row // D.y.period * D.y.step + tl.load(y.starts + kind_y)
+    column = x.begin + cell // D.x.period * D.x.step + tl.load(x.starts + kind_x) + i
     weight_x = tl.load(x.weights + kind_x * D.x.length + i, mask=i < D.x.length, other=0)
 
     sums = tl.zeros((BINS, GROUP, CELLS, COLUMNS), T)
@@ -214,9 +214,9 @@ def _holding(axis, at, turn, D: tl.constexpr, ACROSS: tl.constexpr):
     valid = (at >= 0) & (block >= 0) & (block < axis.blocks) & (within < CELLS.pixels)
     k = tl.load(axis.holder + within, mask=valid, other=0) + turn % CELLS.holders
     cell = block * CELLS.block_step + k
-    kind = cell % CELLS.kinds
+    kind = cell % CELLS.period
     valid &= k < CELLS.per_block
-    i = at - cell // CELLS.kinds * CELLS.step - tl.load(axis.starts + kind, mask=valid, other=0)
+    i = at - cell // CELLS.period * CELLS.step - tl.load(axis.starts + kind, mask=valid, other=0)
     valid &= (i >= 0) & (i < CELLS.length)
     return block, k, tl.load(axis.weights + kind * CELLS.length + i, mask=valid, other=0), valid
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...library import TAGS
 from ..ops import hog_dtype, register_hog_ops
-from ..spec import edge_cotangents
+from ..plan import edge_cotangents
 from .votes import constant, tile, tree_sum
 
 # Pixels of a row of a program. The interpreter takes its time per program, whatever the size.

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ...library import TAGS
 from .. import ops
-from ..plan import OPENCV_ARC_TANGENT, CellAxis, Region, block_shape, pack
-from ..spec import CHOICES, DALAL_TRIGGS, SKIMAGE, HogSpec, cotangent, edge_cotangents
+from ..plan import OPENCV_ARC_TANGENT, CellAxis, Region, block_shape, edge_cotangents, pack, whole
+from ..spec import CHOICES, DALAL_TRIGGS, SKIMAGE, HogSpec
+from . import cells
 from .blocks import cells_kernel, normalise_kernel, pixels_kernel, spread_kernel
 from .votes import Axis, Cells, Dialect, Image, Strides, hidden, tile
 
@@ -69,23 +70,39 @@ def hog_blocks_backward_op(grad, x, numbers, reals, region):
 ops.register_hog_blocks_ops(hog_blocks_op, hog_blocks_backward_op)
 
 
-def hog_blocks(
+def hog(
     x: Tensor,  # [..., C, H, W]
     spec: HogSpec,
-    region: Region,
+    region: Region | None,  # the image, if None
 ) -> Tensor:  # [..., (C unless channels are "strongest"), *block_shape(spec, region)]
-    """Histograms of oriented gradients of overlapping blocks; see :class:`maskfeat_kernels.HogSpec`."""
+    """As :func:`maskfeat_kernels.hog.ops.hog`."""
+    if region is None:
+        if spec.is_maskfeat:
+            return cells.hog(x, spec.bins, *spec.cell, spec.gaussian_window)
+        region = whole(spec, *x.shape[-2:])
+    ops.refuse_tracing()
     return hog_blocks_op(x, *ops.pack(spec), list(region), list(block_shape(spec, region)))
 
 
-def hog_blocks_backward(
-    grad: Tensor,  # of the result of hog_blocks
+def hog_backward(
+    grad: Tensor,  # of the result of hog
     x: Tensor,  # [..., C, H, W]
     spec: HogSpec,
-    region: Region,
+    region: Region | None,
 ) -> Tensor:  # [..., C, H, W]
-    """The gradient to the pixels: bins and the choice of the channel are constant."""
+    """As :func:`maskfeat_kernels.hog.ops.hog_backward`."""
+    region = whole(spec, *x.shape[-2:]) if region is None else region
     return hog_blocks_backward_op(grad, x, *ops.pack(spec), list(region))
+
+
+def hog_tokens(
+    x: Tensor,  # [B, T, C, H, W]
+    token_ids: Tensor,  # [B, K], int64
+    patch_size: int,
+    spec: HogSpec,
+) -> Tensor:  # [B, K, C * bins * (patch_size // cell_h) * (patch_size // cell_w)]
+    """As :func:`maskfeat_kernels.hog.ops.hog_tokens`."""
+    return cells.hog_tokens(x, token_ids, patch_size, spec.bins, *spec.cell, spec.gaussian_window)
 
 
 class _Call:
@@ -195,10 +212,10 @@ def _read(
     eps, eps_again, clip, *weights = reals
     axes = []
     for _ in range(2):
-        pixels, stride, per_block, block_step, step, kinds, length, *rest = rest
-        table = [tuple(weights[kind * length : (kind + 1) * length]) for kind in range(kinds)]
-        axes.append(CellAxis(pixels, stride, per_block, block_step, step, tuple(rest[:kinds]), tuple(table)))
-        rest, weights = rest[kinds:], weights[kinds * length :]
+        pixels, stride, per_block, block_step, step, period, length, *rest = rest
+        table = [tuple(weights[kind * length : (kind + 1) * length]) for kind in range(period)]
+        axes.append(CellAxis(pixels, stride, per_block, block_step, step, tuple(rest[:period]), tuple(table)))
+        rest, weights = rest[period:], weights[period * length :]
     y, x = axes
     opencv = CHOICES["arithmetic"][arithmetic] == "opencv"
     arc = OPENCV_ARC_TANGENT if opencv else _ARC[dtype]
@@ -215,7 +232,7 @@ def _read(
         eps=eps,
         eps_again=eps_again,
         clip=clip,
-        edges=tuple(_signed_edges(bins) if signed else edge_cotangents(bins)),
+        edges=tuple(edge_cotangents(bins, bool(signed))),
         bins_per_radian=bins / (2 * math.pi if signed else math.pi),
         arc=arc,
         arc_slope=tuple((2 * n + 1) * coefficient for n, coefficient in enumerate(arc)),
@@ -223,11 +240,6 @@ def _read(
         x=_cells(x),
     )
     return dialect, CHOICES["layout"][layout], y, x
-
-
-def _signed_edges(bins: int) -> list[float]:
-    """Cotangents of the edges of the full circle; that at 180 degrees is not one of the half plane."""
-    return [math.inf if 2 * k == bins else cotangent(2 * k % bins, bins) for k in range(1, bins)]
 
 
 def _cells(axis: CellAxis) -> Cells:
@@ -238,8 +250,8 @@ def _cells(axis: CellAxis) -> Cells:
         per_block=axis.per_block,
         block_step=axis.block_step,
         step=axis.step,
-        kinds=len(axis.starts),
-        length=len(axis.weights[0]),
+        period=axis.period,
+        length=axis.length,
         holders=max(1, *map(len, holders)),
         overlap=triton.cdiv(axis.pixels, axis.stride),
     )
@@ -247,7 +259,7 @@ def _cells(axis: CellAxis) -> Cells:
 
 def _holders(axis: CellAxis, at: int) -> range:
     """The cells of the first block that weight its pixel ``at``: neighbours."""
-    weights = [axis.weights[k % len(axis.weights)] for k in range(axis.per_block)]
+    weights = [axis.weights[k % axis.period] for k in range(axis.per_block)]
     holding = [
         k for k in range(axis.per_block) if 0 <= (i := at - axis.start(k)) < len(weights[k]) and weights[k][i] > 0
     ]

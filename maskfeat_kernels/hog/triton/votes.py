@@ -42,7 +42,7 @@ class Cells(NamedTuple):
     per_block: int
     block_step: int
     step: int
-    kinds: int
+    period: int
     length: int
     holders: int  # the most cells of a block that weight a pixel
     overlap: int  # the most blocks that hold a pixel
@@ -70,8 +70,8 @@ class Axis(NamedTuple):
     last_fold: int
     cells: int
     blocks: int
-    starts: Tensor  # [kinds], int32
-    weights: Tensor  # [kinds, length]
+    starts: Tensor  # [period], int32
+    weights: Tensor  # [period, length]
     holder: Tensor  # [pixels], int32: the first cell of a block that weights a pixel
 
 
