@@ -29,7 +29,7 @@ if _shared_object.exists():
 
 
 def _built_with(name: str) -> str:
-    """What ``csrc/common/build_record.cpp`` says; nothing where there is no shared object, or one of older sources."""
+    """A fact from ``csrc/common/build_record.cpp``; "" if no shared object is there, or one of older sources."""
     function = getattr(_record, f"maskfeat_{name}", None)
     if function is None:
         return ""
@@ -38,7 +38,7 @@ def _built_with(name: str) -> str:
 
 
 def find_compiled_devices() -> list[str]:
-    """Those that the shared object has kernels for; not GPUs of AMD, which torch also names "cuda"."""
+    """The devices that the shared object has kernels for. GPUs of AMD, which torch also names "cuda", are none."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     devices = ["cpu"] if torch.version.hip else ["cpu", "cuda"]
     return [device for device in devices if has(f"{NAMESPACE}::hog", device.upper())]

@@ -1,8 +1,9 @@
 """Test images, tables of cases and the rule that decides whether a HOG is right; shared by tests and benchmarks.
 
-Rounding moves a histogram in two ways: a little everywhere, and by the whole magnitude of a pixel whose gradient lies
-so close to a bin edge that rounding decides its bin (an *edge pixel*). :func:`check_hog` allows the first to
-``ATOL`` and the second cell by cell, as far as the edge pixels of that cell explain it. Byte images have none.
+Rounding moves a histogram in two ways. It moves all of it a little. And it moves a pixel's whole magnitude to another
+bin where the gradient lies very close to an edge of bins: then rounding decides the bin (an *edge pixel*).
+:func:`check_hog` allows the first up to ``ATOL``. It allows the second cell by cell, as far as the edge pixels of that
+cell explain it. Byte images have none.
 """
 
 import torch

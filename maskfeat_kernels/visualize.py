@@ -11,7 +11,7 @@ from .hog.spec import MASKFEAT, HogSpec
 from .layouts import LAYOUTS
 
 POWER = 8
-"""Of the norm that joins crossing strokes. A sum (1) would turn every cell without a direction into a bright spot."""
+"""The power of the norm that joins crossing strokes. A sum, power 1, would make cells without a direction bright."""
 
 
 def hog_image(
@@ -24,7 +24,7 @@ def hog_image(
     r"""Draw every cell as a star of strokes, one along the edges of each bin, as bright as the bin is full.
 
     A pixel of a glyph is :math:`(\sum_k (h_k s_k)^8)^{1/8}`, where :math:`h_k` is the histogram and :math:`s_k` the
-    stroke of bin k: a smooth maximum, so that a stroke keeps its brightness where others cross it. Strokes run along
+    stroke of bin k. This smooth maximum keeps the brightness of a stroke where others cross it. Strokes run along
     the edge, across the gradient, so that the picture looks like the image: a vertical edge is a vertical stroke. A bin
     is drawn at its centre, at most 90 / bins degrees from the edges in it. A cell in several blocks is drawn as the
     mean of what it is in each. With ``norm`` "none" a histogram has no upper end: it is drawn over the largest finite
@@ -125,8 +125,8 @@ def glyph_stamps(
     horizontal at k = 0. Angles from the horizontal are :math:`\pi / 2 - \phi`: strokes turn clockwise, from nearly
     vertical. Signed bins turn twice as far, and two share a stroke.
     """
-    turn = 2 * math.pi if spec.signed else math.pi
-    phi = (torch.arange(spec.bins, dtype=torch.float64) + 0.5) * (turn / spec.bins)
+    circle = 2 * math.pi if spec.signed else math.pi
+    phi = (torch.arange(spec.bins, dtype=torch.float64) + 0.5) * (circle / spec.bins)
     if spec.angle_from == "horizontal":
         phi = math.pi / 2 - phi
     edge_x, edge_y = phi.cos()[:, None, None], -phi.sin()[:, None, None]

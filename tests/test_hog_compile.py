@@ -30,9 +30,9 @@ def hog_op(backend):
     """The op of the backend under test."""
     if backend != "triton":
         return torch.ops.maskfeat_kernels.hog.default
-    from maskfeat_kernels.hog.triton import cells as hog_triton  # defines it
+    from maskfeat_kernels.hog.triton import launch  # defines it
 
-    return hog_triton.hog
+    return launch.hog_op
 
 
 @pytest.mark.sampled(lambda shape, parameters, dtype: shape[0] != 1 and dtype == torch.float32)

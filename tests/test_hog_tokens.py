@@ -288,9 +288,9 @@ def op_of(backend: str):
     """The op of a backend."""
     if backend != "triton":
         return torch.ops.maskfeat_kernels.hog_tokens.default
-    from maskfeat_kernels.hog.triton import cells as hog_triton  # defines it
+    from maskfeat_kernels.hog.triton import launch  # defines it
 
-    return hog_triton.hog_tokens
+    return launch.hog_tokens_op
 
 
 @pytest.mark.sampled(lambda shape, parameters, dtype: dtype == torch.float32)

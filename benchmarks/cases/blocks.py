@@ -11,6 +11,8 @@ from benchmarks.cases.hog import our_backends, photographs, short
 from benchmarks.rivals import SKIMAGE_TOLERANCE
 from benchmarks.timing import Case, Rival, Settings
 from maskfeat_kernels import MASKFEAT, OPENCV, SKIMAGE, HogSpec, fused_hog
+from maskfeat_kernels.hog import api
+from maskfeat_kernels.hog.plan import whole
 
 DIALECTS = {"MASKFEAT": MASKFEAT, "SKIMAGE": SKIMAGE, "OPENCV": OPENCV}
 GRADIENT_TOLERANCE = 2e-5
@@ -21,9 +23,10 @@ decides which is the stronger, so that the truth has to round alike."""
 
 
 def blocks(settings: Settings) -> list[Case]:
-    """SKIMAGE and OPENCV. The suite hog has MASKFEAT."""
+    """SKIMAGE and OPENCV. The suite hog has MASKFEAT; here it is once more, by the kernels of blocks."""
     more = f"RGB 224x224, batch {batch_of(settings)}, from memory"
-    return [Case(f"{name}, {more}", partial(forward, settings, name)) for name in ("SKIMAGE", "OPENCV")]
+    cases = [Case(f"{name}, {more}", partial(forward, settings, name)) for name in ("SKIMAGE", "OPENCV")]
+    return [*cases, Case(f"MASKFEAT by the kernels of blocks, {more}", partial(one_cell_blocks, settings))]
 
 
 def gradients(settings: Settings) -> list[Case]:
@@ -49,6 +52,25 @@ def forward(settings: Settings, name: str) -> list[Rival]:
         copy = f"copy of the pixels {dtype}"
         rivals.append(Rival(copy, Tensor.clone, inputs, x.double(), f"fused_hog {dtype}", items=batch))
     return rivals
+
+
+def one_cell_blocks(settings: Settings) -> list[Rival]:
+    """MASKFEAT by its own kernels, and as blocks of one cell by those of blocks: what its own kernels are worth."""
+    planes, rivals = photographs(batch_of(settings), settings.device)[0], []
+    truth = repeated(planes, lambda x: fused_hog(x.double(), backend="reference"))
+    gate = {"tolerance": SKIMAGE_TOLERANCE, "items": len(planes)}
+    for x in (planes, planes.float()):
+        inputs, dtype = timing.rotating(x, settings.device), short(x.dtype)
+        for row, backend in our_backends(settings, "blocks").items():
+            own, versus = f"{row} {dtype}", None if row == "fused_hog" else f"fused_hog {dtype}"
+            rivals.append(Rival(own, partial(call, MASKFEAT, backend), inputs, truth, versus, **gate))
+            rivals.append(Rival(f"kernels of blocks, {own}", partial(by_blocks, backend), inputs, truth, own, **gate))
+    return rivals
+
+
+def by_blocks(backend: str, x: Tensor) -> Tensor:
+    """MASKFEAT of a region, for which no backend has kernels of its own: here the image."""
+    return api.hog(x, MASKFEAT, whole(MASKFEAT, *x.shape[-2:]), backend)
 
 
 def backward(settings: Settings, name: str) -> list[Rival]:

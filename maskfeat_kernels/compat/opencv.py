@@ -53,10 +53,11 @@ class HOGDescriptor(Windows):
     or [H, W, 1 or 3], NumPy arrays or torch tensors on any device. Features are within 1e-5 of OpenCV's; with more than
     36 bins, or a ``_winSigma`` below a pixel, within 1e-4, since orientations are rounded to float32 by both.
 
-    These defects of OpenCV are not mirrored: it keeps the first L2HysThreshold of the process for all descriptors;
-    reads outside an image that is smaller than a window (here an error); crashes where a block has fewer than 4 entries
-    and where a stride is 0 (here an error); counts wrongly with more than 128 bins; loses a part of each vote with one
-    bin; forgets the pixels where ``_winSigma`` is below 1e-19; and raises SystemError for a file that holds none.
+    Some defects of OpenCV are not mirrored. It keeps the first L2HysThreshold of the process for all descriptors. It
+    reads outside an image that is smaller than a window; here that is an error. It crashes where a block has fewer than
+    4 entries and where a stride is 0; here a stride of 0 is an error. It counts wrongly with more than 128 bins, and
+    with one bin loses a part of each vote. It forgets the pixels where ``_winSigma`` is below 1e-19. It raises
+    SystemError for a file that holds no descriptor.
     """
 
     _gamma_default = False

@@ -27,9 +27,9 @@ def hog(
 ):  # [R * C * block_rows * block_columns * orientations], or with these five axes; and [H, W]
     r"""Histograms of oriented gradients with the definition, parameters and errors of scikit-image's ``hog``.
 
-    The gradient is the pixel after minus the pixel before (of the strongest channel), a pixel votes with its length for
-    the bin that holds :math:`\operatorname{atan2}(g_y, g_x) \bmod \pi`, a cell is the mean of its votes, and each block
-    of cells is normalised.
+    The gradient is the pixel after minus the pixel before, of the strongest channel. A pixel votes with its length for
+    the bin that holds :math:`\operatorname{atan2}(g_y, g_x) \bmod \pi`. A cell is the mean of its votes. Each block of
+    cells is normalised.
 
     Args:
         image: anything that ``numpy.asarray`` takes, of any real dtype, or a torch tensor on any device. float16
@@ -37,17 +37,17 @@ def hog(
         visualize: return a picture [H, W] too, drawn as scikit-image draws it: of the cells before normalisation.
             (:func:`maskfeat_kernels.hog_image` draws the result itself.)
 
-    The other arguments, and what is raised, are scikit-image's. With up to 126 orientations and cells of 32 x 32
-    pixels, the results of arrays are within 1e-6 of its own (which adds up in float32, in the order of the pixels, and
-    so is off by up to 1e-5 in larger cells), also where rounding decides: gradients that lie on the edge of a bin, or
-    are equally long in two channels, in exact arithmetic only. Whole numbers, and so all bytes, have none; photographs
-    scaled to [0, 1], or with ``transform_sqrt``, have many.
+    The other arguments, and what is raised, are scikit-image's. The results of arrays are within 1e-6 of its own, with
+    up to 126 orientations and cells of 32 x 32 pixels. In larger cells it is off by up to 1e-5 itself, as it adds up
+    in float32. This holds also where rounding decides, because a gradient lies on the edge of a bin or is equally long
+    in two channels. Whole numbers, and so all bytes, have no such gradients; photographs scaled to [0, 1], or with
+    ``transform_sqrt``, have many.
 
-    A tensor gives tensors on its device, and float tensors that require a gradient get one. On the CPU its bins are
-    rounded by the C library instead of NumPy, whose vectorised arc tangent takes some pixels in 100,000 to another bin;
-    on a GPU they are those of exact arithmetic, which in a scaled photograph moves up to a tenth of the entries, by up
-    to 0.3. Beside an infinite pixel, or where squares are
-    beyond float32 (differences of 1e19), all of a block is NaN, where scikit-image also has zeros.
+    A tensor gives tensors on its device, and float tensors that require a gradient get one. On the CPU the C library
+    rounds its bins; NumPy's vectorised arc tangent takes some pixels in 100,000 to another bin. On a GPU the bins are
+    those of exact arithmetic. In a scaled photograph this moves up to a tenth of the entries, by up to 0.3. Beside an
+    infinite pixel, or where squares are beyond float32 (differences of 1e19), all of a block is NaN, where scikit-image
+    also has zeros.
 
     Refused, where scikit-image mixes two sizes or draws at the other side of the picture: cells of a fraction of a
     pixel (ValueError), and a picture of cells of one pixel (IndexError).

@@ -25,39 +25,43 @@ def fused_hog(
 ) -> torch.Tensor:  # [..., C, bins, H // cell_h, W // cell_w] for MASKFEAT; see below
     r"""Histograms of oriented gradients, as of MaskFeat or in the dialect of any library.
 
-    For MASKFEAT: with the 3x3 Sobel gradient (gx, gy) of a pixel (reflected at the image border), its orientation
-    :math:`\phi = \operatorname{atan2}(g_x, g_y) \bmod \pi` and magnitude :math:`m = \sqrt{g_x^2 + g_y^2}`, the
-    histogram of a cell is :math:`h_k = \sum m\,[\lfloor \phi\,\mathrm{bins}/\pi \rfloor = k]` over its pixels, and
-    the result :math:`h / \max(\lVert h \rVert_2, 10^{-12})`.
+    MASKFEAT takes the 3x3 Sobel gradient :math:`(g_x, g_y)` of each pixel; the image is reflected at its border. The
+    pixel has the orientation :math:`\phi = \operatorname{atan2}(g_x, g_y) \bmod \pi` and the magnitude
+    :math:`m = \sqrt{g_x^2 + g_y^2}`. The histogram of a cell is
+    :math:`h_k = \sum m\,[\lfloor \phi\,\mathrm{bins}/\pi \rfloor = k]` over its pixels. The result is
+    :math:`h / \max(\lVert h \rVert_2, 10^{-12})`.
 
-    In general, the histograms of the cells of a block are :math:`h_{ck} = \sum_p w_c(p)\,m(p)\,s_k(\phi(p))` over its
-    pixels p, where :math:`w_c` is the weight of a pixel in a cell and :math:`s_k` its share for a bin, and are
-    normalised as one vector; :class:`HogSpec` has the choices.
+    In general, a cell of a block has the histogram :math:`h_{ck} = \sum_p w_c(p)\,m(p)\,s_k(\phi(p))` over the pixels p
+    of the block. Here :math:`w_c` is the weight of a pixel in the cell, and :math:`s_k` its share for a bin. The cells
+    of a block are normalised as one vector. :class:`HogSpec` has the choices.
 
     Args:
-        x: images ``[..., C, H, W]`` with any leading axes (video: ``[B, T, C, H, W]``), of dtype uint8, float16,
-            bfloat16, float32 or float64 and any strides; read in place, never copied. uint8 is exact: every pixel is
-            in the bin of exact arithmetic, on every backend. ``[H, W]`` is one channel.
+        x: images ``[..., C, H, W]`` with any leading axes; video is ``[B, T, C, H, W]`` and ``[H, W]`` is one channel.
+            The dtype is uint8, float16, bfloat16, float32 or float64. Any strides are read in place, never copied.
+            uint8 is exact: every backend puts every pixel into the bin of exact arithmetic.
         spec: a :class:`HogSpec`; ``changes`` are changes to it, as in ``fused_hog(x, bins=12)``.
         backend: "auto", or one of ``available_backends(x.device)``.
 
     Returns:
-        The leading axes, then C unless channels are "strongest", then those of ``spec.layout`` for
-        ``(H - block_h) // stride_h + 1`` by ``(W - block_w) // stride_w + 1`` blocks, sizes in pixels: for blocks of
-        one cell and "planes" ``[bins, H // cell_h, W // cell_w]``. float64 for float64 images and float32 for all
-        others; on the device of ``x``, contiguous. Rows and columns that do not fill a cell are dropped, a flat block
-        is exactly zero. A gradient whose square is not finite, of a pixel beside NaN or infinity or, in float32, above
-        1e19, makes all of its blocks NaN, and nothing else.
+        The leading axes, then C unless channels are "strongest", then the axes of ``spec.layout``. For MASKFEAT these
+        are ``[bins, H // cell_h, W // cell_w]``. In general there are ``(H - block_h) // stride_h + 1`` by
+        ``(W - block_w) // stride_w + 1`` blocks, with sizes in pixels. The result is float64 for float64 images, else
+        float32. It is contiguous and on the device of ``x``.
 
-        Differentiable once, in every dialect: hard votes through the magnitudes and the normalisation, with the bins as
-        they are, linear votes also through the orientation; zero, never NaN, at flat pixels and where ``clip`` cuts.
+        Rows and columns that do not fill a cell are dropped. A flat block is exactly zero. A gradient whose square is
+        not finite makes all of its blocks NaN, and nothing else: that of a pixel beside NaN or infinity or, in float32,
+        one above 1e19.
+
+        Every dialect is differentiable once. Hard votes have gradients through the magnitudes and the normalisation,
+        and keep their bins. Linear votes have them through the orientation too. The gradient is zero, never NaN, at
+        flat pixels and where ``clip`` cuts.
 
     Raises:
         TypeError: ``x`` is not a tensor or not of a dtype above; an unknown option.
-        ValueError: fewer than two axes, an image smaller than a block, no channel to choose from, a Gaussian window
-            that does not tile the image; an unknown or unavailable backend; on "cuda", tables beyond the memory of its
-            kernels (for MASKFEAT, more than 256 bins or a window of more than 256); arithmetic "skimage" on a GPU's
-            backends.
+        ValueError: fewer than two axes; an image smaller than a block; no channel to choose from; a Gaussian window
+            that does not tile the image; an unknown or unavailable backend. Backends of a GPU have no arithmetic
+            "skimage", and "cuda" refuses tables beyond the memory of its kernels. For MASKFEAT these are more than 256
+            bins, or a window of more than 256 pixels.
 
     Source: Wei et al., Masked Feature Prediction for Self-Supervised Visual Pre-Training, CVPR 2022; Dalal and Triggs,
     Histograms of Oriented Gradients for Human Detection, CVPR 2005.

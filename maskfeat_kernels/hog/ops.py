@@ -1,6 +1,8 @@
 """The compiled ops of HOG: schema, fake kernel and batching rule of each."""
 
 import dataclasses
+import functools
+import json
 import operator
 from functools import partial
 
@@ -10,7 +12,7 @@ from torch import Tensor
 from ..library import LIBRARY, compiled, define, fold, op
 from . import plan
 from .plan import Region, block_shape, whole
-from .spec import HogSpec
+from .spec import CHOICES, HogSpec
 
 for _schema in (
     "hog(Tensor x, int bins, int cell_h, int cell_w, int gaussian_window) -> Tensor",
@@ -20,7 +22,7 @@ for _schema in (
     "hog_blocks_backward(Tensor grad, Tensor x, int[] numbers, float[] reals, SymInt[] region) -> Tensor",
 ):
     define(_schema)
-_STRONGEST = 3  # its place in the numbers of a HOG of blocks
+_FIELDS = dataclasses.fields(HogSpec)
 
 _hog = compiled("hog")
 _hog_tokens = compiled("hog_tokens")
@@ -74,13 +76,38 @@ def refuse_tracing() -> None:
 
 def pack(spec: HogSpec) -> tuple[list[int], list[float]]:
     """(numbers, reals) of a spec, see ``plan.pack``; constants of the graph under torch.compile."""
-    if not torch.compiler.is_compiling():
-        return plan.pack(spec)
-    return _pack(*(_constant(getattr(spec, field.name)) for field in dataclasses.fields(spec)))
+    return _packed_constant(*_constants(spec)) if torch.compiler.is_compiling() else plan.pack(spec)
+
+
+def spell(spec: HogSpec) -> str:
+    """A spec as text, which the ops on Triton take; a constant of the graph under torch.compile."""
+    return _spelt_constant(*_constants(spec)) if torch.compiler.is_compiling() else _spell(spec)
+
+
+@functools.lru_cache
+def _spell(spec: HogSpec) -> str:
+    return json.dumps({field.name: getattr(spec, field.name) for field in _FIELDS if not _is_default(spec, field)})
+
+
+@functools.lru_cache
+def read(text: str) -> HogSpec:
+    """The spec that :func:`spell` has written."""
+    return HogSpec(**json.loads(text))
+
+
+def _is_default(spec: HogSpec, field: dataclasses.Field) -> bool:
+    return getattr(spec, field.name) == field.default
+
+
+# torch.compile makes variables of the numbers of a spec. A function that is marked as below has a constant result, if
+# its arguments are constants: text is one, and of numbers those which the code itself has converted.
+
+
+def _constants(spec: HogSpec) -> list:
+    return [_constant(getattr(spec, field.name)) for field in _FIELDS]
 
 
 def _constant(value):
-    """A field of a spec as what the compiler knows to be a constant: of other numbers it would make variables."""
     if isinstance(value, tuple):
         return tuple(_constant(number) for number in value)
     if isinstance(value, float):
@@ -88,16 +115,23 @@ def _constant(value):
     return operator.index(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _pack(*values) -> tuple[list[int], list[float]]:
-    """Of the constants of the fields of a spec."""
-    fields = dataclasses.fields(HogSpec)
-    return plan.pack(HogSpec(*(
+def _spec_of(constants) -> HogSpec:
+    return HogSpec(*(
         float.fromhex(value) if isinstance(field.default, float) else value
-        for field, value in zip(fields, values, strict=True)
-    )))  # fmt: skip
+        for field, value in zip(_FIELDS, constants, strict=True)
+    ))  # fmt: skip
 
 
-_pack._dynamo_marked_constant = True  # what torch.compiler.assume_constant_result does, which first loads the compiler
+def _packed_constant(*constants) -> tuple[list[int], list[float]]:
+    return plan.pack(_spec_of(constants))
+
+
+def _spelt_constant(*constants) -> str:
+    return _spell(_spec_of(constants))
+
+
+# torch.compiler.assume_constant_result sets this mark, but it would load the compiler with this module.
+_packed_constant._dynamo_marked_constant = _spelt_constant._dynamo_marked_constant = True
 
 
 def hog_dtype(x: torch.Tensor) -> torch.dtype:
@@ -122,28 +156,32 @@ def register_hog_ops(hog, hog_tokens) -> None:
     torch.library.register_vmap(hog_tokens, partial(fold, hog_tokens), lib=LIBRARY)
 
 
-def register_hog_blocks_ops(hog_blocks, hog_blocks_backward) -> None:
-    """Give these ops their fake kernels and batching rules, the same for each backend."""
+def register_hog_blocks_ops(hog_blocks, hog_blocks_backward, takes_strongest) -> None:
+    """Give these ops their fake kernels and batching rules, the same for each backend.
 
-    def hog_blocks_fake(x, numbers, reals, region, shape):
-        lead = x.shape[: -3 if numbers[_STRONGEST] and x.ndim > 2 else -2]
-        return x.new_empty((*lead, *shape), dtype=hog_dtype(x))
+    After the tensors they take the parameters of a spec, which ``takes_strongest`` reads, and a region; hog_blocks also
+    takes the shape of the result behind its leading axes.
+    """
 
-    def hog_blocks_backward_fake(grad, x, numbers, reals, region):
+    def hog_blocks_fake(x, *parameters):
+        lead = x.shape[: -3 if takes_strongest(*parameters) and x.ndim > 2 else -2]
+        return x.new_empty((*lead, *parameters[-1]), dtype=hog_dtype(x))
+
+    def hog_blocks_backward_fake(grad, x, *parameters):
         return x.new_empty(x.shape, dtype=hog_dtype(x))
 
-    def with_channel(x, numbers):  # a batch of planes [H, W] is no plane of channels
-        return x.unsqueeze(1) if numbers[_STRONGEST] and x.ndim == 3 else x
+    def with_channel(x, parameters):  # a batch of planes [H, W] is no plane of channels
+        return x.unsqueeze(1) if takes_strongest(*parameters) and x.ndim == 3 else x
 
     def hog_blocks_vmap(info, in_dims, x, *parameters):
-        return hog_blocks(with_channel(x.movedim(in_dims[0], 0), parameters[0]), *parameters), 0
+        return hog_blocks(with_channel(x.movedim(in_dims[0], 0), parameters), *parameters), 0
 
     def hog_blocks_backward_vmap(info, in_dims, grad, x, *parameters):
         grad, x = (
             t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
             for t, dim in zip((grad, x), in_dims, strict=False)
         )
-        return hog_blocks_backward(grad.contiguous(), with_channel(x, parameters[0]), *parameters).view(x.shape), 0
+        return hog_blocks_backward(grad.contiguous(), with_channel(x, parameters), *parameters).view(x.shape), 0
 
     torch.library.register_fake(hog_blocks, hog_blocks_fake, lib=LIBRARY)
     torch.library.register_fake(hog_blocks_backward, hog_blocks_backward_fake, lib=LIBRARY)
@@ -151,5 +189,9 @@ def register_hog_blocks_ops(hog_blocks, hog_blocks_backward) -> None:
     torch.library.register_vmap(hog_blocks_backward, hog_blocks_backward_vmap, lib=LIBRARY)
 
 
+def _numbers_take_strongest(numbers: list[int], *_) -> bool:
+    return numbers[plan.PLACE_OF_CHANNELS] == CHOICES["channels"].index("strongest")
+
+
 register_hog_ops(*map(op, ("hog", "hog_tokens")))
-register_hog_blocks_ops(*map(op, ("hog_blocks", "hog_blocks_backward")))
+register_hog_blocks_ops(*map(op, ("hog_blocks", "hog_blocks_backward")), _numbers_take_strongest)

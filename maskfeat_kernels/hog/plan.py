@@ -13,7 +13,7 @@ from typing import NamedTuple
 from .spec import CHOICES, HogSpec
 
 OPENCV_ARC_TANGENT = (0.9997878412794807, -0.3258083974640975, 0.1555786518463281, -0.04432655554792128)
-"""Of a, a^3, a^5 and a^7 in the arc tangent of cv::cartToPolar, 0 <= a <= 1."""
+"""The coefficients of a, a^3, a^5 and a^7 in the arc tangent of cv::cartToPolar, for 0 <= a <= 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,11 +148,37 @@ def block_shape(spec: HogSpec, region: Region) -> tuple[int, ...]:
     return (rows, columns, *block, spec.bins) if spec.layout == "rows" else (columns, rows, *block[::-1], spec.bins)
 
 
+class BlockStrides(NamedTuple):
+    """Strides of the result, in elements."""
+
+    plane: int
+    row: int  # of blocks
+    column: int
+    cell_row: int  # of a block
+    cell_column: int
+    bin: int
+
+
+def block_strides(spec: HogSpec, rows: int, columns: int) -> BlockStrides:
+    """The strides of a contiguous result with ``rows`` by ``columns`` blocks a plane, in the layout of ``spec``."""
+    bins, (down, across) = spec.bins, spec.block
+    area, entries = rows * columns, down * across * bins
+    if spec.layout == "planes":
+        return BlockStrides(area * entries, columns, 1, across * bins * area, bins * area, area)
+    if spec.layout == "rows":
+        return BlockStrides(area * entries, columns * entries, entries, across * bins, bins, 1)
+    return BlockStrides(area * entries, entries, rows * entries, bins, down * bins, 1)
+
+
 def epsilons(spec: HogSpec) -> tuple[float, float]:
     """The epsilon of the first and of the second normalisation."""
     if spec.arithmetic == "opencv":
         return 0.1 * spec.bins * math.prod(spec.block), 1e-3
     return spec.eps, spec.eps
+
+
+PLACE_OF_CHANNELS = 3
+"""In the numbers that :func:`pack` returns."""
 
 
 @functools.lru_cache

@@ -58,15 +58,16 @@ class HogSpec:
         v / sqrt(v.v + eps^2); "l2-hys": "l2", then limited to ``clip``, then "l2" again. All of a block is NaN if its
         norm, or with "none" one of its entries, is not finite.
     eps, clip: as above.
-    arithmetic: "opencv" does as OpenCV does where it departs from the formulas here: orientations from a polynomial,
-        off by up to 1.7e-4 radians; the Gaussian of a block centred half a pixel late; an epsilon that is added to
-        the norm, a tenth of the number of entries of v and then 1e-3; of equal channels the last in the last ``W % 4``
-        columns. That epsilon is for pixels of 0 .. 255: of the same image in [0, 1], features differ by up to 0.85, and
-        ``fused_hog`` warns on the CPU (a GPU would have to be waited for).
-        "skimage" rounds where scikit-image rounds: channels are compared by ``hypot`` and bins decided by ``atan2`` in
-        degrees, a float64, so that a gradient which rounding has put beside an edge falls where it falls there
-        (and one less than 1e-14 degrees below 0 nowhere), but for the last bit of ``atan2``, which is the C library's
-        on "cpu" and torch's on "reference". These backends only.
+    arithmetic: "exact" is the formulas here.
+        "opencv" departs from them as OpenCV does. Orientations come from a polynomial, off by up to 1.7e-4 radians. The
+        Gaussian of a block is centred half a pixel late. The epsilon is added to the norm: a tenth of the number of
+        entries of v, and then 1e-3. Of equal channels, the last ``W % 4`` columns take the last. That epsilon is for
+        pixels of 0 .. 255. For the same image in [0, 1], features differ by up to 0.85, and ``fused_hog`` warns on the
+        CPU; a GPU would have to be waited for.
+        "skimage" rounds where scikit-image rounds. Channels are compared by ``hypot``. Bins are decided by ``atan2`` in
+        degrees, a float64, so that rounding moves the same gradients across an edge. A gradient less than 1e-14 degrees
+        below 0 falls into no bin. The last bit of ``atan2`` is the C library's on "cpu" and torch's on "reference", the
+        only backends that have it.
 
     *Result.*
 

@@ -20,8 +20,8 @@ def fused_masked_gather(
 ) -> Tensor:  # [B, K, D]
     r"""The listed tokens of each row: :math:`y_{bk} = x_{b,\,i_{bk}}`.
 
-    The gradient to the tokens is :math:`\partial x_{bn} = \sum_{k:\,i_{bk} = n} \partial y_{bk}`, summed in the order
-    of k and rounded once, so that it has the same bits in every run, also where an id is listed more than once.
+    The gradient to the tokens is :math:`\partial x_{bn} = \sum_{k:\,i_{bk} = n} \partial y_{bk}`. It is summed in the
+    order of k and rounded once. So it has the same bits in every run, also where an id is listed more than once.
 
     Args:
         tokens: ``[B, N, D]``, float16, bfloat16, float32 or float64, any strides; read in place, never copied. It is

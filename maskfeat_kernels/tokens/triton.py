@@ -274,7 +274,7 @@ def _is_aligned(x: Tensor) -> bool:
 
 
 def _wide(x: Tensor) -> tl.dtype:
-    """What is computed in: float64 for float64, else float32. The interpreter has no bfloat16 arithmetic."""
+    """The dtype of arithmetic: float64 for float64, else float32. The interpreter has no bfloat16 arithmetic."""
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 

@@ -206,13 +206,13 @@ def _unfold(axis, q, fold):
 
 
 @triton.jit
-def _holding(axis, at, turn, D: tl.constexpr, ACROSS: tl.constexpr):
-    """Cell number ``turn`` of those that weight the pixel ``at`` of the region: block, cell, weight, and if any."""
+def _holding(axis, at, number, D: tl.constexpr, ACROSS: tl.constexpr):
+    """One of the cells that weight the pixel ``at`` of the region: block, cell, weight, and whether it exists."""
     CELLS: tl.constexpr = D.x if ACROSS else D.y
-    block = at // CELLS.stride - turn // CELLS.holders
-    within = at - block * CELLS.stride
-    valid = (at >= 0) & (block >= 0) & (block < axis.blocks) & (within < CELLS.pixels)
-    k = tl.load(axis.holder + within, mask=valid, other=0) + turn % CELLS.holders
+    block = at // CELLS.stride - number // CELLS.holders
+    offset = at - block * CELLS.stride
+    valid = (at >= 0) & (block >= 0) & (block < axis.blocks) & (offset < CELLS.pixels)
+    k = tl.load(axis.holder + offset, mask=valid, other=0) + number % CELLS.holders
     cell = block * CELLS.block_step + k
     kind = cell % CELLS.period
     valid &= k < CELLS.per_block
@@ -230,10 +230,10 @@ def _gradient_grad(
     gx, gy, channel = strongest(begin, image, y, x, row, column, here, D, FAR, T)
     magnitude, sine, cosine, bin, share = vote(gx, gy, D)
     at_bin, at_next = tl.zeros_like(gx), tl.zeros_like(gx)
-    for turn_y in range(D.y.overlap * D.y.holders):
-        block_row, k_row, weight_y, valid_y = _holding(y, row - y.begin, turn_y, D, False)
-        for turn_x in range(D.x.overlap * D.x.holders):
-            block_column, k_column, weight_x, valid_x = _holding(x, column - x.begin, turn_x, D, True)
+    for number_y in range(D.y.overlap * D.y.holders):
+        block_row, k_row, weight_y, valid_y = _holding(y, row - y.begin, number_y, D, False)
+        for number_x in range(D.x.overlap * D.x.holders):
+            block_column, k_column, weight_x, valid_x = _holding(x, column - x.begin, number_x, D, True)
             block = (plane.to(tl.int64) * y.blocks + block_row) * x.blocks + block_column
             place = grad_blocks + ((block * D.y.per_block + k_row) * D.x.per_block + k_column) * D.bins
             valid = here & valid_y & valid_x
@@ -241,13 +241,13 @@ def _gradient_grad(
             at_bin += weight * tl.load(place + bin, mask=valid, other=0)
             if D.linear:
                 at_next += weight * tl.load(place + (bin + 1) % D.bins, mask=valid, other=0)
-    along, turning = at_bin, tl.zeros_like(gx)  # the changes with the magnitude, and with the angle over the magnitude
+    by_magnitude, by_angle = at_bin, tl.zeros_like(gx)  # derivatives; that by the angle is divided by the magnitude
     if D.linear:
-        along = at_bin + share * (at_next - at_bin)
-        turning = (at_next - at_bin) * angle_rate(sine, cosine, D) * D.bins_per_radian
+        by_magnitude = at_bin + share * (at_next - at_bin)
+        by_angle = (at_next - at_bin) * angle_rate(sine, cosine, D) * D.bins_per_radian
     inverse = tl.where(magnitude == 0, 0.0, 1 / tl.where(magnitude == 0, 1.0, magnitude))
-    to_sine = (along * sine + turning * cosine) * inverse
-    to_cosine = (along * cosine - turning * sine) * inverse
+    to_sine = (by_magnitude * sine + by_angle * cosine) * inverse
+    to_cosine = (by_magnitude * cosine - by_angle * sine) * inverse
     if D.horizontal:
         to_sine, to_cosine = to_cosine, to_sine
     return to_sine, to_cosine, channel

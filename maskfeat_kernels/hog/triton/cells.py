@@ -1,4 +1,7 @@
-"""HOG as a Triton kernel, the launch an opaque op: one read of the pixels, one write of the histograms.
+"""MASKFEAT and its family as one Triton kernel: one read of the pixels, one write of the histograms.
+
+The kernels of blocks can compute the same, but take 250 instructions a pixel on sm_90, where this one takes 142. And it
+can read chosen patches alone.
 
 A program does GROUP rows of cells (of images, or of chosen patches), CELLS cells wide. It walks down their pixels with
 three rows in registers:
@@ -18,10 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...library import TAGS
-from ..ops import hog_dtype, register_hog_ops
+from ..ops import hog_dtype
 from ..plan import edge_cotangents
-from .votes import constant, tile, tree_sum
+from .votes import Image, constant, hidden, image_of, plane_offset, shown_image, tile, tree_sum
 
 # Pixels of a row of a program. The interpreter takes its time per program, whatever the size.
 _PIXELS = 16384 if triton.knobs.runtime.interpret else 256
@@ -58,17 +60,17 @@ def _add(sums, votes, N: tl.constexpr):
     return added
 
 
-_COUNTS = ("items", "rows", "across", "T_SIZE", "C", "H", "W", "x_b", "x_t", "x_c", "x_h", "K", "ids_b", "ids_k")
+_COUNTS = ("items", "rows", "across", "T_SIZE", "C", "H", "W", "K", "ids_b", "ids_k")
 """Integers that Triton shall not compile anew for, as it does for one that is 1 or a multiple of 16.
 
-Special are the step from a pixel to the next and the side of a patch. Of the other strides ALIGNED says what loads of
-several pixels need.
+It may do so for the side of a patch and for the step from a pixel to the next. :func:`hidden` hides the other strides;
+ALIGNED says of them what loads of several pixels need.
 """
 
 
 @triton.jit(do_not_specialize=_COUNTS)
 def _hog_kernel(
-    x,  # [B, T, C, H, W]
+    image,  # [..., H, W], with PATCHES [B, T, C, H, W]
     token_ids,  # [B, K], int64, if there are PATCHES
     out,  # [regions, bins, rows, across]; a region is an image plane, or a channel of a patch
     items,  # rows of cells in all: regions * rows
@@ -78,11 +80,6 @@ def _hog_kernel(
     C,
     H,
     W,
-    x_b,
-    x_t,
-    x_c,
-    x_h,
-    x_w,
     K,
     ids_b,
     ids_k,
@@ -94,15 +91,14 @@ def _hog_kernel(
     WINDOW: tl.constexpr,
     WINDOW_SUM: tl.constexpr,
     PATCHES: tl.constexpr,
-    ALIGNED: tl.constexpr,  # x_b, x_t, x_c and x_h are multiples of 4, so that a thread may load its pixels in one go
-    INDEX: tl.constexpr,  # counts rows of cells and pixels
+    ALIGNED: tl.constexpr,  # rows begin at multiples of 4, so that a thread may load its pixels in one go
+    INDEX: tl.constexpr,  # counts planes, rows of cells and pixels
     DTYPE: tl.constexpr,  # computes
     GROUP: tl.constexpr,
     CELLS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    if ALIGNED:
-        x_b, x_t, x_c, x_h = x_b // 4 * 4, x_t // 4 * 4, x_c // 4 * 4, x_h // 4 * 4
+    image = shown_image(image)
     item = tl.program_id(0).to(INDEX) * GROUP + tl.arange(0, GROUP)[:, None, None]
     cell = tl.program_id(1) * CELLS + tl.arange(0, CELLS)[None, :, None]
     column = tl.arange(0, COLUMNS)[None, None, :]
@@ -110,37 +106,38 @@ def _hog_kernel(
     exists = (item < items) & (cell < across)
 
     # Where each row of cells lies in the images.
-    c = region % C
     if PATCHES:
         b = region // C // K
         grid_w = W // side
         place = token_ids + b.to(tl.int64) * ids_b + (region // C % K).to(tl.int64) * ids_k
         id = tl.load(place, mask=item < items, other=-1)
         valid = (id >= 0) & (id < T_SIZE * (H // side) * grid_w)
-        t = id // grid_w // (H // side)
+        plane = ((b * T_SIZE + id // grid_w // (H // side)) * C + region % C).to(INDEX)
         top = (id // grid_w % (H // side) * side).to(INDEX)
         left_edge = (id % grid_w * side).to(INDEX)
     else:
-        b, t = region // C // T_SIZE, region // C % T_SIZE
-        valid = item < items
+        plane, valid = region, item < items
         top, left_edge = tl.zeros_like(item), tl.zeros_like(item)
     y0 = top + row * CELL_H
     column_x = left_edge + cell * CELL_W + column
     here = exists & valid & (column < CELL_W)
-    plane = x + b.to(tl.int64) * x_b + t.to(tl.int64) * x_t + c.to(tl.int64) * x_c
+    offset, row_stride = plane_offset(plane, image), image.row_stride
+    if ALIGNED:
+        offset, row_stride = offset // 4 * 4, row_stride // 4 * 4
+    pixels = image.pixels + offset
     left, middle, right = _reflect(column_x - 1, W), column_x.to(tl.int64), _reflect(column_x + 1, W)
-    left, middle, right = left * x_w, middle * x_w, right * x_w
+    left, middle, right = left * image.pixel_stride, middle * image.pixel_stride, right * image.pixel_stride
 
     # S_k of each column, and what their compensated sums over the blocks of a tall cell have lost.
     zero = tl.zeros((GROUP, CELLS, COLUMNS), DTYPE)
     sums, lost = (zero,) * BINS, (zero,) * BINS
-    up_l, up_m, up_r = _pixels(plane + _reflect(y0 - 1, H) * x_h, left, middle, right, here, DTYPE)
-    mid_l, mid_m, mid_r = _pixels(plane + y0.to(tl.int64) * x_h, left, middle, right, here, DTYPE)
+    up_l, up_m, up_r = _pixels(pixels + _reflect(y0 - 1, H) * row_stride, left, middle, right, here, DTYPE)
+    mid_l, mid_m, mid_r = _pixels(pixels + y0.to(tl.int64) * row_stride, left, middle, right, here, DTYPE)
     for done in range(0, CELL_H, 8):
         block = (zero,) * BINS
         for i in range(min(8, CELL_H - done)):
             y = y0 + done + i
-            down_l, down_m, down_r = _pixels(plane + _reflect(y + 1, H) * x_h, left, middle, right, here, DTYPE)
+            down_l, down_m, down_r = _pixels(pixels + _reflect(y + 1, H) * row_stride, left, middle, right, here, DTYPE)
             # gradient: subtract first, then weight, then turn into the half plane.
             gx = (up_l - up_r) + (down_l - down_r) + 2 * (mid_l - mid_r)
             gy = (up_l - down_l) + (up_r - down_r) + 2 * (up_m - down_m)
@@ -187,72 +184,58 @@ def _hog_kernel(
         tl.store(place, histogram[k] * scale, mask=exists)
 
 
-@torch.library.custom_op("maskfeat_kernels::hog_triton", mutates_args=(), tags=TAGS)
-def hog(x: Tensor, bins: int, cell_h: int, cell_w: int, gaussian_window: int) -> Tensor:
-    """[..., H, W] -> [..., bins, H // cell_h, W // cell_w]"""
-    if x.ndim > 5:  # more leading axes than strides of the kernel; those that step evenly become one
-        merged = _merge_leading(x)
-        if merged is None:
-            return torch.stack([hog(part, bins, cell_h, cell_w, gaussian_window) for part in x])
-        return hog(merged, bins, cell_h, cell_w, gaussian_window).unflatten(0, x.shape[: x.ndim - 4])
-    x5 = x.reshape((1,) * (5 - x.ndim) + x.shape)
-    height, width = x.shape[-2:]
-    out = x.new_empty((*x.shape[:-2], bins, height // cell_h, width // cell_w), dtype=hog_dtype(x))
-    if out.numel():
-        _launch(x5, x5, out, bins, cell_h, cell_w, gaussian_window, x5.shape[:3].numel(), height, width, patch_size=0)
-    return out
-
-
-@torch.library.custom_op("maskfeat_kernels::hog_tokens_triton", mutates_args=(), tags=TAGS)
-def hog_tokens(
-    x: Tensor,
-    token_ids: Tensor,
-    patch_size: int,
+def histograms(
+    x: Tensor,  # [..., H, W]
     bins: int,
     cell_h: int,
     cell_w: int,
-    gaussian_window: int,
-) -> Tensor:
-    """[B, T, C, H, W], [B, K] -> [B, K, C * bins * (patch_size // cell_h) * (patch_size // cell_w)]"""
-    channels, count = x.shape[2], token_ids.numel()
-    features = channels * bins * (patch_size // cell_h) * (patch_size // cell_w)
-    out = x.new_empty((*token_ids.shape, features), dtype=hog_dtype(x))
+    window: int,
+) -> Tensor:  # [..., bins, H // cell_h, W // cell_w]
+    """The histograms of whole images."""
+    height, width = x.shape[-2:]
+    out = x.new_empty((*x.shape[:-2], bins, height // cell_h, width // cell_w), dtype=hog_dtype(x))
     if out.numel():
-        side = patch_size
-        _launch(x, token_ids, out, bins, cell_h, cell_w, gaussian_window, count * channels, side, side, patch_size)
+        _launch(x, x, (0, 0, 0), out, bins, cell_h, cell_w, window, x.shape[:-2].numel(), height, width, 0)
     return out
 
 
-register_hog_ops(hog, hog_tokens)
+def patch_histograms(
+    x: Tensor,  # [B, T, C, H, W]
+    token_ids: Tensor,  # [B, K]
+    side: int,
+    bins: int,
+    cell_h: int,
+    cell_w: int,
+    window: int,
+) -> Tensor:  # [B, K, C * bins * (side // cell_h) * (side // cell_w)]
+    """The histograms of chosen patches."""
+    features = x.shape[2] * bins * (side // cell_h) * (side // cell_w)
+    out = x.new_empty((*token_ids.shape, features), dtype=hog_dtype(x))
+    if out.numel():
+        ids, regions = (token_ids.shape[1], *token_ids.stride()), token_ids.numel() * x.shape[2]
+        _launch(x, token_ids, ids, out, bins, cell_h, cell_w, window, regions, side, side, side)
+    return out
 
 
-def _launch(x, token_ids, out, bins, cell_h, cell_w, window, regions, height, width, patch_size) -> None:
-    """Over ``regions`` of height x width pixels: image planes, or with a patch size the channels of the patches."""
+def _launch(x, token_ids, ids, out, bins, cell_h, cell_w, window, regions, height, width, side) -> None:
+    """Over ``regions`` of height x width pixels: planes, or with a ``side`` the channels of the patches."""
     rows, across = height // cell_h, width // cell_w
     columns = triton.next_power_of_2(cell_w)
     group, cells = tile(regions * rows, across, max(1, _PIXELS // columns))
-    strides = [0 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True)][:4]
+    image = image_of(x, 2)
     sample_sum = sum(math.exp(-0.5 * ((i - (window - 1) / 2) / max(window // 2, 1)) ** 2) for i in range(window))
     grid = (triton.cdiv(regions * rows, group), triton.cdiv(across, cells))
     with torch.cuda.device_of(x):
         _hog_kernel[grid](
-            x, token_ids, out, regions * rows, rows, across, *x.shape[1:], *strides, x.stride(4),
-            token_ids.shape[1], token_ids.stride(0), token_ids.stride(1), patch_size,
+            hidden(image, "pixel_stride"), token_ids, out, regions * rows, rows, across,
+            *(x.shape[1:] if side else (1, 1, height, width)), *ids, side,
             COTANGENTS=tuple(edge_cotangents(bins)), BINS=bins, CELL_H=cell_h, CELL_W=cell_w,
-            WINDOW=window, WINDOW_SUM=sample_sum, PATCHES=patch_size > 0,
-            ALIGNED=all(stride % 4 == 0 for stride in strides),
-            INDEX=tl.int32 if max(regions * height, *x.shape[-2:]) < 2**30 else tl.int64,
+            WINDOW=window, WINDOW_SUM=sample_sum, PATCHES=side > 0,
+            ALIGNED=all(stride % 4 == 0 for stride in (*image.strides, image.row_stride)),
+            INDEX=tl.int32 if max(regions * height, x.shape[:-2].numel(), *x.shape[-2:]) < 2**30 else tl.int64,
             DTYPE=tl.float64 if x.dtype == torch.float64 else tl.float32,
             GROUP=group, CELLS=cells, COLUMNS=columns, num_warps=_WARPS, enable_fp_fusion=False,
         )  # fmt: skip
-
-
-def _merge_leading(x: Tensor) -> Tensor | None:
-    """``x`` with all but the last four axes as one, if that needs no copy."""
-    try:
-        return x.view(-1, *x.shape[-4:])
-    except RuntimeError:
-        return None
 
 
 def ahead_of_time_cases():
@@ -265,8 +248,9 @@ def ahead_of_time_cases():
                 PATCHES=patches, ALIGNED=True, INDEX=tl.int32, DTYPE=tl.float32,
                 GROUP=8 if patches else 1, CELLS=2 if patches else 32, COLUMNS=8,
             )  # fmt: skip
-            signature = {"x": pixel, "token_ids": "*i64" if patches else pixel, "out": "*fp32"}
-            signature |= dict.fromkeys((*_COUNTS, "x_w", "side"), "i32") | dict.fromkeys(constants, "constexpr")
+            image = Image(pixel, ("i32",) * 3, ("i32",) * 3, *["i32"] * 5)
+            signature = {"image": image, "token_ids": "*i64" if patches else pixel, "out": "*fp32"}
+            signature |= dict.fromkeys((*_COUNTS, "side"), "i32") | dict.fromkeys(constants, "constexpr")
             name = f"hog{'_tokens' if patches else ''} {dtype}"
             cases.append((name, _hog_kernel, signature, constants, _WARPS))
     return cases

@@ -1,8 +1,7 @@
-"""HOG of blocks in any dialect on Triton kernels, a call being an opaque op."""
+"""HOG on Triton: every call is an opaque op, which launches the kernels of cells or of blocks."""
 
 import functools
 import math
-from collections.abc import Sequence
 
 import torch
 import triton
@@ -11,11 +10,22 @@ from torch import Tensor
 
 from ...library import TAGS
 from .. import ops
-from ..plan import OPENCV_ARC_TANGENT, CellAxis, Region, block_shape, edge_cotangents, pack, whole
-from ..spec import CHOICES, DALAL_TRIGGS, SKIMAGE, HogSpec
+from ..plan import (
+    OPENCV_ARC_TANGENT,
+    BlockStrides,
+    CellAxis,
+    Region,
+    block_shape,
+    block_strides,
+    cell_axes,
+    edge_cotangents,
+    epsilons,
+    whole,
+)
+from ..spec import DALAL_TRIGGS, SKIMAGE, HogSpec
 from . import cells
 from .blocks import cells_kernel, normalise_kernel, pixels_kernel, spread_kernel
-from .votes import Axis, Cells, Dialect, Image, Strides, hidden, tile
+from .votes import AxisArguments, AxisConstants, Dialect, Image, hidden, image_of, tile
 
 # Numbers of a program. The interpreter takes its time per program, whatever the size.
 _INTERPRETED = triton.knobs.runtime.interpret
@@ -34,15 +44,29 @@ _ARC = {
 }
 
 
+@torch.library.custom_op("maskfeat_kernels::hog_triton", mutates_args=(), tags=TAGS)
+def hog_op(x: Tensor, bins: int, cell_h: int, cell_w: int, gaussian_window: int) -> Tensor:
+    """The same as the compiled op ``hog``, see ops.py."""
+    return cells.histograms(x, bins, cell_h, cell_w, gaussian_window)
+
+
+@torch.library.custom_op("maskfeat_kernels::hog_tokens_triton", mutates_args=(), tags=TAGS)
+def hog_tokens_op(
+    x: Tensor, token_ids: Tensor, patch_size: int, bins: int, cell_h: int, cell_w: int, gaussian_window: int
+) -> Tensor:
+    """The same as the compiled op ``hog_tokens``, see ops.py."""
+    return cells.patch_histograms(x, token_ids, patch_size, bins, cell_h, cell_w, gaussian_window)
+
+
 @torch.library.custom_op(
     "maskfeat_kernels::hog_blocks_triton",
     mutates_args=(),
     tags=TAGS,
-    schema="(Tensor x, int[] numbers, float[] reals, SymInt[] region, SymInt[] shape) -> Tensor",
+    schema="(Tensor x, str spec, SymInt[] region, SymInt[] shape) -> Tensor",
 )
-def hog_blocks_op(x, numbers, reals, region, shape):
-    """As the compiled op of that name; see ops.py."""
-    call = _Call(x, numbers, reals, region)
+def hog_blocks_op(x, spec, region, shape):
+    """The same as the compiled op ``hog_blocks``, but the spec is text, as kernels are compiled for its words."""
+    call = _Call(x, ops.read(spec), Region(*region))
     out = x.new_empty((*call.leading, *shape), dtype=call.dtype)
     if out.numel():
         with torch.cuda.device_of(x):
@@ -54,11 +78,11 @@ def hog_blocks_op(x, numbers, reals, region, shape):
     "maskfeat_kernels::hog_blocks_backward_triton",
     mutates_args=(),
     tags=TAGS,
-    schema="(Tensor grad, Tensor x, int[] numbers, float[] reals, SymInt[] region) -> Tensor",
+    schema="(Tensor grad, Tensor x, str spec, SymInt[] region) -> Tensor",
 )
-def hog_blocks_backward_op(grad, x, numbers, reals, region):
-    """As the compiled op of that name; see ops.py."""
-    call = _Call(x, numbers, reals, region)
+def hog_blocks_backward_op(grad, x, spec, region):
+    """The same as the compiled op ``hog_blocks_backward``, but the spec is text."""
+    call = _Call(x, ops.read(spec), Region(*region))
     out = x.new_empty(x.shape, dtype=call.dtype)
     if grad.numel() == 0:
         return out.zero_()
@@ -67,7 +91,10 @@ def hog_blocks_backward_op(grad, x, numbers, reals, region):
     return out
 
 
-ops.register_hog_blocks_ops(hog_blocks_op, hog_blocks_backward_op)
+ops.register_hog_ops(hog_op, hog_tokens_op)
+ops.register_hog_blocks_ops(
+    hog_blocks_op, hog_blocks_backward_op, lambda spec, *_: ops.read(spec).channels == "strongest"
+)
 
 
 def hog(
@@ -75,13 +102,13 @@ def hog(
     spec: HogSpec,
     region: Region | None,  # the image, if None
 ) -> Tensor:  # [..., (C unless channels are "strongest"), *block_shape(spec, region)]
-    """As :func:`maskfeat_kernels.hog.ops.hog`."""
+    """Histograms of oriented gradients: MASKFEAT's by the kernel of cells, all others by those of blocks."""
     if region is None:
         if spec.is_maskfeat:
-            return cells.hog(x, spec.bins, *spec.cell, spec.gaussian_window)
+            return hog_op(x, spec.bins, *spec.cell, spec.gaussian_window)
         region = whole(spec, *x.shape[-2:])
     ops.refuse_tracing()
-    return hog_blocks_op(x, *ops.pack(spec), list(region), list(block_shape(spec, region)))
+    return hog_blocks_op(x, ops.spell(spec), list(region), list(block_shape(spec, region)))
 
 
 def hog_backward(
@@ -90,9 +117,9 @@ def hog_backward(
     spec: HogSpec,
     region: Region | None,
 ) -> Tensor:  # [..., C, H, W]
-    """As :func:`maskfeat_kernels.hog.ops.hog_backward`."""
+    """The gradient of :func:`hog` to its pixels."""
     region = whole(spec, *x.shape[-2:]) if region is None else region
-    return hog_blocks_backward_op(grad, x, *ops.pack(spec), list(region))
+    return hog_blocks_backward_op(grad, x, ops.spell(spec), list(region))
 
 
 def hog_tokens(
@@ -101,34 +128,23 @@ def hog_tokens(
     patch_size: int,
     spec: HogSpec,
 ) -> Tensor:  # [B, K, C * bins * (patch_size // cell_h) * (patch_size // cell_w)]
-    """As :func:`maskfeat_kernels.hog.ops.hog_tokens`."""
-    return cells.hog_tokens(x, token_ids, patch_size, spec.bins, *spec.cell, spec.gaussian_window)
+    """Histograms of chosen patches, of MASKFEAT and its family."""
+    return hog_tokens_op(x, token_ids, patch_size, spec.bins, *spec.cell, spec.gaussian_window)
 
 
 class _Call:
-    """What the kernels of one call are given."""
+    """One call: the arguments of its kernels, and their launches."""
 
-    def __init__(self, x: Tensor, numbers: Sequence[int], reals: Sequence[float], region: Sequence[int]):
+    def __init__(self, x: Tensor, spec: HogSpec, region: Region):
         self.dtype = ops.hog_dtype(x)
-        self.dialect, self.layout, *axes = _read(tuple(numbers), tuple(reals), self.dtype)
-        region = Region(*region)
-        own = 3 if self.dialect.strongest else 2  # axes of a plane
-        self.leading = x.shape[:-own]
-        leading = range(max(0, x.ndim - own))[::-1]
-        channels = x.ndim >= own == 3
-        self.image = Image(
-            x,
-            tuple(x.shape[axis] for axis in leading),
-            tuple(x.stride(axis) for axis in leading),
-            x.shape[-3] if channels else 1,
-            x.stride(-3) if channels else 0,
-            x.stride(-2),
-            x.stride(-1),
-            region.tie_column,
-        )
-        self.planes = math.prod(self.image.sizes)
-        self.y = _axis(axes[0], x, -2, region.top, region.height)
-        self.x = _axis(axes[1], x, -1, region.left, region.width)
+        self.spec, self.dialect = spec, _dialect(spec, self.dtype)
+        axes = 3 if self.dialect.strongest else 2  # of a plane
+        self.leading = x.shape[:-axes]
+        self.image = image_of(x, axes, region.tie_column)
+        self.planes = math.prod(self.leading)
+        y, x_axis = cell_axes(spec)
+        self.y = _arguments(y, x, -2, region.top, region.height)
+        self.x = _arguments(x_axis, x, -1, region.left, region.width)
         inside = region.top >= 0 and region.left >= 0
         inside &= region.top + region.height <= x.shape[-2] and region.left + region.width <= x.shape[-1]
         self.pixel_constants = {"D": self.dialect, "FAR": not inside, "T": _TYPES[self.dtype]}
@@ -179,72 +195,50 @@ class _Call:
         return (triton.cdiv(items, group),), items, constants
 
     def _entries(self) -> int:
-        """Of a block."""
+        """Numbers of a block."""
         return self.dialect.y.per_block * self.dialect.x.per_block * self.dialect.bins
 
-    def _strides(self) -> Strides:
-        """Those of BlockStrides in csrc/hog/plan.cpp."""
-        rows, columns, bins = self.y.blocks, self.x.blocks, self.dialect.bins
-        down, across = self.dialect.y.per_block, self.dialect.x.per_block
-        entries = self._entries()
-        plane = rows * columns * entries
-        if self.layout == "planes":
-            area = rows * columns
-            return Strides(plane, columns, 1, across * bins * area, bins * area, area)
-        if self.layout == "rows":
-            return Strides(plane, columns * entries, entries, across * bins, bins, 1)
-        return Strides(plane, entries, rows * entries, bins, down * bins, 1)
+    def _strides(self) -> BlockStrides:
+        return block_strides(self.spec, self.y.blocks, self.x.blocks)
 
 
 def _index(items: int) -> tl.dtype:
-    """What counts to ``items`` and the lanes past them."""
+    """The integer type that counts ``items`` and the lanes past them."""
     return tl.int32 if items < 2**30 else tl.int64
 
 
 @functools.lru_cache
-def _read(
-    numbers: tuple[int, ...],
-    reals: tuple[float, ...],
-    dtype: torch.dtype,
-) -> tuple[Dialect, str, CellAxis, CellAxis]:  # with the layout
-    """What blocks.pack() packed."""
-    bins, sqrt, gradient, channels, signed, angle_from, votes, norm, arithmetic, layout, *rest = numbers
-    eps, eps_again, clip, *weights = reals
-    axes = []
-    for _ in range(2):
-        pixels, stride, per_block, block_step, step, period, length, *rest = rest
-        table = [tuple(weights[kind * length : (kind + 1) * length]) for kind in range(period)]
-        axes.append(CellAxis(pixels, stride, per_block, block_step, step, tuple(rest[:period]), tuple(table)))
-        rest, weights = rest[period:], weights[period * length :]
-    y, x = axes
-    opencv = CHOICES["arithmetic"][arithmetic] == "opencv"
+def _dialect(spec: HogSpec, dtype: torch.dtype) -> Dialect:
+    """The constants of the kernels."""
+    y, x = cell_axes(spec)
+    eps, eps_again = epsilons(spec)
+    opencv = spec.arithmetic == "opencv"
     arc = OPENCV_ARC_TANGENT if opencv else _ARC[dtype]
-    dialect = Dialect(
-        bins=bins,
-        sqrt=bool(sqrt),
-        sobel=CHOICES["gradient"][gradient] == "sobel",
-        strongest=CHOICES["channels"][channels] == "strongest",
-        signed=bool(signed),
-        horizontal=CHOICES["angle_from"][angle_from] == "horizontal",
-        linear=CHOICES["votes"][votes] == "linear",
-        norm=CHOICES["norm"][norm],
+    return Dialect(
+        bins=spec.bins,
+        sqrt=spec.sqrt,
+        sobel=spec.gradient == "sobel",
+        strongest=spec.channels == "strongest",
+        signed=spec.signed,
+        horizontal=spec.angle_from == "horizontal",
+        linear=spec.votes == "linear",
+        norm=spec.norm,
         opencv=opencv,
         eps=eps,
         eps_again=eps_again,
-        clip=clip,
-        edges=tuple(edge_cotangents(bins, bool(signed))),
-        bins_per_radian=bins / (2 * math.pi if signed else math.pi),
+        clip=spec.clip,
+        edges=tuple(edge_cotangents(spec.bins, spec.signed)),
+        bins_per_radian=spec.bins / (2 * math.pi if spec.signed else math.pi),
         arc=arc,
         arc_slope=tuple((2 * n + 1) * coefficient for n, coefficient in enumerate(arc)),
-        y=_cells(y),
-        x=_cells(x),
+        y=_constants(y),
+        x=_constants(x),
     )
-    return dialect, CHOICES["layout"][layout], y, x
 
 
-def _cells(axis: CellAxis) -> Cells:
+def _constants(axis: CellAxis) -> AxisConstants:
     holders = [_holders(axis, at) for at in range(axis.pixels)]
-    return Cells(
+    return AxisConstants(
         pixels=axis.pixels,
         stride=axis.stride,
         per_block=axis.per_block,
@@ -266,12 +260,12 @@ def _holders(axis: CellAxis, at: int) -> range:
     return range(holding[0], holding[-1] + 1) if holding else range(0)
 
 
-def _axis(axis: CellAxis, x: Tensor, dim: int, begin: int, extent: int) -> Axis:
+def _arguments(axis: CellAxis, x: Tensor, dim: int, begin: int, extent: int) -> AxisArguments:
     """``extent`` pixels of the mirrored image from ``begin`` on."""
     size = x.shape[dim]
     last = max(size - 1, 1)
     first_fold = begin // last
-    return Axis(
+    return AxisArguments(
         size,
         begin,
         first_fold,
@@ -284,7 +278,7 @@ def _axis(axis: CellAxis, x: Tensor, dim: int, begin: int, extent: int) -> Axis:
 
 @functools.lru_cache
 def _tables(axis: CellAxis, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """starts, weights and holder of an Axis.
+    """starts, weights and holder of AxisArguments.
 
     The first call copies them to the device, as it compiles the kernels: capture a CUDA graph after it.
     """
@@ -301,16 +295,16 @@ def ahead_of_time_cases(
 ):
     """(name, kernel, signature, constexprs, num_warps) of the variants to compile without a GPU.
 
-    Of each (name, spec, dtype of the pixels, whether the region is larger than the image).
+    A dialect is (name, spec, dtype of the pixels, whether the region is larger than the image).
     """
     cases = []
     for name, spec, dtype, far in dialects:
         real = torch.float64 if dtype == torch.float64 else torch.float32
-        dialect, *_ = _read(*map(tuple, pack(spec)), real)
+        dialect = _dialect(spec, real)
         pointer = {torch.uint8: "*u8", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
-        axis = Axis(*["i32"] * 6, starts="*i32", weights=pointer[real], holder="*i32")
+        axis = AxisArguments(*["i32"] * 6, starts="*i32", weights=pointer[real], holder="*i32")
         image = Image(pointer[dtype], ("i32", "i32"), ("i32", "i32"), *["i32"] * 5)
-        types = {"image": image, "y": axis, "x": axis, "strides": Strides(*["i32"] * 6), "items": "i32"}
+        types = {"image": image, "y": axis, "x": axis, "strides": BlockStrides(*["i32"] * 6), "items": "i32"}
         pixels = {"D": dialect, "FAR": far, "T": _TYPES[real], "INDEX": tl.int32}
         columns, bins = triton.next_power_of_2(dialect.x.length), min(triton.next_power_of_2(dialect.bins), _MOST_BINS)
         lanes = max(1, _SUMS // (max(bins, 16) * columns))

@@ -7,12 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..plan import BlockStrides
+
 _PI = tl.constexpr(math.pi)
 _INTERPRETED = triton.knobs.runtime.interpret
 
 
 class Dialect(NamedTuple):
-    """What a dialect says of pixels and blocks: constants of the kernels."""
+    """A dialect's words about pixels and blocks: constants of the kernels."""
 
     bins: int
     sqrt: bool
@@ -30,12 +32,12 @@ class Dialect(NamedTuple):
     bins_per_radian: float
     arc: tuple[float, ...]  # coefficients of the angle in an octant
     arc_slope: tuple[float, ...]  # and of its derivative
-    y: "Cells"
-    x: "Cells"
+    y: "AxisConstants"
+    x: "AxisConstants"
 
 
-class Cells(NamedTuple):
-    """The cells along an axis: constants of the kernels; see CellAxis."""
+class AxisConstants(NamedTuple):
+    """The cells along an axis, as CellAxis has them: constants of the kernels."""
 
     pixels: int
     stride: int
@@ -61,8 +63,8 @@ class Image(NamedTuple):
     tie_column: int
 
 
-class Axis(NamedTuple):
-    """An axis of an image, its region, and the weights of the cells; see CellAxis and Region."""
+class AxisArguments(NamedTuple):
+    """An axis of an image, the region along it, and the tables of CellAxis: arguments of the kernels."""
 
     size: int  # of the image
     begin: int  # of the region
@@ -75,15 +77,20 @@ class Axis(NamedTuple):
     holder: Tensor  # [pixels], int32: the first cell of a block that weights a pixel
 
 
-class Strides(NamedTuple):
-    """Of the result, in elements."""
-
-    plane: int
-    row: int
-    column: int
-    cell_row: int
-    cell_column: int
-    bin: int
+def image_of(x: Tensor, axes: int, tie_column: int = 0) -> Image:
+    """The image that ``x`` is, if a plane has its last ``axes`` axes, of which the first of three are the channels."""
+    leading = range(max(0, x.ndim - axes))[::-1]
+    channels = x.ndim >= axes == 3
+    return Image(
+        x,
+        tuple(max(1, x.shape[axis]) for axis in leading),  # kernels divide by them, also for patches of no frames
+        tuple(0 if x.shape[axis] == 1 else x.stride(axis) for axis in leading),
+        x.shape[-3] if channels else 1,
+        x.stride(-3) if channels else 0,
+        x.stride(-2),
+        x.stride(-1),
+        tie_column,
+    )
 
 
 def tile(
@@ -141,7 +148,7 @@ def shown_image(image):
 @triton.jit
 def shown_strides(strides):
     """The strides that were :func:`hidden`."""
-    return Strides(
+    return BlockStrides(
         strides.plane >> 2,
         strides.row >> 2,
         strides.column >> 2,
@@ -154,7 +161,7 @@ def shown_strides(strides):
 @triton.jit
 def shown_axis(axis):
     """The axis that was :func:`hidden`."""
-    return Axis(
+    return AxisArguments(
         axis.size >> 2,
         axis.begin >> 2,
         axis.first_fold >> 2,
@@ -172,8 +179,11 @@ def plane_offset(plane, image):
     """Where a plane begins."""
     offset = tl.zeros_like(plane).to(tl.int64)
     for axis in tl.static_range(len(image.sizes)):
-        offset += (plane % image.sizes[axis]).to(tl.int64) * image.strides[axis]
-        plane = plane // image.sizes[axis]
+        if axis + 1 < len(image.sizes):
+            offset += (plane % image.sizes[axis]).to(tl.int64) * image.strides[axis]
+            plane = plane // image.sizes[axis]
+        else:
+            offset += plane.to(tl.int64) * image.strides[axis]
     return offset
 
 
@@ -259,17 +269,17 @@ def strongest(plane, image, y, x, row, column, here, D: tl.constexpr, FAR: tl.co
 @triton.jit
 def _hard_bin(sine, cosine, D: tl.constexpr):
     """The number of edges that the orientation has reached: one product and one comparison each, exact on bytes."""
-    turn = tl.where(sine != 0, sine, cosine) < 0
-    sine, cosine = tl.where(turn, -sine, sine), tl.where(turn, -cosine, cosine)
+    lower = tl.where(sine != 0, sine, cosine) < 0  # half plane
+    sine, cosine = tl.where(lower, -sine, sine), tl.where(lower, -cosine, cosine)
     reached = tl.zeros_like(sine).to(tl.int32)
     for k in tl.static_range(len(D.edges)):
-        beyond = turn
+        beyond = lower
         if not D.signed:
             beyond = sine * D.edges[k] >= cosine
         elif 2 * (k + 1) < D.bins:
-            beyond = turn | (sine * D.edges[k] >= cosine)
+            beyond = lower | (sine * D.edges[k] >= cosine)
         elif 2 * (k + 1) > D.bins:
-            beyond = turn & (sine * D.edges[k] >= cosine)
+            beyond = lower & (sine * D.edges[k] >= cosine)
         reached += beyond.to(tl.int32)
     return reached
 
