@@ -180,11 +180,12 @@ class _Call:
     def pixels(self, grad_blocks: Tensor, out: Tensor) -> None:
         items = self.planes * self.y.size * self.x.size
         channels = min(triton.next_power_of_2(self.image.channels), _MOST_CHANNELS)
-        grid = (triton.cdiv(items, _PIXELS), triton.cdiv(self.image.channels, channels))
+        pixels = _pixels(channels)
+        grid = (triton.cdiv(items, pixels), triton.cdiv(self.image.channels, channels))
         pixels_kernel[grid](
             hidden(self.image, "pixel_stride"), hidden(self.y), hidden(self.x), grad_blocks, out, items,
             **self.pixel_constants,
-            INDEX=_index(items), PIXELS=_PIXELS, CHANNELS=channels, **_PIXEL_OPTIONS,
+            INDEX=_index(items), PIXELS=pixels, CHANNELS=channels, **_PIXEL_OPTIONS,
         )  # fmt: skip
 
     def _blocks(self) -> tuple[tuple[int], int, dict]:  # grid, blocks in all, constants
@@ -200,6 +201,11 @@ class _Call:
 
     def _strides(self) -> BlockStrides:
         return block_strides(self.spec, self.y.blocks, self.x.blocks)
+
+
+def _pixels(channels: int) -> int:
+    """Pixels of a program that does so many channels: with 256 pixels of four channels, a thread spills."""
+    return _PIXELS if channels == 1 else _PIXELS // 2
 
 
 def _index(items: int) -> tl.dtype:
@@ -311,7 +317,8 @@ def ahead_of_time_cases(
         cells = {"GROUP": 1, "CELLS": lanes, "COLUMNS": columns, "BINS": bins}
         entries = triton.next_power_of_2(dialect.y.per_block * dialect.x.per_block * dialect.bins)
         blocks = {"D": dialect, "INDEX": tl.int32, "GROUP": max(1, _ENTRIES // entries), "ENTRIES": entries}
-        gradients = {"PIXELS": _PIXELS, "CHANNELS": 4 if dialect.strongest else 1}
+        channels = 4 if dialect.strongest else 1
+        gradients = {"PIXELS": _pixels(channels), "CHANNELS": channels}
         for stage, kernel, constants, options in (
             ("cells", cells_kernel, pixels | cells, _OPTIONS),
             ("normalise", normalise_kernel, blocks, _OPTIONS),
