@@ -81,7 +81,7 @@ class Toolkit:
 
     def compile(self, source: Path, target: Path) -> str:
         """Plain nvcc, as the kernels include no header of torch: it works beside a CPU-only torch and without a GPU."""
-        output_of(self.home / "bin" / "nvcc", *self.flags(), "-c", source, "-o", target)
+        output_of(self.home / "bin" / "nvcc", *self.flags(), "-Icsrc", "-c", source, "-o", target)
         return str(target)
 
 
