@@ -123,7 +123,7 @@ def affordable_steps(recipe: Pretrain) -> int:
     """How many steps this machine does in SECONDS."""
     with join(recipe.device) as world:
         trainer = Trainer(recipe, world)
-        batches = iter(trainer.loader(0))
+        batches = iter(trainer.data.at(0))
         trainer.train_step(batches)  # the first step is slower
         begun = time.perf_counter()
         for _ in range(3):

@@ -277,7 +277,8 @@ def test_an_unusable_toolkit_leaves_kernels_for_the_cpu_that_say_why_there_are_n
     done = run_setup(tmp_path, "auto", CUDA_HOME=str(tmp_path / "cuda"))
     assert done.returncode == 0, done.stderr
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "sources")}
-    used = subprocess.run([sys.executable, "-c", SAY_WHY], env=environment, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", SAY_WHY]  # -c looks for modules in its folder first
+    used = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     reason = (
         f"the extension was built without it ({path} failed: error: unsupported GNU version);"
         " rebuild with MASKFEAT_BUILD=cuda"
