@@ -46,8 +46,8 @@ WORKERS = max(2, min(12, (os.cpu_count() or 1) - 4))
 
 COUNTERS = ["SpeedOfLight", "SchedulerStats", "WarpStateStats", "MemoryWorkloadAnalysis", "Occupancy", "LaunchStats"]
 
-CANNOT = re.compile(r"Device not supported|ERR_NVGPUCTRPERM|initialize the profiler|failed to run command")
-"""What a profiler or sanitizer says, or timeout says of it, where driver or image do not allow it."""
+CANNOT = re.compile(r"Device not supported|ERR_NVGPUCTRPERM|initialize the profiler|there is no program")
+"""What a profiler or sanitizer says, or what is said of it, where driver or image do not allow it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,40 +105,63 @@ class Run:
                 if waiting and len(running) < (os.cpu_count() or 1):
                     step = waiting.pop(0)
                     self.tell(f"$ {shlex.join(step.command)}")
-                    begin = time.monotonic()
-                    limit = max(1.0, min(step.limit, self.deadline - begin))
-                    running.append((step, begin, limit, start(step, limit, self.folder / step.log)))
+                    running.append(Started(step, self.deadline, self.folder / step.log))
                     continue
                 time.sleep(0.05)
-                for step, begin, limit, process in [item for item in running if item[3].poll() is not None]:
-                    running.remove((step, begin, limit, process))
-                    log, seconds = (self.folder / step.log).read_text(errors="replace"), time.monotonic() - begin
-                    status = process.returncode
-                    if seconds >= limit and status in (124, 137, -9):
-                        status = None
-                    elif status and step.of_a_tool and CANNOT.search(log):
-                        status = "cannot"
-                    ended.append(Outcome(step, status, seconds, last_line(log, step.name)))
+                for started in running:
+                    started.end_if_late()
+                for started in [started for started in running if started.process.poll() is not None]:
+                    running.remove(started)
+                    ended.append(started.outcome())
                     self.tell(str(ended[-1]))
         finally:
-            for *_, process in running:
-                process.terminate()  # which timeout passes on
+            for started in running:
+                started.signal(signal.SIGKILL)
         self.outcomes += ended
         return ended
 
 
-def start(step: Step, limit: float, log: Path) -> subprocess.Popen:
-    """Asked to end, pytest tells what has failed so far; what does not hear is killed after some patience."""
-    watch = ["timeout", "--signal=INT", f"--kill-after={PATIENCE}", str(limit)]
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            [*watch, *step.command],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **step.environment},
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
+class Started:
+    """A step under way, in a group of processes of its own, so that it ends with all that it started."""
+
+    def __init__(self, step: Step, deadline: float, log: Path) -> None:
+        self.step, self.log, self.asked = step, log, False
+        self.begin = time.monotonic()
+        self.limit = max(1.0, min(step.limit, deadline - self.begin))
+        found = shutil.which(step.command[0])
+        command = step.command if found else ["sh", "-c", "echo there is no program $0; exit 127", step.command[0]]
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **step.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def signal(self, number: int) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, number)
+
+    def end_if_late(self) -> None:
+        """Asked to end, pytest tells what has failed so far; what does not hear is killed after some patience."""
+        late = time.monotonic() - self.begin - self.limit
+        if late >= PATIENCE:
+            self.signal(signal.SIGKILL)
+        elif late >= 0 and not self.asked:
+            self.asked = True  # once: a second interrupt would cut short what it tells
+            self.signal(signal.SIGINT)
+
+    def outcome(self) -> Outcome:
+        log, status = self.log.read_text(errors="replace"), self.process.returncode
+        if self.asked:
+            status = None
+        elif status and self.step.of_a_tool and CANNOT.search(log):
+            status = "cannot"
+        seconds = time.monotonic() - self.begin
+        return Outcome(self.step, status, seconds, last_line(log, self.step.name))
 
 
 def last_line(log: str, name: str) -> str:
@@ -253,7 +276,7 @@ def main() -> int:
             parser.error(f"PART must be one of {', '.join(PARTS)}, got {name!r}")
     if importlib.util.find_spec("torch") is None:
         parser.error(f"{sys.executable} has no torch; name one that has it: make gpu PYTHON=...")
-    for tool in ["make", "timeout"] if options.dry_run else ["make", "timeout", "nvidia-smi"]:
+    for tool in ["make"] if options.dry_run else ["make", "nvidia-smi"]:
         if not shutil.which(tool):
             parser.error(f"not found: {tool}; --dry-run rehearses without a GPU")
     if not (ROOT / ".git").exists() and "MASKFEAT_COMMIT" not in os.environ:

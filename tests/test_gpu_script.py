@@ -47,8 +47,9 @@ def test_steps_end_each_in_its_way(run):
 def test_what_is_killed_leaves_its_log_and_its_results(run, deaf, monkeypatch):
     """Asked to end, it says what it has; where it does not hear, what it wrote before is there."""
     code = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text('so far'); print('measured', flush=True)\n"
-    code += "try: time.sleep(60)\nfinally: print('asked to end', flush=True)"
-    late = python("late", f"{deaf}{code}", limit=2, log="late.log")
+    code += "try: time.sleep(60)\nfinally: time.sleep(0.5); print('asked to end', flush=True)"
+    # A second interrupt would come within that half second.
+    late = python("late", f"{deaf}{code}", limit=5, log="late.log")  # Python itself may take a second to start
     late.command.append(str(run.folder / "results.json"))
     monkeypatch.setattr(gpu, "PATIENCE", 1)
     (outcome,) = run.steps(late)
@@ -72,12 +73,12 @@ def test_an_interrupt_ends_the_steps_too(run, monkeypatch):
 
     step = python("long", "import time; time.sleep(60)")
     started = []
-    monkeypatch.setattr(gpu, "start", lambda *words, start=gpu.start: started.append(start(*words)) or started[0])
+    monkeypatch.setattr(gpu, "Started", lambda *words, kind=gpu.Started: started.append(kind(*words)) or started[0])
     with monkeypatch.context() as patch:
         patch.setattr(gpu.time, "sleep", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run.steps(step)
-    assert started[0].wait(timeout=10) != 0
+    assert started[0].process.wait(timeout=10) != 0
 
 
 def steps_of(part: str, dry: bool, monkeypatch, tmp_path, wrong: tuple[str, ...] = ()) -> list[Step]:
