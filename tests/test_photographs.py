@@ -104,8 +104,9 @@ def test_what_another_process_makes_is_left_to_it(data, tmp_path):
 def test_the_protocol_has_the_numbers_of_the_settings():
     settings = Settings()
     text = " ".join((Path(sys.modules[Runs.__module__].__file__).parent / "PROTOCOL.md").read_text().split())
-    assert f"Pre-training: {settings.pretrain_epochs} epochs, batches of {settings.run['batch_size']}" in text
-    assert f"Fine-tuning of all weights: {settings.finetune_epochs} epochs" in text
+    batches = f"epochs in batches of {settings.run['batch_size']}"
+    assert f"Pre-training takes {settings.pretrain_epochs} {batches}" in text
+    assert f"Fine-tuning of all weights takes {settings.finetune_epochs} {batches}" in text
     assert f"({settings.few_epochs} passes over these)" in text and "Seeds 1, 2, 3 and 4." in text
     assert settings.seeds == (1, 2, 3, 4) and settings.pilot_epochs == 5 and "five epochs each" in text
     assert settings.finetune_rates == (5e-4, 1e-3, 2e-3) and settings.pretrain_rates == (1e-3, 2e-3, 4e-3)
