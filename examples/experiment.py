@@ -8,7 +8,11 @@ classifier learns at all within minutes, by the loss of HOG, the accuracy withou
 digits of which some are held-out ones here; nothing was tuned for pixels. It was first run with 1200 steps of
 pre-training (``results/experiment_1200_steps.json``), too few for HOG to help, and then with 5000. A seed stands for
 the choice of the labelled and the held-out digits, the initial weights, the order of the data, the light and the masks.
-Run ``python -m examples.experiment [--quick] [--out DIRECTORY]``.
+Run ``python -m examples.experiment [--quick] [--flat] [--out DIRECTORY]``.
+
+``--flat`` is an ablation. Sloped light fills blank patches with one orientation, which the normalisation of HOG brings
+to unit length. A third of the patches are blank, so much of the target is the light. With flat light, and cells of 4
+pixels, the target is the digits.
 """
 
 import argparse
@@ -32,12 +36,13 @@ from benchmarks.timing import cpu_name
 from maskfeat import HogTarget, MaskFeat, PixelTarget, VisionTransformer, make_masks
 from maskfeat.config import IMAGENET
 from maskfeat.run.step import normalise
+from maskfeat_kernels import MASKFEAT
 
-RESULTS, FIRST = Path(__file__).parent / "results", "experiment_1200_steps.json"
+RESULTS, FIRST, FLAT_LIGHT = Path(__file__).parent / "results", "experiment_1200_steps.json", "experiment_flat.json"
 CLASSES, SIZE, PATCH = 10, 32, 8
 SPARE = 8  # pixels by which samples are larger than their random crops
 ENCODER = dict(img_size=SIZE, patch_size=PATCH, embed_dim=64, depth=3, num_heads=2, init_bias=0.0)
-TARGETS = {"HOG": HogTarget, "pixels": PixelTarget, "none": None}
+ARMS = ("HOG", "pixels", "none")
 Samples = tuple[Tensor, Tensor]  # pictures or ink, and labels
 
 
@@ -54,8 +59,11 @@ class Settings:
     mask_ratio: float = 0.4
     lr: float = 2e-3
     weight_decay: float = 0.05
+    slope: float = 0.8  # the largest change of the logarithm of light from the middle of a sample to its side
+    hog_cell: int = PATCH
 
 
+FLAT = dict(slope=0.0, hog_cell=4)
 QUICK = Settings(labelled=50, test=50, pretrain_steps=4, finetune_steps=4, seeds=2, batch=16)
 
 
@@ -67,7 +75,7 @@ def handwriting() -> Samples:  # [N, SIZE + SPARE, SIZE + SPARE] ink from 0 to 1
     return F.pad(ink, [SPARE] * 4).squeeze(1), torch.from_numpy(found.target)
 
 
-def photograph(ink: Tensor, generator: torch.Generator) -> Tensor:  # [B, H, W] -> [B, 3, H, W] uint8
+def photograph(ink: Tensor, generator: torch.Generator, slope: float) -> Tensor:  # [B, H, W] -> [B, 3, H, W] uint8
     """Dark ink on bright paper in a random light (colour, direction, slope) at a random contrast, with little noise."""
     batch, height, width = ink.shape
 
@@ -76,13 +84,13 @@ def photograph(ink: Tensor, generator: torch.Generator) -> Tensor:  # [B, H, W] 
 
     surface = 0.9 - 0.8 * ink.unsqueeze(1)
     direction, y, x = uniform(0, 2 * math.pi), torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)
-    light = uniform(0.8, 1.2, 3) * (uniform(0, 0.8) * (direction.cos() * x + direction.sin() * y)).exp()
+    light = uniform(0.8, 1.2, 3) * (uniform(0, slope) * (direction.cos() * x + direction.sin() * y)).exp()
     picture = uniform(0.4, 0.6) + uniform(math.log(0.3), 0).exp() * (surface * light - 0.5)
     picture += 0.002 * torch.randn(picture.shape, generator=generator)
     return (255 * picture).round().clamp(0, 255).byte()
 
 
-def batches(digits: Samples, steps: int, size: int, seed: int) -> Iterator[Samples]:
+def batches(digits: Samples, steps: int, size: int, seed: int, slope: float) -> Iterator[Samples]:
     """Random crops in a new light of all digits in turn, shuffled anew in each pass."""
     ink, labels = digits
     generator = torch.Generator().manual_seed(seed)
@@ -93,7 +101,7 @@ def batches(digits: Samples, steps: int, size: int, seed: int) -> Iterator[Sampl
         chosen, order = order[:size], order[size:]
         y, x = torch.randint(SPARE + 1, (2, size), generator=generator).tolist()
         crops = [ink[i, a : a + SIZE, b : b + SIZE] for i, a, b in zip(chosen.tolist(), y, x, strict=True)]
-        yield photograph(torch.stack(crops), generator), labels[chosen]
+        yield photograph(torch.stack(crops), generator, slope), labels[chosen]
 
 
 def minimise(model: nn.Module, losses: Iterator[Tensor], steps: int, settings: Settings) -> None:
@@ -111,21 +119,23 @@ def minimise(model: nn.Module, losses: Iterator[Tensor], steps: int, settings: S
         schedule.step()
 
 
-def pretrain(target: "type | None", ink: Tensor, settings: Settings, seed: int) -> VisionTransformer:
-    """An encoder that has learnt to predict ``target`` at masked patches, or only its initial weights."""
+def pretrain(arm: str, ink: Tensor, settings: Settings, seed: int) -> VisionTransformer:
+    """An encoder that has learnt to predict HOG or pixels at masked patches, or only its initial weights."""
     torch.manual_seed(seed)
     encoder = VisionTransformer(**ENCODER)
     nn.init.normal_(encoder.pos_embed, std=0.2)  # the usual 0.02 is for wide models and long schedules
     for parameter in encoder.blocks.parameters():
         if parameter.ndim == 2:
             nn.init.xavier_uniform_(parameter)
-    if target is None:
+    if arm == "none":
         return encoder
-    model, generator = MaskFeat(encoder, target(PATCH)), torch.Generator().manual_seed(seed)
-    grid = (SIZE // PATCH, SIZE // PATCH)
+    hog = MASKFEAT.replace(cell=(settings.hog_cell, settings.hog_cell))
+    target = HogTarget(PATCH, spec=hog) if arm == "HOG" else PixelTarget(PATCH)
+    model, generator = MaskFeat(encoder, target), torch.Generator().manual_seed(seed)
+    grid, unlabelled = (SIZE // PATCH, SIZE // PATCH), (ink, torch.zeros(len(ink)))
 
     def losses() -> Iterator[Tensor]:
-        for images, _ in batches((ink, torch.zeros(len(ink))), settings.pretrain_steps, settings.batch, seed):
+        for images, _ in batches(unlabelled, settings.pretrain_steps, settings.batch, seed, settings.slope):
             masks = make_masks("block", len(images), grid, settings.mask_ratio, generator=generator)
             yield model(normalise(images, **IMAGENET), images, masks)
 
@@ -163,7 +173,7 @@ def finetune(encoder: VisionTransformer, train: Samples, test: Samples, settings
     model.load_state_dict(encoder.state_dict(), strict=False)  # all but the new norm and head
 
     def losses() -> Iterator[Tensor]:
-        for images, labels in batches(train, settings.finetune_steps, settings.batch, seed):
+        for images, labels in batches(train, settings.finetune_steps, settings.batch, seed, settings.slope):
             yield F.cross_entropy(model(normalise(images, **IMAGENET)), labels)
 
     minimise(model, losses(), settings.finetune_steps, settings)
@@ -178,15 +188,16 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:  # percent
 def run(settings: Settings) -> dict:
     """Accuracies in percent of every arm and seed."""
     begun, (ink, labels) = time.perf_counter(), handwriting()
-    found = {arm: {"probe": [], "fine-tune": []} for arm in TARGETS}
+    found = {arm: {"probe": [], "fine-tune": []} for arm in ARMS}
     for seed in range(settings.seeds):
         order = torch.randperm(len(ink), generator=torch.Generator().manual_seed(seed))
         held_out, rest = order[: settings.test], order[settings.test :]
         few = rest[: settings.labelled]
-        train, seen = (ink[few], labels[few]), next(batches((ink[few], labels[few]), 1, len(few), seed))
-        test = next(batches((ink[held_out], labels[held_out]), 1, len(held_out), seed))
-        for arm, target in TARGETS.items():
-            encoder = pretrain(target, ink[rest], settings, seed)
+        train = (ink[few], labels[few])
+        seen = next(batches(train, 1, len(few), seed, settings.slope))
+        test = next(batches((ink[held_out], labels[held_out]), 1, len(held_out), seed, settings.slope))
+        for arm in ARMS:
+            encoder = pretrain(arm, ink[rest], settings, seed)
             found[arm]["probe"].append(probe(encoder, seen, test))
             found[arm]["fine-tune"].append(finetune(encoder, train, test, settings, seed))
             latest = ", ".join(f"{kind} {values[-1]:.1f} %" for kind, values in found[arm].items())
@@ -219,7 +230,7 @@ def markdown(report: dict) -> str:
         f"torch {report['torch']}."
     )
     parts = ["# HOG, pixels, or no pre-training", text, table(report), "![plot](experiment.png)"]
-    if settings == dataclasses.asdict(Settings()):  # the numbers of steps that were chosen after this
+    if Settings(**settings) == Settings():  # the numbers of steps that were chosen after this
         earlier = json.loads((RESULTS / FIRST).read_text())
         steps = earlier["settings"]["pretrain_steps"]
         reason = (
@@ -227,6 +238,15 @@ def markdown(report: dict) -> str:
             f"HOG did not help, so it was run again with {settings['pretrain_steps']}; all else is the same."
         )
         parts += [f"## First run, with {steps} steps", reason, table(earlier)]
+        if (RESULTS / FLAT_LIGHT).exists():
+            flat = json.loads((RESULTS / FLAT_LIGHT).read_text())
+            reason = (
+                "Sloped light fills blank patches with one orientation, and the normalisation of HOG brings it to unit "
+                "length. A third of the patches are blank, so much of the target is the light. This ablation has flat "
+                f"light and cells of {flat['settings']['hog_cell']} pixels; all else is the same. It was chosen after "
+                f"the first results were known ([{FLAT_LIGHT}]({FLAT_LIGHT}))."
+            )
+            parts += ["## Ablation: flat light, smaller cells", reason, table(flat)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -234,7 +254,7 @@ def plot(report: dict, path: Path) -> None:
     """A point for each seed, a bar at their mean, above samples as the models see them."""
     mpl.use("Agg")
     figure, (strip, axis) = plt.subplots(2, 1, figsize=(7, 5.5), height_ratios=(1, 4), layout="constrained")
-    images, _ = next(batches(handwriting(), 1, 12, seed=0))
+    images, _ = next(batches(handwriting(), 1, 12, 0, Settings.slope))
     strip.imshow(torch.cat(list(images), dim=-1).permute(1, 2, 0).numpy())
     strip.set_axis_off()
     for i, (arm, kinds) in enumerate(report["accuracy"].items()):
@@ -253,18 +273,24 @@ def plot(report: dict, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few steps, which show only that it runs")
+    parser.add_argument("--flat", action="store_true", help="the ablation, in flat light and with cells of 4")
     parser.add_argument("--out", type=Path, metavar="DIRECTORY", help="where to write (default results/ here)")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    report = run(QUICK if options.quick else Settings())
+    settings = QUICK if options.quick else Settings()
+    report = run(dataclasses.replace(settings, **FLAT) if options.flat else settings)
     print(table(report))
     if options.out or not options.quick:
         out = options.out or RESULTS
         out.mkdir(parents=True, exist_ok=True)
-        (out / "experiment.json").write_text(json.dumps(report, indent=1) + "\n")
-        (out / "experiment.md").write_text(markdown(report))
-        plot(report, out / "experiment.png")
-        print(f"wrote {out}/experiment.json, .md and .png")
+        name = FLAT_LIGHT if options.flat else "experiment.json"
+        (out / name).write_text(json.dumps(report, indent=1) + "\n")
+        print(f"wrote {out}/{name}")
+        if (out / "experiment.json").exists():
+            shown = json.loads((out / "experiment.json").read_text())
+            (out / "experiment.md").write_text(markdown(shown))
+            plot(shown, out / "experiment.png")
+            print(f"wrote {out}/experiment.md and .png")
 
 
 if __name__ == "__main__":

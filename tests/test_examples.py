@@ -16,7 +16,7 @@ def test_experiment(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["experiment", "--quick", "--out", str(tmp_path)])
     experiment.main()
     report = json.loads((tmp_path / "experiment.json").read_text())
-    assert report["accuracy"].keys() == experiment.TARGETS.keys()
+    assert tuple(report["accuracy"]) == experiment.ARMS
     values = [value for arm in report["accuracy"].values() for kind in arm.values() for value in kind]
     assert len(values) == 3 * 2 * experiment.QUICK.seeds and all(0 <= value <= 100 for value in values)
     assert experiment.table(report) in (tmp_path / "experiment.md").read_text()
@@ -32,6 +32,15 @@ def test_the_report_of_the_experiment_is_that_of_its_numbers():
     text = (experiment.RESULTS / "experiment.md").read_text()
     assert text == experiment.markdown(report)
     assert text.count("| HOG |") == 2 and "first run with 1200 steps" in text
+
+
+def test_blank_paper_has_an_orientation_in_sloped_light_only():
+    from examples import experiment
+
+    blank = torch.zeros(8, experiment.SIZE, experiment.SIZE)
+    for slope in (0.0, experiment.Settings.slope):
+        images = experiment.photograph(blank, torch.Generator().manual_seed(0), slope).double()
+        assert (images.std((2, 3)).max() < 1) is (slope == 0), "noise has a deviation of half a grey level"
 
 
 def test_errors_of_the_demo():
