@@ -40,7 +40,7 @@ def test_blank_paper_has_an_orientation_in_sloped_light_only():
     blank = torch.zeros(8, experiment.SIZE, experiment.SIZE)
     for slope in (0.0, experiment.Settings.slope):
         images = experiment.photograph(blank, torch.Generator().manual_seed(0), slope).double()
-        assert (images.std((2, 3)).max() < 1) is (slope == 0), "noise has a deviation of half a grey level"
+        assert (images.std((2, 3)).max().item() < 1) is (slope == 0), "noise has a deviation of half a grey level"
 
 
 def test_errors_of_the_demo():

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import t as student
 
+from examples.photographs import report
 from examples.photographs.__main__ import repeat
 from examples.photographs.runs import Runs
 from examples.photographs.settings import ARMS, Settings
@@ -110,3 +112,66 @@ def test_the_protocol_has_the_numbers_of_the_settings():
     assert f"({settings.few_epochs} passes over these)" in text and "Seeds 1, 2, 3 and 4." in text
     assert settings.seeds == (1, 2, 3, 4) and settings.pilot_epochs == 5 and "five epochs each" in text
     assert settings.finetune_rates == (5e-4, 1e-3, 2e-3) and settings.pretrain_rates == (1e-3, 2e-3, 4e-3)
+
+
+def answers_of(*rights):  # a run each, of which photographs it got right
+    return [{"finetune": {"right": np.packbits(r).tobytes().hex(), "photographs": len(r)}} for r in np.asarray(rights)]
+
+
+def test_a_difference_is_paired_by_seed_and_by_photograph():
+    """Two seeds and four photographs, by hand: gains of 50 and 25 points; 100, 50, 0 and 0 by photograph."""
+    first = answers_of([1, 1, 1, 0], [1, 0, 1, 0])
+    second = answers_of([0, 0, 1, 0], [0, 0, 1, 0])
+    found = report.difference(first, second)
+    of_seeds, of_photographs = 312.5 / 2, (62.5**2 + 12.5**2 + 2 * 37.5**2) / 3 / 4
+    total = of_seeds + of_photographs
+    freedom = total**2 / (of_seeds**2 / 1 + of_photographs**2 / 3)
+    assert found.mean == 37.5
+    assert found.half == pytest.approx(student.ppf(0.975, freedom) * math.sqrt(total))
+    assert found.detectable == pytest.approx(found.half + student.ppf(0.8, freedom) * math.sqrt(total))
+    assert found.verdict("hog", "pixel") == "no difference that this design can see"
+    assert report.difference(second, first).mean == -37.5
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """Photographs differ in difficulty and seeds in luck; 95 in 100 hold the true difference, or a few more."""
+    rng, held, wrong = np.random.default_rng(0), 0, 0
+    for _ in range(400):
+        difficulty, luck = rng.uniform(-0.3, 0.3, 500), rng.normal(0, 0.01, (2, 4, 1))
+        chance = np.array([0.52, 0.5])[:, None, None] + difficulty + luck  # [arm, seed, photograph]
+        first, second = (answers_of(*(rng.random((4, 500)) < of_arm).astype(int)) for of_arm in chance)
+        found = report.difference(first, second)
+        held += abs(found.mean - 2) <= found.half
+        wrong += found.verdict("hog", "pixel") == "pixels win"
+    assert held >= 0.95 * 400 - 3 * math.sqrt(400 * 0.95 * 0.05) and wrong <= 4
+
+
+@pytest.mark.parametrize("gain, verdict", [(400, "HOG wins"), (-400, "pixels win"), (0, "no difference")])
+def test_the_report_tells_what_was_found(gain, verdict, tmp_path, finished):
+    """From a finished run of each arm, copied to every seed with other answers."""
+    folder, rng = tmp_path / "results", np.random.default_rng(1)
+    folder.mkdir()
+    for arm in ARMS[:3]:
+        (folder / f"{arm}_pilot.json").write_text((finished / "results" / f"{arm}_pilot.json").read_text())
+        for seed in Settings().seeds:
+            run = read(finished, f"{arm}_1") | {"seed": seed}
+            correct = rng.permutation(np.arange(3925) < 2000 + (gain if arm == "hog" else 0)).astype(int)
+            run["finetune"] |= answers_of(correct)[0]["finetune"] | {"top1": correct.mean()}
+            (folder / f"{arm}_{seed}.json").write_text(json.dumps(run))
+    document = tmp_path / "evidence.md"
+    document.write_text(f"# Before\n\n{report.BEGIN}\nold\n{report.END}\n\nAfter\n")
+    report.main(["--results", str(folder), "--document", str(document)])
+    text = document.read_text()
+    assert text.startswith("# Before\n") and text.endswith("\n\nAfter\n") and "old" not in text
+    assert f"| HOG - pixels | {gain / 39.25:+.1f} |" in text and verdict in text.split("HOG - pixels")[1].split("\n")[0]
+    assert "| pixels | 51.0 ± 0.0 |" in text and "on 3,925 held-out" in text
+    assert (tmp_path / "evidence.png").read_bytes().startswith(b"\x89PNG")
+    (folder / "hog_2.json").unlink()
+    with pytest.raises(SystemExit, match="not every seed of hog"):
+        report.main(["--results", str(folder), "--document", str(document)])
+
+
+def test_the_document_has_what_the_results_give():
+    if (report.HERE / "results" / "hog_4.json").exists():
+        told = report.block(report.HERE / "results", Settings())
+        assert told in report.DOCUMENT.read_text()

@@ -168,11 +168,11 @@ def plot(results: Results, path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.photographs.report", description=__doc__)
     parser.add_argument("--results", type=Path, default=HERE / "results", help="(%(default)s)")
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="where the tables stand (%(default)s)")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     text = options.document.read_text()
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     if not after:
