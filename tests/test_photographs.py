@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 from PIL import Image
 from scipy.stats import t as student
 
-from examples.photographs import report
+from examples.photographs import pack, report
 from examples.photographs.__main__ import repeat
 from examples.photographs.runs import Runs
 from examples.photographs.settings import ARMS, Settings
@@ -112,6 +114,35 @@ def test_the_protocol_has_the_numbers_of_the_settings():
     assert f"({settings.few_epochs} passes over these)" in text and "Seeds 1, 2, 3 and 4." in text
     assert settings.seeds == (1, 2, 3, 4) and settings.pilot_epochs == 5 and "five epochs each" in text
     assert settings.finetune_rates == (5e-4, 1e-3, 2e-3) and settings.pretrain_rates == (1e-3, 2e-3, 4e-3)
+
+
+REHEARSAL = """
+import dataclasses, sys
+from examples.photographs import __main__, settings
+run = dict(settings.GPU.run, batch_size=8, workers=0)
+settings.GPU = dataclasses.replace(settings.GPU, run=run, pretrain_epochs=10**6, pilot_epochs=1, pretrain_rates=(1e-3,))
+__main__.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow  # two processes that train for 12 seconds
+def test_the_protocol_of_a_gpu_runs_on_a_packed_copy_and_ends_in_time(data, tmp_path):
+    """A call that is out of time leaves a checkpoint, from which the next goes on."""
+    archive, out = tmp_path / "data.zip", tmp_path / "out"
+    pack.main([data, str(archive)])
+    unpacked = pack.unpack(archive, tmp_path / "unpacked") / "val" / "0009" / "000019.webp"
+    packed, original = (Image.open(file) for file in (unpacked, Path(data) / "val" / CLASSES[9] / "1.png"))
+    assert packed.size == original.size == (40, 40)
+    assert abs(np.asarray(packed).mean() - np.asarray(original).mean()) < 3
+    unpacked.write_bytes(b"half")
+    pack.unpack(archive, tmp_path / "unpacked")
+    assert unpacked.stat().st_size > 100
+    settings = ["--gpu", "--data", str(archive), "--out", str(out), "--results", str(tmp_path / "results")]
+    command = [sys.executable, "-c", REHEARSAL, *settings, "--minutes", "0.2"]
+    first, second = (subprocess.run(command, capture_output=True, text=True) for _ in range(2))
+    steps = [re.search(r"ended by SIGTERM after step (\d+) of", run.stderr) for run in (first, second)]
+    assert all(steps), first.stderr + second.stderr
+    assert int(steps[1][1]) > int(steps[0][1]) and "same command goes on" in second.stderr
 
 
 def answers_of(*rights):  # a run each, of which photographs it got right

@@ -3,36 +3,57 @@
 import argparse
 import json
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "30")  # read when tqdm is imported
 HERE = Path(__file__).parent
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.photographs", description=__doc__)
-    parser.add_argument("--data", required=True, help="photographs of ten classes: folders, lists or shards")
+    parser.add_argument(
+        "--data", required=True, help="photographs of ten classes: folders, lists, shards or a packed .zip"
+    )
     parser.add_argument(
         "--out", type=Path, required=True, help="checkpoints and logs, of no use when all runs are done"
     )
     parser.add_argument("--results", type=Path, default=HERE / "results", help="a JSON file a run (%(default)s)")
     parser.add_argument("--repeat", nargs=2, metavar=("ARM", "SEED"), help="make a recorded run again and compare bits")
-    options = parser.parse_args()
+    parser.add_argument("--gpu", action="store_true", help="the larger model and schedules of a GPU; another --results")
+    parser.add_argument("--minutes", type=float, help="end after so many, with a checkpoint; a later call goes on")
+    options = parser.parse_args(words)
+    if options.gpu and options.results == HERE / "results":
+        parser.error("--gpu needs --results, as its runs are not those of the protocol on a CPU")
     if not options.data or options.out == Path():  # as make gives them, if it is not told them
         parser.error("say where the photographs are and where to train: make photographs DATA=folder OUT=folder")
     os.nice(19)
 
     import torch
 
+    from maskfeat.run.distributed import Terminated
+
+    from .pack import unpack
     from .runs import Runs
-    from .settings import Settings
+    from .settings import GPU, Settings
 
     torch.set_num_threads(1)  # two processes on two cores do more than one with two threads
-    runs = Runs(Settings(), options.data, options.out, options.results)
-    if options.repeat:
-        sys.exit(repeat(runs, options.repeat[0], int(options.repeat[1])))
-    runs.make_all()
+    if options.minutes is not None:
+        alarm = threading.Timer(60 * options.minutes, os.kill, (os.getpid(), signal.SIGTERM))
+        alarm.daemon = True
+        alarm.start()
+    data = options.data
+    if data.endswith(".zip"):
+        data = str(unpack(Path(data), options.out / "photographs"))
+    runs = Runs(GPU if options.gpu else Settings(), data, options.out, options.results)
+    try:
+        if options.repeat:
+            sys.exit(repeat(runs, options.repeat[0], int(options.repeat[1])))
+        runs.make_all()
+    except Terminated as reason:
+        sys.exit(f"{reason}; the same command goes on")
 
 
 def repeat(runs, arm: str, seed: int) -> int:
