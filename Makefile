@@ -26,7 +26,7 @@ PYTEST ?=
 BENCH ?=
 ARCH ?= 90
 CXX_FILES := $(foreach folder,csrc csrc/* csrc/*/*,$(wildcard $(folder)/*.h $(folder)/*.cpp $(folder)/*.cu))
-CXX_TESTS := $(wildcard tests/cuda_on_host/*.h tests/cuda_on_host/*.cpp tests/cuda_on_host/*.cu)
+CXX_TESTS := $(foreach suffix,h cpp cu,$(wildcard tests/gpu/cuda_on_host/*.$(suffix)))
 CLANG_FORMAT := $(PY) -c "import clang_format; clang_format.clang_format()"
 
 .DEFAULT_GOAL := help
@@ -73,7 +73,7 @@ gpu-carry: $(INSTALLED)  ## build beforehand into build/gpu-carry what make gpu 
 	  --build-lib $(CARRY)/lib --build-temp $(CARRY)/temp
 	mv $(CARRY)/lib/maskfeat_kernels/_torch_ops.so $(CARRY)
 	rm -r $(CARRY)/lib $(CARRY)/temp
-	$(PY) tests/cuda_program.py $(CARRY) sm_$(ARCH)
+	$(PY) tests/gpu/cuda_program.py $(CARRY) sm_$(ARCH)
 	@du -sh $(CARRY)
 
 lint: $(INSTALLED)  ## check style and format

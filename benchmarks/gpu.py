@@ -38,7 +38,7 @@ PATIENCE = 8  # seconds
 DECISIVE = r"^(hog: .*from memory$|tokens: Targets|gather: Gather:|mask: Mask:|blocks: |gradients: |step: |loader: )"
 """The cases of the first part; the second has the others."""
 
-PROGRAMS = ["tests/test_cuda_on_host.py", "tests/test_hog_blocks_cuda_on_host.py"]
+PROGRAMS = ["tests/gpu/test_cuda_on_host.py", "tests/gpu/test_hog_blocks_cuda_on_host.py"]
 """Tests that run each kernel as a program of its own, on a GPU under compute-sanitizer."""
 
 WORKERS = max(2, min(12, (os.cpu_count() or 1) - 4))
@@ -218,7 +218,8 @@ def second(run: Run, wrong: list[str]) -> None:
     spread = [f"--ignore={path}" for path in PROGRAMS] + ["-n", str(WORKERS), "--dist", "worksteal"]
     chosen = ["-k", "cuda or triton or test_device", "tests"]
     if run.dry:
-        chosen = ["-k", "cpu or test_video", "tests/test_hog_tokens.py", "tests/maskfeat/run/test_device.py"]
+        chosen = ["tests/maskfeat_kernels/tokens/test_hog_tokens.py", "tests/maskfeat/run/test_device.py"]
+        chosen = ["-k", "cpu or test_video", *chosen]
     checkers = "address and test_a_patch_outside" if run.dry else "memcheck or racecheck"
     require = {} if run.dry else {"MASKFEAT_REQUIRE_BACKENDS": "cuda,triton,cpu,reference"}
     require |= {"MASKFEAT_PROGRAMS": str(CARRIED)} if CARRIED.exists() else {}

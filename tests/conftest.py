@@ -100,6 +100,15 @@ def hog_tokens(backend):
 
 
 @pytest.fixture
+def world():
+    """A job of one process on the CPU."""
+    from maskfeat.run.distributed import join
+
+    with join("cpu") as world:
+        yield world
+
+
+@pytest.fixture
 def two_threads():
     """PyTorch works with two threads."""
     before = torch.get_num_threads()

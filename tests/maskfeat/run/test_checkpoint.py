@@ -18,7 +18,7 @@ from maskfeat.build import build
 from maskfeat.config import describe, from_dict, get_recipe, override
 from maskfeat.data.loader import _source
 from maskfeat.run.checkpoint import Checkpoints, find_checkpoint, read_run
-from maskfeat.run.distributed import Terminated, join
+from maskfeat.run.distributed import Terminated
 from maskfeat.run.train import Trainer, train
 from maskfeat.weights.files import initialise, read_weights, save_weights
 from maskfeat.weights.storage import write_atomically
@@ -138,12 +138,6 @@ def test_a_cluster_that_wants_its_machine_back_loses_nothing(tmp_path):
     train(recipe)
     train_small(tmp_path / "whole", *settings)
     assert_same_run(tmp_path / "whole", tmp_path / "ended")
-
-
-@pytest.fixture
-def world():
-    with join("cpu") as world:
-        yield world
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from maskfeat import FeatureTarget, MaskFeat
 from maskfeat.build import build
 from maskfeat.config import get_recipe, override
 from maskfeat.data.loader import part_masks
-from maskfeat.run.distributed import join
 from maskfeat.run.evaluate import feature_maps
 from maskfeat.run.progress import _show
 from maskfeat.run.step import seed_everything
@@ -63,12 +62,6 @@ def trainer(request, tmp_path):
         return Trainer(small(tmp_path, *changes, name=name), world)
 
     return make
-
-
-@pytest.fixture
-def world():
-    with join("cpu") as world:
-        yield world
 
 
 def test_pretraining_learns_and_logs(tmp_path):

@@ -1,6 +1,6 @@
 """Builds a CUDA source into a program of its own, and runs it under a checker of memory accesses.
 
-On the host (``tests/cuda_on_host``), g++ compiles it with a sanitizer; on a GPU, nvcc does, and compute-sanitizer
+On the host (``cuda_on_host/``), g++ compiles it with a sanitizer; on a GPU, nvcc does, and compute-sanitizer
 watches. A program takes tensors and numbers and hands back tensors; it holds neither Python nor torch, so that every
 access belongs to the kernel and every array ends where its allocation ends.
 """
@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).parent.parent
-CSRC, SHIM = ROOT / "csrc", ROOT / "tests" / "cuda_on_host"
+ROOT = Path(__file__).parents[2]
+CSRC, SHIM = ROOT / "csrc", Path(__file__).parent / "cuda_on_host"
 
 KERNELS = {
     "seeded_bugs": SHIM / "seeded_bugs.cu",
@@ -27,7 +27,7 @@ KERNELS = {
     "hog_blocks": CSRC / "hog/cuda/blocks.cu",
     "masked_gather": CSRC / "tokens/cuda.cu",
 }
-"""Source of each kernel; its program is ``tests/cuda_on_host/<name>_driver.cpp``."""
+"""Source of each kernel; its program is ``cuda_on_host/<name>_driver.cpp``."""
 
 NEEDED = {"hog_blocks": (CSRC / "hog/plan.cpp",)}
 """What a program needs besides."""

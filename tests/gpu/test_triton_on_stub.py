@@ -52,7 +52,7 @@ def calls(tmp_path_factory):
         "LD_LIBRARY_PATH": str(folder),
         "TRITON_LIBCUDA_PATH": str(folder),
         "TRITON_CACHE_DIR": str(folder / "cache"),
-        "PYTHONPATH": str(STUB.parent.parent),
+        "PYTHONPATH": str(STUB.parents[2]),
     }
 
     def run(*words: str) -> dict:

@@ -60,7 +60,7 @@ class Call:
     """``run(x, backend=...)`` on an input, for any device.
 
     expected: the bits that a GPU has to return. Those of the backend "cpu", but for blocks, whose sums have another
-        order there: the CUDA source itself on the host (tests/cuda_on_host).
+        order there: the CUDA source itself on the host (tests/gpu/cuda_on_host).
     """
 
     x: Tensor

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 from setuptools import Distribution
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KNOWN = {
     "12.1": "50 60 70 75 80 86 89 90",
     "12.8": "50 60 70 75 80 86 89 90 100 101 120",

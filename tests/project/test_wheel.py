@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_binary import check_kernels, check_torch_ops
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 USE = """
 import sys, numpy
 from maskfeat_kernels.compat.skimage import hog

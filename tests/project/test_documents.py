@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")))
 BLOCK = re.compile(r"^```(\S*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHAPE = re.compile(r"# (\[\d+(?:, \d+)*\])")
@@ -112,7 +112,7 @@ def test_broken_links_are_seen(tmp_path):
     text = "# Here\n[a](other.md) [b](other.md#a-heading-of-it) [c](#here) [d](https://nowhere.invalid/x)\n"
     (tmp_path / "this.md").write_text(text)
     assert broken_links(tmp_path / "this.md", text) == []
-    text = "`tests/test_documents.py` `test_*.py` `nowhere.py` `tests/none.py` `hog_NAME.py` `python -m x.py`"
+    text = "`tests/project/test_documents.py` `test_*.py` `nowhere.py` `tests/none.py` `hog_NAME.py` `python -m x.py`"
     text += " `maskfeat_kernels.layouts` `maskfeat_kernels.hog.none`"
     assert missing_sources(text) == ["nowhere.py", "tests/none.py", "maskfeat_kernels.hog.none"]
     wrong = "[a](none.md) [b](other.md#no-heading) [c](#nowhere) [d](docs/hog.jpg)\n"

@@ -153,7 +153,7 @@ inputs = torch.load(f"{sys.argv[1]}/inputs.pt")
 outputs = torch.export.load(f"{sys.argv[1]}/program.pt2").module()(*inputs)
 torch.save(outputs, f"{sys.argv[1]}/outputs.pt")
 """
-    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=Path(__file__).parent.parent, check=True)
+    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=Path(__file__).parents[3], check=True)
     for got, want in zip(torch.load(tmp_path / "outputs.pt"), Everything()(x, ids), strict=True):
         assert torch.equal(got, want)
 

@@ -1,4 +1,4 @@
-// Arguments of a program that calls one kernel, as tests/cuda_program.py writes them: whole numbers, in:PATH for an array
+// Arguments of a program that calls one kernel, as cuda_program.py writes them: whole numbers, in:PATH for an array
 // that is read from a file, out:PATH:BYTES for one that is written to it at the end.
 //
 // Arrays have exactly their size, so that a sanitizer sees the first byte beyond. Compiled by nvcc they are in the GPU's

@@ -103,7 +103,7 @@ def test_a_source_that_does_not_compile_is_an_error(tmp_path):
 @needs_triton
 @pytest.mark.parametrize("targets", [("90",), pytest.param(TRITON_TARGETS, marks=slow)])
 def test_a_triton_kernel_that_spills_is_a_fault(targets):
-    kernels = triton_kernels(["tests.ahead_of_time_kernels"], targets)
+    kernels = triton_kernels(["tests.benchmarks.ahead_of_time_kernels"], targets)
     assert [(kernel.name, kernel.target.removeprefix("sm_").rstrip("a")) for kernel in kernels] == [
         (name, target) for name in ("fits", "spills") for target in targets
     ]

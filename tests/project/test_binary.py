@@ -15,7 +15,7 @@ from torch.utils import cpp_extension
 import maskfeat_kernels
 from maskfeat_kernels import library
 
-CSRC = Path(__file__).parent.parent / "csrc"
+CSRC = Path(__file__).parents[2] / "csrc"
 TORCH_OPS = Path(maskfeat_kernels.__file__).with_name("_torch_ops.so")
 OBJECTS = sorted(TORCH_OPS.parent.glob("_*_ops*.so"))
 STREAM = "aoti_torch_get_current_cuda_stream"
