@@ -10,7 +10,7 @@ from ..checks import check_range_of_ids, check_tensor, check_token_ids
 from ..library import needs_autograd
 from ..scalars import at_least
 from . import ops, reference
-from .plan import Region
+from .plan import Region, whole
 from .spec import MASKFEAT, HogSpec
 
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -178,6 +178,13 @@ def hog(
     if backend != "reference" and needs_autograd(x):
         ops.refuse_tracing()
         return _Hog.apply(x, spec, region, backend)
+    return _run(x, spec, region, backend)
+
+
+def _run(x: torch.Tensor, spec: HogSpec, region: Region | None, backend: str) -> torch.Tensor:
+    """Call the kernels of a backend, and choose between its two sets. Without a region it takes those of cells."""
+    if region is None and not spec.is_maskfeat:
+        region = whole(spec, *x.shape[-2:])
     return _kernels(backend).hog(x, spec, region)
 
 
@@ -186,7 +193,7 @@ class _Hog(torch.autograd.Function):
 
     @staticmethod
     def forward(x, spec, region, backend):
-        return _kernels(backend).hog(x, spec, region)
+        return _run(x, spec, region, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -204,6 +211,7 @@ class _HogBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(grad, x, spec, region, backend):
+        region = whole(spec, *x.shape[-2:]) if region is None else region
         return _kernels(backend).hog_backward(grad.contiguous(), x, spec, region).to(x.dtype)
 
     @staticmethod

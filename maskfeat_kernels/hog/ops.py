@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..library import LIBRARY, compiled, define, fold, op
 from . import plan
-from .plan import Region, block_shape, whole
+from .plan import Region, block_shape
 from .spec import CHOICES, HogSpec
 
 for _schema in (
@@ -33,13 +33,11 @@ _hog_blocks_backward = compiled("hog_blocks_backward")
 def hog(
     x: Tensor,  # [..., C, H, W]
     spec: HogSpec,
-    region: Region | None,  # the image, if None
+    region: Region | None,  # None: the image, by the kernels of cells, which know MASKFEAT alone
 ) -> Tensor:  # [..., (C unless channels are "strongest"), *block_shape(spec, region)]
-    """Histograms of oriented gradients: those of MASKFEAT by kernels of their own, all others by those of blocks."""
+    """Histograms of oriented gradients: by the kernels of blocks, unless ``region`` is None."""
     if region is None:
-        if spec.is_maskfeat:
-            return _hog(x, spec.bins, *spec.cell, spec.gaussian_window)
-        region = whole(spec, *x.shape[-2:])
+        return _hog(x, spec.bins, *spec.cell, spec.gaussian_window)
     refuse_tracing()
     return _hog_blocks(x, *pack(spec), list(region), list(block_shape(spec, region)))
 
@@ -48,10 +46,9 @@ def hog_backward(
     grad: Tensor,  # of the result, contiguous
     x: Tensor,  # [..., C, H, W]
     spec: HogSpec,
-    region: Region | None,
+    region: Region,
 ) -> Tensor:  # [..., C, H, W]
     """The gradient of :func:`hog` to its pixels. The bins and the choice of the channel are taken as constant."""
-    region = whole(spec, *x.shape[-2:]) if region is None else region
     return _hog_blocks_backward(grad, x, *pack(spec), list(region))
 
 

@@ -20,7 +20,6 @@ from ..plan import (
     cell_axes,
     edge_cotangents,
     epsilons,
-    whole,
 )
 from ..spec import DALAL_TRIGGS, SKIMAGE, HogSpec
 from . import cells
@@ -100,13 +99,11 @@ ops.register_hog_blocks_ops(
 def hog(
     x: Tensor,  # [..., C, H, W]
     spec: HogSpec,
-    region: Region | None,  # the image, if None
+    region: Region | None,  # None: the image, by the kernel of cells, which knows MASKFEAT alone
 ) -> Tensor:  # [..., (C unless channels are "strongest"), *block_shape(spec, region)]
-    """Histograms of oriented gradients: MASKFEAT's by the kernel of cells, all others by those of blocks."""
+    """Histograms of oriented gradients: by the kernels of blocks, unless ``region`` is None."""
     if region is None:
-        if spec.is_maskfeat:
-            return hog_op(x, spec.bins, *spec.cell, spec.gaussian_window)
-        region = whole(spec, *x.shape[-2:])
+        return hog_op(x, spec.bins, *spec.cell, spec.gaussian_window)
     ops.refuse_tracing()
     return hog_blocks_op(x, ops.spell(spec), list(region), list(block_shape(spec, region)))
 
@@ -115,10 +112,9 @@ def hog_backward(
     grad: Tensor,  # of the result of hog
     x: Tensor,  # [..., C, H, W]
     spec: HogSpec,
-    region: Region | None,
+    region: Region,
 ) -> Tensor:  # [..., C, H, W]
     """The gradient of :func:`hog` to its pixels."""
-    region = whole(spec, *x.shape[-2:]) if region is None else region
     return hog_blocks_backward_op(grad, x, ops.spell(spec), list(region))
 
 
