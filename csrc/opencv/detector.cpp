@@ -14,7 +14,8 @@
 namespace maskfeat {
 namespace {
 
-// The coefficients of c, c^3, c^5 and c^7 in the arc tangent of cv::cartToPolar, in degrees.
+// cv::cartToPolar approximates the arc tangent of c, 0 <= c <= 1, in degrees. These are its coefficients of c, c^3, c^5
+// and c^7.
 constexpr float kDegrees = static_cast<float>(180 / kPi);
 constexpr float kOpencvArc[] = {0.9997878412794807f * kDegrees, -0.3258083974640975f * kDegrees,
                                 0.1555786518463281f * kDegrees, -0.04432655554792128f * kDegrees};

@@ -25,7 +25,7 @@ const T* row_of(const TokenView& view, int64_t b, int64_t n) {
 // either. Stores that bypass the cache then save a third of the traffic. They do not read lines only to overwrite them.
 constexpr int64_t kStreamedBytes = 8 << 20;
 
-// Rows are prefetched so far ahead of the copy. No processor foresees which rows will be next.
+// A row is prefetched so many rows before it is copied, as no processor foresees which rows come next.
 constexpr int64_t kAheadBytes = 6 << 10;
 
 // A store that bypasses the cache, to an aligned address. finish_streams() makes such stores visible to other threads.

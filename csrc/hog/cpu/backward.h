@@ -141,7 +141,7 @@ inline void plane_backward(BlockTile<T>& tile, int64_t plane_offset, const Pixel
   }
 }
 
-// The gradient to pixels p from that to sqrt(p): the factor is 1 / (2 sqrt(p)), but 0 at p = 0.
+// Turns the gradient to sqrt(p) into the gradient to the pixel p. The factor is 1 / (2 sqrt(p)), and 0 at p = 0.
 template <typename T, typename Pixel>
 inline void sqrt_backward(const ImageView& image, const Pixel* plane, T* grad) {
   for (int64_t y = 0; y < image.height; ++y)

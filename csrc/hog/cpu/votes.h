@@ -5,7 +5,7 @@ constexpr int64_t kTileColumns = 256;
 constexpr int64_t kRowsAtOnce = 8;  // are summed in registers; taller cells add up such sums
 constexpr int kBinsAtOnce = 9;      // fit the vector registers
 constexpr int64_t kPartialSums = 16;
-constexpr int64_t kRowsAhead = 8;  // so far ahead of the row that is loaded, another is prefetched
+constexpr int64_t kRowsAhead = 8;  // a row is prefetched so many rows before it is loaded
 
 template <typename T>
 using IntOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;

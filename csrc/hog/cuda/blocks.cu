@@ -88,8 +88,8 @@ __device__ void add_votes(const BlockWork<T>& work, const TileSpan& y, const Til
   }
 }
 
-// Writes blocks. With GRADIENT it writes the gradient to blocks before their normalisation, from `grad`, that to the
-// result.
+// Writes blocks. With GRADIENT it writes the gradient to blocks before their normalisation. It computes it from `grad`,
+// the gradient to the result.
 template <typename Pixel, typename T, bool GRADIENT>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2)
     hog_blocks_kernel(const __grid_constant__ BlockWork<T> work, const T* __restrict__ grad, T* __restrict__ out) {

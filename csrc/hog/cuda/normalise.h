@@ -86,7 +86,7 @@ __device__ T projection_of(const BlockWork<T>& work, T dot, T divisor, T eps) {
   return length > T(0) ? dot / divisor / divisor / length : T(0);
 }
 
-// From the gradient to a normalised block to that to the block, which is written to `out`.
+// Turns the gradient to a normalised block into the gradient to the block before it was normalised. Writes it to `out`.
 template <typename T>
 __device__ void write_gradient(const BlockWork<T>& work, const Block<T>& block, const T* grad, T* out) {
   const Divisors<T> by = divisors_of(work, block);
