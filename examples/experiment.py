@@ -4,10 +4,11 @@ A small ViT is pre-trained by masked feature prediction on the handwritten digit
 light and contrast that change from sample to sample, without their labels. Then it learns to read from a few hundred
 labelled ones, by a linear probe of its frozen features and by fine-tuning. All three arms have the same architecture,
 data, crops, steps and learning rates. Light, size, rates and initial scales were chosen on a single seed, so that a
-classifier learns at all within minutes, by the loss of HOG, the accuracy without pre-training and that of the probe, on
-digits of which some are held-out ones here; nothing was tuned for pixels. It was first run with 1200 steps of
-pre-training (``results/experiment_1200_steps.json``), too few for HOG to help, and then with 5000. A seed stands for
-the choice of the labelled and the held-out digits, the initial weights, the order of the data, the light and the masks.
+classifier learns at all within minutes. What decided was the loss of HOG, the accuracy without pre-training and that of
+the probe. Some of the digits that it was measured on are held-out ones here. Nothing was tuned for pixels. It was first
+run with 1200 steps of pre-training (``results/experiment_1200_steps.json``), too few for HOG to help, and then with
+5000. A seed stands for the choice of the labelled and the held-out digits, the initial weights, the order of the data,
+the light and the masks.
 Run ``python -m examples.experiment [--quick] [--flat] [--out DIRECTORY]``.
 
 ``--flat`` is an ablation. Sloped light fills blank patches with one orientation, which the normalisation of HOG brings
