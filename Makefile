@@ -76,9 +76,10 @@ gpu-carry: $(INSTALLED)  ## build beforehand into build/gpu-carry what make gpu 
 	$(PY) tests/gpu/cuda_program.py $(CARRY) sm_$(ARCH)
 	@du -sh $(CARRY)
 
-lint: $(INSTALLED)  ## check style and format
+lint: $(INSTALLED)  ## check style, format and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	$(CLANG_FORMAT) --dry-run -Werror $(CXX_FILES) $(CXX_TESTS)
 
 format: $(INSTALLED)  ## put the sources into the format that lint asks for
@@ -91,7 +92,7 @@ wheel: $(INSTALLED)  ## build a wheel into dist/
 	$(PY) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:  ## remove all that was built, but not .venv
-	rm -rf build demo dist *.egg-info maskfeat_kernels/*.so .pytest_cache .ruff_cache .benchmarks
+	rm -rf build demo dist *.egg-info maskfeat_kernels/*.so .pytest_cache .ruff_cache .mypy_cache .benchmarks
 	find . -name .venv -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
 .venv/installed: requirements.lock pyproject.toml

@@ -9,14 +9,17 @@ from maskfeat_kernels import MASKFEAT
 
 from .config import Finetune, Pretrain, Recipe
 from .encoders.mvit import MViT, mvit
-from .encoders.vit import vit
+from .encoders.vit import VisionTransformer, vit
 from .model import MaskFeat
 from .target import HogTarget, MixTarget, PixelTarget, Target, cell_size
 
 
 def build(recipe: Recipe) -> nn.Module:
     """The module that the recipe trains: a :class:`~maskfeat.model.MaskFeat` or a classifier."""
-    return classifier(recipe) if isinstance(recipe, Finetune) else pretrainer(recipe)
+    if isinstance(recipe, Finetune):
+        return classifier(recipe)
+    assert isinstance(recipe, Pretrain)
+    return pretrainer(recipe)
 
 
 def pretrainer(recipe: Pretrain) -> MaskFeat:
@@ -34,12 +37,13 @@ def pretrainer(recipe: Pretrain) -> MaskFeat:
 
 
 def classifier(recipe: Finetune) -> nn.Module:
-    options = dict(num_classes=recipe.classes, head_init_scale=recipe.head_init, dropout=recipe.dropout)
+    options: dict[str, Any] = dict(num_classes=recipe.classes, head_init_scale=recipe.head_init, dropout=recipe.dropout)
     return _encoder(recipe, {**options, "last_stride": 2} if recipe.encoder == "mvit" else options)
 
 
-def _encoder(recipe: Recipe, options: dict[str, Any]) -> nn.Module:
-    common = dict(img_size=recipe.image_size, drop_path_rate=recipe.drop_path, **options)
+def _encoder(recipe: Recipe, options: dict[str, Any]) -> VisionTransformer | MViT:
+    common: dict[str, Any] = dict(img_size=recipe.image_size, drop_path_rate=recipe.drop_path, **options)
+    model: VisionTransformer | MViT
     if recipe.encoder == "mvit":
         model = mvit(recipe.size, num_frames=recipe.frames, **common)
     else:
@@ -48,8 +52,8 @@ def _encoder(recipe: Recipe, options: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _stride(encoder: nn.Module, depth: int) -> int:
-    """Pixels of a token after the block ``depth``."""
+def _stride(encoder: VisionTransformer | MViT, depth: int) -> int:
+    """The side in pixels of what a token stands for after the block ``depth``."""
     if not isinstance(encoder, MViT):
         return encoder.patch_size
     return 4 * math.prod(block.q_stride for block in encoder.blocks[: depth + 1])

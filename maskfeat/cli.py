@@ -6,10 +6,15 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import config
 from .config import RECIPES, Finetune, Pretrain, Recipe, describe, get_recipe, override
+
+if TYPE_CHECKING:
+    from torch import nn
 
 EXAMPLES = """\
 examples:
@@ -65,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run, summary: str, source: tuple[str, str] | None = None) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], object], summary: str, source: tuple[str, str] | None = None
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=summary, description=summary)
         sub.set_defaults(run=run)
         if source:
@@ -113,7 +120,7 @@ def _train(options: argparse.Namespace, kind: type[Recipe]) -> None:
     from .run.train import train
 
     try:
-        with logging_redirect_tqdm():  # what is said of samples stays clear of the progress line
+        with logging_redirect_tqdm():  # messages about samples do not break the progress line
             _print(train(recipe))
     except Terminated as reason:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends one as soon as another rank is gone
@@ -180,7 +187,7 @@ def _recipes(options: argparse.Namespace) -> None:
         )
 
 
-def _load(options: argparse.Namespace):
+def _load(options: argparse.Namespace) -> "tuple[nn.Module, Recipe]":
     """The model of a run and its recipe, with the settings of the command line."""
     from .build import build
     from .weights.files import load_strictly, read_weights
@@ -198,5 +205,5 @@ def _print(results: dict[str, float]) -> None:
 
 
 def _speaks() -> bool:
-    """Of the ranks that torchrun started, the first says what all know."""
+    """Whether this process prints results: of the ranks that torchrun started, only the first does."""
     return int(os.environ.get("RANK", "0")) == 0

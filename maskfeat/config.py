@@ -8,12 +8,13 @@ import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from .mask import check_masks
 
-IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-KINETICS = dict(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
+IMAGENET: dict[str, Any] = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+KINETICS: dict[str, Any] = dict(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
+R = TypeVar("R", bound="Recipe")
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 BOUNDS = {
     "least": (operator.ge, "at least"),
@@ -23,7 +24,7 @@ BOUNDS = {
 }
 
 
-def key(default: Any, doc: str, *, numbers: int = 0, **bounds: float):
+def key(default: Any, doc: str, *, numbers: int = 0, **bounds: float) -> Any:
     """A field of a recipe. A tuple has ``numbers`` of them; ``bounds``, of those in BOUNDS, hold for each."""
     return field(default=default, metadata={"doc": doc, "numbers": numbers, "bounds": bounds})
 
@@ -101,7 +102,7 @@ class Recipe:
     keep: int = key(2, "checkpoints to keep", least=1)
     tensorboard: bool = key(False, "also write the log for TensorBoard")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
             _check_numbers(item.name, getattr(self, item.name), item.metadata)
         for name, choices in _literals(type(self)).items():
@@ -132,7 +133,7 @@ class Recipe:
         return self.batch_size // parts
 
 
-def with_default(name: str, default: Any):
+def with_default(name: str, default: Any) -> Any:
     """The field ``name`` of every recipe with another default."""
     return field(default=default, metadata=Recipe.__dataclass_fields__[name].metadata)
 
@@ -156,7 +157,7 @@ class Pretrain(Recipe):
     global_loss: bool = key(False, "weigh all masked tokens of a step alike, whatever rank they are on")
     clip_grad: float = with_default("clip_grad", 0.02)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         shapes = ("cube", "tube", "frame", "random") if self.frames else ("block", "random")
         if self.mask not in shapes:
@@ -202,7 +203,7 @@ class Finetune(Recipe):
     test_clips: int = key(1, "clips of each test video", least=1)
     test_crops: int = key(1, "crops of each test clip: 1 in the centre, or 3 along the longer side")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.rand_augment:
             parse_policy(self.rand_augment)
@@ -286,12 +287,12 @@ def parse_policy(policy: str) -> dict[str, float]:
 
 def describe(recipe: Recipe) -> str:
     """The whole recipe, one ``key=value  # meaning`` a line."""
-    lines = []
+    settings = []
     for item in dataclasses.fields(recipe):
         if item.name != "name":
-            lines.append((f"{item.name}={_text(getattr(recipe, item.name))}", item.metadata["doc"]))
-    width = max(len(setting) for setting, _ in lines)
-    lines = [f"  {setting:{width}}  # {doc}" for setting, doc in lines]
+            settings.append((f"{item.name}={_text(getattr(recipe, item.name))}", item.metadata["doc"]))
+    width = max(len(setting) for setting, _ in settings)
+    lines = [f"  {setting:{width}}  # {doc}" for setting, doc in settings]
     return "\n".join([f"maskfeat {task(recipe)} {recipe.name}", *lines])
 
 
@@ -300,19 +301,20 @@ def task(recipe: Recipe) -> str:
     return type(recipe).__name__.lower()
 
 
-def to_dict(recipe: Recipe) -> dict:
+def to_dict(recipe: Recipe) -> dict[str, Any]:
     """For JSON; :func:`from_dict` reads it."""
     return {"task": task(recipe), **dataclasses.asdict(recipe)}
 
 
-def from_dict(values: dict) -> Recipe:
+def from_dict(values: dict[str, Any]) -> Recipe:
     """Keys that are missing have their defaults; ValueError for others than those of a recipe."""
     values = dict(values)
-    cls = {"pretrain": Pretrain, "finetune": Finetune}[values.pop("task")]
+    cls: type[Recipe] = {"pretrain": Pretrain, "finetune": Finetune}[values.pop("task")]
     unknown = sorted(values.keys() - {item.name for item in dataclasses.fields(cls)})
     if unknown:
         raise ValueError(f"the recipe has keys that this version does not know: {', '.join(unknown)}")
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return cls(**values)
 
 
 def _check_numbers(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
@@ -337,7 +339,7 @@ def _example(text: str, kind: type) -> str:
         return {int: "10", float: "0.1"}[kind]
 
 
-def _literals(cls) -> dict[str, tuple[str, ...]]:
+def _literals(cls: type[Recipe]) -> dict[str, tuple[str, ...]]:
     hints = typing.get_type_hints(cls).items()
     return {name: typing.get_args(kind) for name, kind in hints if typing.get_origin(kind) is Literal}
 
@@ -351,43 +353,45 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _mvit(cls, name: str, **changes):
-    video = dict(encoder="mvit", frames=16, interpolation="bilinear", classes=400, **KINETICS)
+def _mvit(cls: type[R], name: str, **changes: Any) -> R:
+    video: dict[str, Any] = dict(encoder="mvit", frames=16, interpolation="bilinear", classes=400, **KINETICS)
     return cls(name=name, **{**video, **changes})
 
 
 # Rates are those of one shard (8 GPUs) of SlowFast times the number of shards that makes up the batch.
-_MVIT = dict(
+_MVIT: dict[str, Any] = dict(
     mask="cube", mask_stride=32, batch_size=512, lr=1.6e-3, warmup_epochs=10.0, warmup_lr=1.6e-5, end_lr=1.6e-5
 )  # fmt: skip
-_MVIT_FT = dict(batch_size=512, repeats=2, lr=9.6e-3, clip_grad=5.0, rand_augment="m7-mstd0.5-inc1", test_clips=10)
-_MVIT_S_FT = dict(
+_MVIT_FT: dict[str, Any] = dict(
+    batch_size=512, repeats=2, lr=9.6e-3, clip_grad=5.0, rand_augment="m7-mstd0.5-inc1", test_clips=10
+)
+_MVIT_S_FT: dict[str, Any] = dict(
     _MVIT_FT, size="small", epochs=100, warmup_epochs=20.0, warmup_lr=1.6e-5, end_lr=1.6e-5, layer_decay=0.75,
     drop_path=0.1,
 )  # fmt: skip
-_MVIT_L_FT = dict(
+_MVIT_L_FT: dict[str, Any] = dict(
     _MVIT_FT, size="large", epochs=75, warmup_epochs=5.0, warmup_lr=1.6e-7, end_lr=1.6e-4, layer_decay=0.875,
     drop_path=0.2,
 )  # fmt: skip
 # MaskFeat published no recipe for SSv2. Optimizer, rates, dropped paths, sampling, augmentation and views are those of
 # supervised MViTv2 on SSv2. What is not known of that is as on Kinetics, and so are the model and its clip.
 # Left and right matter in SSv2, so nothing is mirrored.
-_SSV2 = dict(
+_SSV2: dict[str, Any] = dict(
     encoder="mvit", frames=16, interpolation="bilinear", **KINETICS, classes=174, sampling="uniform", flip=False,
     optimizer="sgd", weight_decay=1e-4, warmup_epochs=3.0, warmup_lr=1e-6, end_lr=1e-6, dropout=0.5, clip_grad=5.0,
     rand_augment="m7-n4-mstd0.5-inc1", test_clips=1, test_crops=3,
 )  # fmt: skip
-_TINY = dict(
+_TINY: dict[str, Any] = dict(
     size="tiny", samples=2048, warmup_epochs=1.0, workers=0, cache_mb=512, precision="fp32", log_every=10, eval_every=5
 )
-_TINY_VIT = dict(_TINY, image_size=96, batch_size=16, epochs=20)
-_TINY_MVIT = dict(_TINY, frames=4, image_size=64, batch_size=16, epochs=10)
-_TINY_RATES = dict(lr=5e-4, warmup_lr=1e-6, end_lr=1e-6)
-_TINY_FT = dict(
+_TINY_VIT: dict[str, Any] = dict(_TINY, image_size=96, batch_size=16, epochs=20)
+_TINY_MVIT: dict[str, Any] = dict(_TINY, frames=4, image_size=64, batch_size=16, epochs=10)
+_TINY_RATES: dict[str, Any] = dict(lr=5e-4, warmup_lr=1e-6, end_lr=1e-6)
+_TINY_FT: dict[str, Any] = dict(
     classes=10, mixup=0.0, cutmix=0.0, erasing=0.0, rand_augment="", crop_scale=(0.5, 1.0), layer_decay=0.75
 )  # fmt: skip
 
-_ALL = [
+_ALL: list[Recipe] = [
     Pretrain(name="vit_b_in1k", epochs=1600),
     Pretrain(name="vit_l_in1k", size="large", epochs=1600),
     _mvit(Pretrain, "mvit_s_k400", size="small", epochs=300, **_MVIT),

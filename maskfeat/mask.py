@@ -7,7 +7,7 @@ Every generator returns the same count K for every sample, so all shapes are sta
 import math
 import random
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,8 +76,9 @@ class Masks(NamedTuple):
         ids = _masked_first(flat, self.ids.shape[1] * (math.prod(grid) // math.prod(own)))
         return Masks(mask, ids, None if self.weight is None else flat.gather(1, ids).float())
 
-    def to(self, device, non_blocking: bool = False) -> "Masks":
-        return Masks(*(t if t is None else t.to(device, non_blocking=non_blocking) for t in self))
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Masks":
+        mask, ids = (t.to(device, non_blocking=non_blocking) for t in (self.mask, self.ids))
+        return Masks(mask, ids, None if self.weight is None else self.weight.to(device, non_blocking=non_blocking))
 
 
 def make_masks(
@@ -169,14 +170,16 @@ def check_masks(kind: str, grid: Grid, ratio: float, compat: str | None = None) 
 
 def block_masks(batch: int, grid: Grid, count: int, generator: Draws, device: torch.device) -> Masks:
     """Overlapping rectangles of random size and aspect until ``count`` tokens are covered."""
-    order = _laying_order(batch, (1, *grid), count, count // 5, None, generator, device, candidates=4)
+    order = _laying_order(batch, (1, grid[0], grid[1]), count, count // 5, None, generator, device, candidates=4)
     return _first(order, grid, count)
 
 
 def cube_masks(batch: int, grid: Grid, count: int, generator: Draws, device: torch.device) -> Masks:
     """Overlapping boxes, from one time slot to all of them long, until ``count`` tokens are covered."""
     frame = grid[1] * grid[2]
-    order = _laying_order(batch, grid, count, frame // 5, frame, generator, device, candidates=16)
+    order = _laying_order(
+        batch, (grid[0], grid[1], grid[2]), count, frame // 5, frame, generator, device, candidates=16
+    )
     return _first(order, grid, count)
 
 
@@ -278,7 +281,7 @@ def _sweep(
 
 
 def _first(order: Tensor, grid: Grid, count: int) -> Masks:
-    """Masks of the ``count`` tokens that come first in ``order`` [B, N]."""
+    """Masks that hide the ``count`` tokens of each sample with the lowest numbers in ``order`` [B, N]."""
     ids = order.topk(count, dim=1, largest=False, sorted=False).indices.sort(dim=1).values
     mask = torch.zeros_like(order, dtype=torch.bool).scatter_(1, ids, True)
     return Masks(mask.unflatten(1, grid), ids)
@@ -292,10 +295,10 @@ def _masked_first(flat: Tensor, count: int) -> Tensor:
 def _compat_masks(kind: str, batch: int, grid: Grid, count: int, generator: Draws, compat: str) -> Masks:
     """Masks by rejection, one sample at a time, with the parameters of the two code bases."""
     rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
-    window = (1, *grid[1:]) if kind == "tube" else (1, *grid)[-3:]
+    window = (1 if kind == "tube" else (1, *grid)[-3], grid[-2], grid[-1])
     if kind == "cube":
         frame = grid[1] * grid[2]
-        rules = {"least": frame // 5, "most": frame, "tries": 100}
+        rules: dict[str, Any] = {"least": frame // 5, "most": frame, "tries": 100}
     elif compat == "slowfast":
         rules = {"least": count // 5, "most": None, "tries": 10}
     else:
@@ -316,7 +319,7 @@ def _reject(
     tries: int,
     until_full: bool = False,
     skip_last: bool = False,
-) -> list:
+) -> list[list[list[bool]]]:
     """Boxes drawn until one fits what is missing; after ``tries`` failures stop, or go on if ``until_full``.
 
     ``skip_last`` leaves out the last possible place on each axis, so the last row and column are never masked.

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class MaskFeat(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Any,  # see above: a module, of no class of its own
         target: Target | Sequence[Target],
         depths: Sequence[int] | None = None,
         weights: Sequence[float] | None = None,
@@ -50,8 +51,8 @@ class MaskFeat(nn.Module):
             raise ValueError(f"{len(self.depths)} depths need as many targets and weights, got {targets}, {weights}")
         widths = [encoder.widths[depth] for depth in self.depths]
         encoder.truncate(max(self.depths) + 1)
-        self.encoder = encoder
-        self.targets = nn.ModuleList(targets)
+        self.encoder: Any = encoder
+        self.targets = cast("Sequence[Target]", nn.ModuleList(targets))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.embed_dim))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.pred_head = PredictionHead(widths, [target.dim for target in targets])
@@ -74,12 +75,12 @@ class MaskFeat(nn.Module):
         """
         if masks.ids.shape[1] == 0:
             warnings.warn("no token is masked in the whole batch: the loss is 0", stacklevel=2)
-        loss = 0.0
+        losses = []
         predictions = self.predict(pixels, masks)
         for (prediction, masked), target, weight in zip(predictions, self.targets, self.weights, strict=True):
             per_token = target.loss(prediction, target(pixels, images, masked))  # [B, K]
-            loss = loss + weight * self.mean(per_token, masks, masked, count)
-        return loss
+            losses.append(weight * self.mean(per_token, masks, masked, count))
+        return sum(losses[1:], losses[0])
 
     def predict(
         self,
@@ -90,7 +91,9 @@ class MaskFeat(nn.Module):
         tokens, grid = self.encoder.embed(pixels)
         hidden = masks.on(grid).flatten(1)
         tokens = fused_mask_tokens(tokens, self.mask_token.flatten().to(tokens.dtype), hidden)
-        prefix, predictions, some = self.encoder.num_prefix_tokens, [], {}
+        prefix = self.encoder.num_prefix_tokens
+        predictions: list[tuple[Tensor, Masks]] = []
+        some: dict[str, Tensor] = {}
         if getattr(self.encoder, "encodes_some", False):
             some["ids"] = masks.resize(grid).ids + prefix
         for i, (features, feature_grid) in enumerate(self.encoder.encode(tokens, grid, self.depths, **some)):
@@ -114,7 +117,7 @@ class MaskFeat(nn.Module):
         return per_token.sum() / (count.clamp_min(1) if isinstance(count, Tensor) else max(count, 1))
 
 
-def trunk(model: nn.Module) -> nn.Module:
+def trunk(model: nn.Module) -> Any:
     """The encoder of a model that pre-trains. A classifier is its own: it has the same parts, and a head."""
     return getattr(model, "encoder", model)
 
@@ -125,10 +128,11 @@ class PredictionHead(nn.Module):
     def __init__(self, widths: Sequence[int], dims: Sequence[int]):
         super().__init__()
         self.transforms = nn.ModuleList(nn.Sequential(nn.LayerNorm(width, eps=1e-6)) for width in widths)
-        self.projections = nn.ModuleList(nn.Linear(width, dim) for width, dim in zip(widths, dims, strict=True))
-        for projection in self.projections:
+        projections = [nn.Linear(width, dim) for width, dim in zip(widths, dims, strict=True)]
+        for projection in projections:
             nn.init.trunc_normal_(projection.weight, std=0.02)
             nn.init.zeros_(projection.bias)
+        self.projections = nn.ModuleList(projections)
 
     def forward(self, features: Tensor, i: int) -> Tensor:  # [B, K, width] -> [B, K, dim]
         return self.projections[i](self.transforms[i](features))

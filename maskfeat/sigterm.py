@@ -12,7 +12,7 @@ SAME = 3.0
 """Signals within so many seconds are one: torchrun passes them on to processes that have had them already."""
 
 
-def on_sigterm(act: Callable[[], object], handler: Callable = lambda *_: None) -> Callable[[], None]:
+def on_sigterm(act: Callable[[], object], handler: Callable[..., object] = lambda *_: None) -> Callable[[], None]:
     """Call ``act`` in a thread of its own at each SIGTERM, though the main thread be stuck in a decoder or on a disk.
 
     Python calls ``handler`` in the main thread only, when the C function that it is in returns; a wake-up pipe is

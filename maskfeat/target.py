@@ -4,6 +4,9 @@ A target is a module with a width ``dim``, a call that gives the target of the m
 HOG comes from the uint8 crop, where it is exact; pixels and teachers see what the encoder sees.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -108,18 +111,19 @@ class MixTarget(Target):
         super().__init__()
         if len(targets) != len(weights):
             raise ValueError(f"{len(targets)} targets need as many weights, got {weights}")
-        self.targets, self.weights = nn.ModuleList(targets), list(weights)
+        self.targets, self.weights = cast("Sequence[Target]", nn.ModuleList(targets)), list(weights)
         self.dim = sum(target.dim for target in targets)
 
-    def forward(self, pixels: Tensor, images: Tensor, masks: Masks) -> list:
+    def forward(self, pixels: Tensor, images: Tensor, masks: Masks) -> Any:  # a list: of each target its own
         return [target(pixels, images, masks) for target in self.targets]
 
-    def loss(self, prediction: Tensor, target: list) -> Tensor:
+    def loss(self, prediction: Tensor, target: Any) -> Tensor:
         parts = prediction.split([part.dim for part in self.targets], dim=-1)
-        return sum(
+        losses = [
             weight * part.loss(predicted, wanted)
             for weight, part, predicted, wanted in zip(self.weights, self.targets, parts, target, strict=True)
-        )
+        ]
+        return sum(losses[1:], losses[0])
 
 
 class FrozenTarget(Target):
@@ -129,9 +133,10 @@ class FrozenTarget(Target):
         super().__init__()
         self._network = (network.eval().requires_grad_(False),)  # in a tuple, as torch would register it as a submodule
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenTarget":
         self._network[0]._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # of torch, whose class this one is for mypy
+        return self
 
     @torch.no_grad()
     def outputs(self, pixels: Tensor, masks: Masks) -> Tensor:  # [B, N, ...]

@@ -4,8 +4,16 @@ Pure rearrangements of NumPy arrays and torch tensors alike; numbers are equal o
 """
 
 import math
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .scalars import at_least, pair
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+Numbers = TypeVar("Numbers", "np.ndarray[Any, Any]", "Tensor")
+"""An array gives an array, a tensor a tensor."""
 
 LAYOUTS = {
     "planes": ("block_rows", "block_columns", "bins", "rows", "columns"),
@@ -16,14 +24,14 @@ LAYOUTS = {
 
 
 def convert_layout(
-    x,  # [..., rows * columns * block_rows * block_columns * bins], or with these five axes
+    x: Numbers,  # [..., rows * columns * block_rows * block_columns * bins], or with these five axes
     source: str,
     target: str,
     *,
     grid: int | tuple[int, int],
     block: int | tuple[int, int] = (1, 1),
     bins: int = 9,
-):  # [..., rows * columns * block_rows * block_columns * bins]
+) -> Numbers:  # [..., rows * columns * block_rows * block_columns * bins]
     """Bring features, or the weights of a classifier for them, from one layout into another.
 
     Args:
@@ -44,21 +52,21 @@ def convert_layout(
     numbers = *pair("grid", grid, "(down, across)"), *pair("block", block, "(down, across)"), at_least("bins", bins, 1)
     sizes = dict(zip(LAYOUTS["rows"], numbers, strict=True))
     axes = tuple(sizes[name] for name in LAYOUTS[source])
-    lead = tuple(x.shape)
+    lead: tuple[int, ...] = tuple(x.shape)
     if lead[-1:] == (math.prod(axes),):
         lead = lead[:-1]
     elif lead[-5:] == axes:
         lead = lead[:-5]
     else:
         raise ValueError(f"x must be [..., {math.prod(axes)}] or [..., {', '.join(map(str, axes))}], got shape {lead}")
-    order = [len(lead) + LAYOUTS[source].index(name) for name in LAYOUTS[target]]
+    order: list[int] = [len(lead) + LAYOUTS[source].index(name) for name in LAYOUTS[target]]
     return _permute(x.reshape(*lead, *axes), (*range(len(lead)), *order)).reshape(*lead, math.prod(axes))
 
 
 def planes_to_tokens(
-    planes,  # [..., C, bins, rows, columns]
+    planes: Numbers,  # [..., C, bins, rows, columns]
     cells: int | tuple[int, int],
-):  # [..., patches, C * bins * cells_h * cells_w]
+) -> Numbers:  # [..., patches, C * bins * cells_h * cells_w]
     """Cut what ``fused_hog`` returns into patches of ``cells`` (down, across), row by row: the targets of MaskFeat.
 
     Source: the order of SlowFast's labels, as :func:`maskfeat_kernels.fused_hog_tokens`.
@@ -68,18 +76,18 @@ def planes_to_tokens(
     if rows % down or columns % across:
         raise ValueError(f"cells {cells} must divide the {rows} x {columns} cells of planes")
     x = planes.reshape(*lead, channels, bins, rows // down, down, columns // across, across)
-    n = len(lead)
+    n: int = len(lead)
     x = _permute(x, (*range(n), n + 2, n + 4, n, n + 1, n + 3, n + 5))
     return x.reshape(*lead, (rows // down) * (columns // across), channels * bins * down * across)
 
 
 def tokens_to_planes(
-    tokens,  # [..., patches, C * bins * cells_h * cells_w]
+    tokens: Numbers,  # [..., patches, C * bins * cells_h * cells_w]
     cells: int | tuple[int, int],
     *,
     grid: int | tuple[int, int],
     bins: int = 9,
-):  # [..., C, bins, rows, columns]
+) -> Numbers:  # [..., C, bins, rows, columns]
     """The inverse of :func:`planes_to_tokens`; ``grid`` is patches (down, across)."""
     (down, across), grid = pair("cells", cells, "(down, across)"), pair("grid", grid, "(down, across)")
     bins = at_least("bins", bins, 1)
@@ -91,10 +99,12 @@ def tokens_to_planes(
         )
     channels = features // (bins * down * across)
     x = tokens.reshape(*lead, *grid, channels, bins, down, across)
-    n = len(lead)
+    n: int = len(lead)
     x = _permute(x, (*range(n), n + 2, n + 3, n, n + 4, n + 1, n + 5))
     return x.reshape(*lead, channels, bins, grid[0] * down, grid[1] * across)
 
 
-def _permute(x, axes: tuple[int, ...]):
-    return x.permute(axes) if hasattr(x, "permute") else x.transpose(axes)
+def _permute(x: Numbers, axes: tuple[int, ...]) -> Numbers:
+    permute: Any = getattr(x, "permute", None) or x.transpose  # of tensors the first, of arrays the second
+    permuted: Numbers = permute(axes)
+    return permuted

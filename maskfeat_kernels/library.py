@@ -5,10 +5,20 @@ An op's schema, fake kernel and batching rule are in its ``ops.py``; ``csrc`` re
 
 import ctypes
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch._library.custom_ops import CustomOpDef
+    from torch._ops import OpOverload
+
+    Op = OpOverload[..., Tensor] | CustomOpDef
+else:
+    Op = Any
 
 NAMESPACE = "maskfeat_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
@@ -29,12 +39,13 @@ if _shared_object.exists():
 
 
 def _built_with(name: str) -> str:
-    """A fact from ``csrc/common/build_record.cpp``; "" if no shared object is there, or one of older sources."""
+    """Read a fact from ``csrc/common/build_record.cpp``; "" without a shared object, or with one of older sources."""
     function = getattr(_record, f"maskfeat_{name}", None)
     if function is None:
         return ""
     function.restype = ctypes.c_char_p
-    return function().decode()
+    fact: bytes = function()
+    return fact.decode()
 
 
 def find_compiled_devices() -> list[str]:
@@ -51,25 +62,27 @@ _why_no_cuda = _built_with("no_cuda")
 _OUT_OF_MEMORY = "maskfeat_kernels: out of memory"  # what the shared object says of it
 
 
-def op(name: str) -> torch._ops.OpOverload:
+def op(name: str) -> Op:
     """An op, as PyTorch calls it."""
-    return getattr(torch.ops.maskfeat_kernels, name).default
+    overload: Op = getattr(torch.ops.maskfeat_kernels, name).default
+    return overload
 
 
-def compiled(name: str):
+def compiled(name: str) -> Callable[..., Tensor]:
     """The op, but out of memory raises what ``torch.empty`` raises, which only an allocation by torch can."""
     kernel = op(name)
 
-    def call(*arguments):
+    def call(*arguments: Any) -> Tensor:
         try:
-            return kernel(*arguments)
+            result: Tensor = kernel(*arguments)
+            return result
         except RuntimeError as error:
             if _OUT_OF_MEMORY not in str(error):
                 raise
             message = str(error)
         x = arguments[0]
-        result = kernel(*(y.to("meta") if isinstance(y, Tensor) else y for y in arguments))
-        x.new_empty(result.shape, dtype=result.dtype)
+        empty = kernel(*(y.to("meta") if isinstance(y, Tensor) else y for y in arguments))
+        x.new_empty(empty.shape, dtype=empty.dtype)
         if x.is_cuda:  # it was scratch
             raise torch.OutOfMemoryError(f"CUDA out of memory. {message}")
         raise RuntimeError(message)
@@ -90,10 +103,10 @@ def why_not_compiled(device: str) -> str | None:
     return f"the extension was built without it ({_why_no_cuda}); rebuild with MASKFEAT_BUILD={device}"
 
 
-def fold(op, info, in_dims, *args):
+def fold(op: Op, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
     """Batching rule of an op whose tensors all begin with the axis B: the new axis becomes a part of it."""
 
-    def folded(x, dim):
+    def folded(x: Any, dim: int | None) -> Any:
         if not isinstance(x, torch.Tensor):
             return x
         x = x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
@@ -103,13 +116,19 @@ def fold(op, info, in_dims, *args):
     return out.unflatten(0, (info.batch_size, out.shape[0] // info.batch_size)), 0
 
 
-def loop(op, info, in_dims, *args):
+def loop(op: Op, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
     """Batching rule of any op: a call for each index of the new axis."""
 
-    def call(i):
-        return op(*(x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)))
+    def call(i: int) -> Tensor:
+        result: Tensor = op(*(x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)))
+        return result
 
     return torch.stack([call(i) for i in range(info.batch_size)]), 0
+
+
+def is_traced() -> bool:
+    """Whether torch.jit.trace records this call."""
+    return bool(torch.jit.is_tracing())
 
 
 def needs_autograd(*inputs: Tensor) -> bool:

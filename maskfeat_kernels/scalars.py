@@ -2,9 +2,10 @@
 
 import math
 import operator
+from typing import Any
 
 
-def at_least(name: str, value, least: int) -> int:
+def at_least(name: str, value: Any, least: int) -> int:
     """``value`` as an int, if it is one and not below ``least``."""
     try:
         if is_bool(value):
@@ -17,8 +18,8 @@ def at_least(name: str, value, least: int) -> int:
     return number
 
 
-def pair(name: str, value, axes: str) -> tuple[int, int]:
-    """An int, for both, or two of them in a tuple, a list or an array; each at least 1."""
+def pair(name: str, value: Any, axes: str) -> tuple[int, int]:
+    """Two ints of at least 1. ``value`` is both of them in a tuple, a list or an array, or one int for both."""
     if not isinstance(value, (tuple, list)):
         value = value.tolist() if hasattr(value, "tolist") and not is_bool(value) else value
         value = value if isinstance(value, list) else (value, value)
@@ -27,14 +28,14 @@ def pair(name: str, value, axes: str) -> tuple[int, int]:
     return at_least(name, value[0], 1), at_least(name, value[1], 1)
 
 
-def is_bool(value) -> bool:
+def is_bool(value: Any) -> bool:
     """Whether a value is a truth value of Python or NumPy, which this file does not import."""
     if isinstance(value, (int, float)):
         return isinstance(value, bool)
     return (type(value).__module__, type(value).__name__.strip("_")) == ("numpy", "bool")
 
 
-def not_negative(name: str, value) -> float:
+def not_negative(name: str, value: Any) -> float:
     """``value`` as a float, if it is a finite number and not negative."""
     try:
         if isinstance(value, str) or is_bool(value):

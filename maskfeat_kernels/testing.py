@@ -41,7 +41,7 @@ def byte_images(*shape: int, seed: int = 0) -> Tensor:  # [*shape], uint8
     *lead, height, width = shape
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
 
-    def uniform(low, high):
+    def uniform(low: float, high: float) -> Tensor:
         return torch.rand(*lead, 1, 1, generator=random) * (high - low) + low
 
     slope = uniform(-4, 4) * y + uniform(-4, 4) * x + uniform(60, 200)
@@ -137,7 +137,8 @@ def is_between(
     norm_atol = atol * result.shape[-3] ** 0.5
     short = (torch.linalg.vector_norm(lower, dim=-3) / 1e-12).clamp_max(1) - norm_atol
     long = (torch.linalg.vector_norm(upper, dim=-3) / 1e-12).clamp_max(1) + norm_atol
-    return (result >= -atol).all(-3) & (shortest <= longest) & (short <= norm) & (norm <= long)
+    right: Tensor = (result >= -atol).all(-3) & (shortest <= longest) & (short <= norm) & (norm <= long)
+    return right
 
 
 def possible_bins(
@@ -152,14 +153,14 @@ def possible_bins(
     """
     gx, gy = gradient(x.double(), "sobel", _image(x))
     gx_error, gy_error = gradient_error(x, pixel_error)
-    near = [gx.abs() < gx_error]
+    nearer = [gx.abs() < gx_error]
     for cotangent in edge_cotangents(spec.bins):
         product_error = 0.0 if cotangent in (-1, 0, 1) else 3 * rounding_error(x) * abs(cotangent)
         reach = abs(cotangent) * gx_error + gy_error + product_error * gx.abs()
-        near.append((gx * cotangent - gy).abs() < reach)
-    near = torch.stack(near, dim=-3)
+        nearer.append((gx * cotangent - gy).abs() < reach)
+    near = torch.stack(nearer, dim=-3)
     bins = torch.arange(spec.bins, device=x.device)[:, None, None]
-    own = orientation_bin(gx, gy, spec.bins).unsqueeze(-3) == bins
+    own: Tensor = orientation_bin(gx, gy, spec.bins).unsqueeze(-3) == bins
     return own | near | near.roll(-1, dims=-3)
 
 
@@ -184,7 +185,7 @@ def sobel_of_absolute_differences(
 ) -> tuple[Tensor, Tensor]:  # [..., H, W] each
     """The Sobel gradient, but each difference enters with its absolute value."""
 
-    def smooth(d, dim):
+    def smooth(d: Tensor, dim: int) -> Tensor:
         return reflected(d, -1, dim) + 2 * d + reflected(d, +1, dim)
 
     across, along = (reflected(x, -1, dim) - reflected(x, +1, dim) for dim in (-1, -2))

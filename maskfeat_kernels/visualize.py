@@ -2,6 +2,7 @@
 
 import math
 import operator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,14 +145,14 @@ def glyph_stamps(
     return coverage.clamp(0, 1).float().to(device)  # some devices have no float64
 
 
-def _channel(channel, channels: int) -> int:
-    channel = _int("channel", channel)
-    if not -channels <= channel < channels:
-        raise ValueError(f"channel must be in [{-channels}, {channels}), got {channel}")
-    return channel
+def _channel(channel: Any, channels: int) -> int:
+    number = _int("channel", channel)
+    if not -channels <= number < channels:
+        raise ValueError(f"channel must be in [{-channels}, {channels}), got {number}")
+    return number
 
 
-def _int(name: str, value) -> int:
+def _int(name: str, value: Any) -> int:
     try:
         return operator.index(value)
     except TypeError:

@@ -23,8 +23,8 @@ LONGEST = 8
 def random_resized_crop(
     frames: Frames,
     size: tuple[int, int],  # (height, width) of the result
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
+    scale: tuple[float, ...],  # least and most
+    ratio: tuple[float, ...],
     interpolation: str,  # "bilinear", "bicubic", ...
     rng: np.random.Generator,
 ) -> Frames:
@@ -40,13 +40,13 @@ def random_resized_crop(
 def random_window(
     width: int,
     height: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
+    scale: tuple[float, ...],  # least and most
+    ratio: tuple[float, ...],
     rng: np.random.Generator,
 ) -> tuple[int, int, int, int]:  # left, top, width, height
     """Area uniform, aspect log-uniform; if ten draws do not fit, the largest central window of an allowed aspect."""
     for _ in range(10):
-        area = width * height * rng.uniform(*scale)
+        area = width * height * rng.uniform(scale[0], scale[1])
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
@@ -82,9 +82,9 @@ def eval_crops(
     if max(width, height) <= LONGEST * short:
         frames = [frame.resize(resized, resample) for frame in frames]
         return [[frame.crop(box) for frame in frames] for box in boxes]
-    back = (width / resized[0], height / resized[1]) * 2
-    boxes = [tuple(side * factor for side, factor in zip(box, back, strict=True)) for box in boxes]
-    return [[frame.resize(size[::-1], resample, box=box) for frame in frames] for box in boxes]
+    x, y = width / resized[0], height / resized[1]  # back to the picture's own pixels
+    windows = [(left * x, top * y, right * x, bottom * y) for left, top, right, bottom in boxes]
+    return [[frame.resize(size[::-1], resample, box=window) for frame in frames] for window in windows]
 
 
 def flip(frames: Frames, probability: float, rng: np.random.Generator) -> Frames:
@@ -98,7 +98,7 @@ def rand_augment(
     frames: Frames,
     policy: str,  # such as "m9-mstd0.5-inc1"
     interpolation: str,
-    fill: tuple[int, int, int],  # colour of what is moved into the picture
+    fill: tuple[int, ...],  # colour of what is moved into the picture
     rng: np.random.Generator,
 ) -> Frames:
     """Random changes of geometry and colour: ``n`` (2) of the fifteen, each made or left out with probability 1/2.
@@ -120,10 +120,11 @@ def rand_augment(
 
 
 Change = Callable[[Image.Image], Image.Image]
+Colour = tuple[int, ...]
 
 
-def _affine(matrix: Callable[[float], tuple]) -> Callable[..., Change]:
-    def make(level: float, sign: int, resample, fill) -> Change:
+def _affine(matrix: Callable[[float], tuple[float, ...]]) -> Callable[..., Change]:
+    def make(level: float, sign: int, resample: Image.Resampling, fill: Colour) -> Change:
         rows = matrix(sign * level)
 
         def change(frame: Image.Image) -> Image.Image:
@@ -136,7 +137,7 @@ def _affine(matrix: Callable[[float], tuple]) -> Callable[..., Change]:
     return make
 
 
-def _rotate(level: float, sign: int, resample, fill) -> Change:
+def _rotate(level: float, sign: int, resample: Image.Resampling, fill: Colour) -> Change:
     return lambda frame: frame.rotate(sign * level * 30, resample, fillcolor=fill)
 
 
@@ -144,7 +145,7 @@ def _enhance(enhancer: type) -> Callable[..., Change]:
     return lambda level, sign, resample, fill: lambda frame: enhancer(frame).enhance(1 + sign * level * 0.9)
 
 
-def _solarize_add(level: float, sign: int, resample, fill) -> Change:
+def _solarize_add(level: float, sign: int, resample: Image.Resampling, fill: Colour) -> Change:
     table = [min(255, value + int(level * 110)) if value < 128 else value for value in range(256)]
     return lambda frame: frame.point(table * 3)
 

@@ -12,8 +12,8 @@ from PIL import Image
 from .augment import Frames
 
 Choose = Callable[[int, float], np.ndarray]
-"""Of a video's number of frames and frames per second, the frames to read: ``[clips, T]``."""
-Decode = Callable[["str | BytesIO", Choose], list[Frames]]
+"""Chooses the frames to read, ``[clips, T]``, from a video's number of frames and its frames per second."""
+Decode = Callable[["str | BytesIO", Choose | None], list[Frames]]
 
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """What a file may hold, however it is named. Pillow knows others, and for PostScript starts a program on the file."""
@@ -57,7 +57,7 @@ def frame_numbers(
     return numbers.clip(0, total - 1).astype(np.int64)
 
 
-def read_image(file: "str | BytesIO", choose: Choose) -> list[Frames]:
+def read_image(file: "str | BytesIO", choose: Choose | None) -> list[Frames]:
     """One clip of one frame. ValueError for more pixels than Pillow takes for harmless (``MAX_IMAGE_PIXELS``)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_size says it with the name
@@ -80,7 +80,7 @@ def check_size(width: int, height: int) -> None:
 
 def read_clips(
     file: "str | BytesIO",
-    choose: Choose,
+    choose: Choose | None,
 ) -> list[Frames]:  # [clips][T]
     """The frames of the first video stream that ``choose`` names, decoded from the key frame before them.
 
@@ -89,21 +89,27 @@ def read_clips(
     """
     import av  # needed for videos only
 
-    with av.open(file) as container:
+    assert choose is not None
+
+    with av.open(file, "r") as container:
         if not container.streams.video:
             raise ValueError("the file has no video stream")
         stream = container.streams.video[0]
         check_size(stream.width, stream.height)
         stream.codec_context.thread_count = 1  # the loader already runs one process for each core
-        rate, start = float(stream.average_rate), stream.start_time or 0
-        seconds = stream.duration * stream.time_base if stream.duration else container.duration / av.time_base
+        if stream.average_rate is None or stream.time_base is None:
+            raise ValueError("the video stream has no frame rate")
+        tick, rate, start = stream.time_base, float(stream.average_rate), stream.start_time or 0
+        seconds = stream.duration * tick if stream.duration else (container.duration or 0) / av.time_base
         wanted = choose(stream.frames or round(seconds * rate), rate)
         numbers = sorted(set(wanted.flatten().tolist()))
-        container.seek(start + int(numbers[0] / rate / stream.time_base), stream=stream)
-        pictures = []
+        container.seek(start + int(numbers[0] / rate / tick), stream=stream)
+        pictures: list[Image.Image] = []
         for frame in container.decode(stream):
             check_size(frame.width, frame.height)  # which may change within a stream
-            number = round((frame.pts - start) * stream.time_base * rate)
+            if frame.pts is None:
+                raise ValueError("a frame has no time")
+            number = round((frame.pts - start) * tick * rate)
             while len(pictures) < len(numbers) and number >= numbers[len(pictures)]:
                 pictures.append(frame.to_image())
             if len(pictures) == len(numbers):
@@ -114,8 +120,11 @@ def read_clips(
     return [[pictures[place[number]] for number in clip] for clip in wanted.tolist()]
 
 
-def decoded(decode: Decode, file: "str | BytesIO", name: str, choose: Choose) -> list[Frames]:
-    """What ``decode`` gives, or Unreadable. Only regular files are opened: a pipe would keep us waiting for ever."""
+def decoded(decode: Decode, file: "str | BytesIO", name: str, choose: Choose | None) -> list[Frames]:
+    """Call ``decode``; whatever it raises becomes Unreadable.
+
+    Only regular files are opened, as a pipe would keep us waiting for ever.
+    """
     try:
         if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):
             raise OSError("a folder, pipe, socket or device, no file")

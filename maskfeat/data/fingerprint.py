@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def fingerprint(source: Any) -> str:
 
 
 def _add_files(digest: Any, paths: list[bytes]) -> None:
-    common = os.path.commonprefix([min(paths), max(paths)])  # noqa: RUF071, paths may be absolute and relative
+    common = cast("bytes", os.path.commonprefix([min(paths), max(paths)]))  # noqa: RUF071, paths may be absolute and relative
     folder = common.rpartition(b"/")[0]
     parts = [paths[i : i + PART] for i in range(0, len(paths), PART)]
     with ThreadPoolExecutor(16) as pool:

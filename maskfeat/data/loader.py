@@ -17,7 +17,7 @@ from ..mask import Masks, make_masks
 from . import processes
 from .augment import Frames, eval_crops, flip, rand_augment, random_resized_crop
 from .decode import Unreadable, frame_numbers
-from .source import DecodedOnce, Photographs, open_source
+from .source import DecodedOnce, Photographs, Source, open_source
 from .synthetic import Scenes
 
 log = logging.getLogger(__name__)
@@ -117,20 +117,20 @@ class Loader:
         return [self.source.name(index) for index in indices.tolist()]
 
 
-class Batches(Dataset):
+class Batches(Dataset[dict[str, Any]]):
     """Whole batches by number. All randomness of a sample comes from the seed, the epoch and its number."""
 
     def __init__(self, recipe: Recipe, split: str, seed: int, epoch: int, rank: int, world: int, augment: bool):
         self.recipe, self.train = recipe, split == "train" and augment
         self.seed, self.rank, self.world = seed, rank, world
         self.masked = isinstance(recipe, Pretrain) and augment
-        tuned = isinstance(recipe, Finetune)
+        tuned = recipe if isinstance(recipe, Finetune) else None
         self.classes = recipe.classes if tuned else None
-        self.policy = recipe.rand_augment if tuned and self.train else ""
-        self.repeats = recipe.repeats if tuned and self.train else 1
-        self.clips, self.crops = (recipe.test_clips, recipe.test_crops) if tuned and split == "test" else (1, 1)
+        self.policy = tuned.rand_augment if tuned and self.train else ""
+        self.repeats = tuned.repeats if tuned and self.train else 1
+        self.clips, self.crops = (tuned.test_clips, tuned.test_crops) if tuned and split == "test" else (1, 1)
         larger = round(recipe.image_size * 256 / 224)
-        self.resize = (tuned and recipe.test_size) or larger
+        self.resize = (tuned.test_size if tuned else 0) or larger
         rendered = {"synthetic", "skimage"} & {recipe.data, recipe.val_data}
         samples = recipe.samples if rendered else 0  # files are all listed, and chosen from below
         self.source = _source(recipe.data, recipe.val_data, split, recipe.frames > 0, larger, samples)
@@ -204,6 +204,7 @@ class Batches(Dataset):
         if any(label is not None for label in labels):
             batch["labels"] = torch.tensor([-1 if label is None else label for label in labels], dtype=torch.int64)
         if self.masked and clips:
+            assert isinstance(self.recipe, Pretrain)
             batch["masks"] = part_masks(self.recipe, len(clips), *self.part(number))
         return batch
 
@@ -227,12 +228,14 @@ class Batches(Dataset):
         recipe, rng = self.recipe, np.random.default_rng((self.seed, self.epoch, index, attempt))
         choose = None
         if recipe.frames:
-            options = dict(frames=recipe.frames, step=recipe.frame_step, sampling=recipe.sampling, clips=self.clips)
+            options: dict[str, Any] = dict(
+                frames=recipe.frames, step=recipe.frame_step, sampling=recipe.sampling, clips=self.clips
+            )
             choose = partial(frame_numbers, **options, rng=rng if self.train else None)
         clips, label = self.source.read(index, choose)
         if self.classes is not None and label is None:
             raise Unreadable(f"sample {index} of {self.data} (it has no label)")
-        if self.classes is not None and label >= self.classes:
+        if self.classes is not None and label is not None and label >= self.classes:
             raise ValueError(f"sample {index} of {self.data!r} has the label {label}, but classes={self.classes}")
         size = recipe.image_size, recipe.image_size
         if self.train:
@@ -264,12 +267,12 @@ def derive_seeds(seed: int, stream: int, step: int, part: int) -> list[int]:
 def part_masks(recipe: Pretrain, samples: int, stream: int, step: int, part: int) -> Masks:
     """The masks of a part of a batch, as the recipe says."""
     _, own = derive_seeds(recipe.seed, stream, step, part)
-    options = {"generator": torch.Generator().manual_seed(own), "compat": recipe.mask_compat or None}
-    return make_masks(recipe.mask, samples, recipe.mask_grid, recipe.mask_ratio, **options)
+    generator, compat = torch.Generator().manual_seed(own), recipe.mask_compat or None
+    return make_masks(recipe.mask, samples, recipe.mask_grid, recipe.mask_ratio, generator=generator, compat=compat)
 
 
 @lru_cache(maxsize=8)  # every evaluation opens its own loaders, and listing a large folder takes a while
-def _source(data: str, val_data: str, split: str, video: bool, size: int, samples: int):
+def _source(data: str, val_data: str, split: str, video: bool, size: int, samples: int) -> Source:
     own = bool(val_data) and split != "train"
     place = val_data if own else data
     if place == "synthetic":
@@ -282,7 +285,7 @@ def _source(data: str, val_data: str, split: str, video: bool, size: int, sample
 
 
 @lru_cache(maxsize=4)  # of training and held-out data, for all epochs
-def _decoded_once(source, megabytes: int) -> DecodedOnce:
+def _decoded_once(source: Source, megabytes: int) -> DecodedOnce:
     return DecodedOnce(source, megabytes)
 
 

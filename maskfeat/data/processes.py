@@ -1,9 +1,11 @@
 """The processes that load batches: how they end, and what a user hears of one that died or is stuck."""
 
 import atexit
+import ctypes
 import os
 import traceback
 from multiprocessing import RawValue
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -19,7 +21,7 @@ SHARED_MEMORY = (
     "smaller batch_size, or enlarge /dev/shm (docker run --shm-size=8g or --ipc=host)"
 )
 
-ENDS = RawValue("b")
+ENDS = RawValue(ctypes.c_byte)
 """Shared with the workers: true when this process ends, before multiprocessing ends the workers that are left."""
 atexit.register(setattr, ENDS, "value", True)
 
@@ -47,22 +49,22 @@ def loader_failure(error: RuntimeError) -> OSError | None:
     return None
 
 
-def outlive_sigterm(ends: RawValue, worker: int) -> None:
+def outlive_sigterm(ends: ctypes.c_byte, worker: int) -> None:
     """A cluster signals all processes of a job; a worker goes on until the process that it works for ends."""
     on_sigterm(lambda: ends.value and os._exit(0))
 
 
-class Reporting(Dataset):
+class Reporting(Dataset[dict[str, Any]]):
     """What a worker sends: batches, or the error that kept it from one, which DataLoader would bury in a traceback.
 
     Batches are put into shared memory here: where it is full, DataLoader's own thread would lose the batch, and the
     training wait for ever.
     """
 
-    def __init__(self, batches: Dataset):
+    def __init__(self, batches: Dataset[dict[str, Any]]):
         self.batches = batches
 
-    def __getitem__(self, number: int) -> dict:
+    def __getitem__(self, number: int) -> dict[str, Any]:
         try:
             batch = self.batches[number]
             for value in batch.values():

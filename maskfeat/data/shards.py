@@ -18,6 +18,8 @@ from .augment import Frames
 from .decode import Choose, Decode, Unreadable, decoded
 
 log = logging.getLogger(__name__)
+Place = tuple[int, int]  # offset and length in a shard, in bytes
+_number = tarfile.nti  # type: ignore[attr-defined]  # a number of a header; tarfile's own, which it does not document
 
 
 class Shards:
@@ -50,15 +52,17 @@ class Shards:
         self.classes = None if self.labels.any() else 0
 
     @staticmethod
-    def index(shard: str, suffixes: tuple[str, ...]) -> tuple[dict, dict]:
+    def index(shard: str, suffixes: tuple[str, ...]) -> tuple[dict[str, Place], dict[str, Place]]:
         """Where in the shard the data and the label of each key are: (offset, bytes)."""
-        samples, classes = {}, {}
+        samples: dict[str, Place] = {}
+        classes: dict[str, Place] = {}
         found, damage = listed(shard)
         links = {posixpath.normpath(path): target for path, kind, _, _, target in found if kind == LINK}
         files = {posixpath.normpath(member.path): member for member in found if member.kind == FILE} if links else {}
         lost = []
-        for member in found:
-            path, kind, *_ = member
+        for listed_member in found:
+            member: Member | None = listed_member
+            path, kind, *_ = listed_member
             folder, _, name = path.rpartition("/")
             key, _, suffix = name.partition(".")
             key, image = f"{folder}/{key}", f".{suffix.lower()}" in suffixes
@@ -71,7 +75,7 @@ class Shards:
             elif image and key in samples:
                 raise ValueError(f"{shard} holds two files {', '.join(suffixes)} of one key, the later is {path}")
             else:
-                (samples if image else classes)[key] = [member.offset, member.size]
+                (samples if image else classes)[key] = (member.offset, member.size)
         if lost:
             what = "links to nothing, pipes, devices or sparse files"
             log.warning("skipped %d members of %s that are %s, such as %s", len(lost), shard, what, lost[0])
@@ -82,7 +86,7 @@ class Shards:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def read(self, index: int, choose: Choose) -> tuple[list[Frames], int | None]:
+    def read(self, index: int, choose: Choose | None) -> tuple[list[Frames], int | None]:
         shard, offset, size = self.spans[index].tolist()
         label_offset, label_size = self.labels[index].tolist()
         name = self.name(index)
@@ -147,7 +151,8 @@ def members(shard: "str | Path") -> Iterator[Member]:
     Raises tarfile.ReadError where the file is no tar, ends within a member or has a header that is damaged.
     """
     with open(shard, "rb") as file:
-        end, offset, special = os.fstat(file.fileno()).st_size, 0, {}
+        end, offset = os.fstat(file.fileno()).st_size, 0
+        special: dict[bytes, bytes] = {}
         while offset < end:
             file.seek(offset)
             header = file.read(512)
@@ -157,11 +162,11 @@ def members(shard: "str | Path") -> Iterator[Member]:
                 raise tarfile.ReadError(f"there is no tar header at byte {offset}")
             # The sum of the bytes, with eight spaces for its own; Adler's is a faster way to it, modulo 65521.
             total = (zlib.adler32(header[156:], zlib.adler32(header[:148]) & 0xFFFF) & 0xFFFF) + 255
-            if (tarfile.nti(header[148:156]) - total) % 65521:
+            if (_number(header[148:156]) - total) % 65521:
                 raise tarfile.ReadError(f"the checksum of the header at byte {offset} is wrong")
             type_ = header[156:157]
             try:
-                size = int(special.pop(b"size", 0)) or tarfile.nti(header[124:136])
+                size = int(special.pop(b"size", b"0")) or _number(header[124:136])
             except ValueError:
                 size = -1
             data = offset + 512
@@ -186,10 +191,10 @@ def members(shard: "str | Path") -> Iterator[Member]:
                 if len(path) > 4096:
                     raise tarfile.ReadError(f"a name of {len(path)} characters at byte {data}")
                 if kind == LINK:
-                    target = os.fsdecode(special.get(b"linkpath", target))
+                    linked = os.fsdecode(special.get(b"linkpath", target))
                     # A symbolic link is relative to its own folder, a hard link to the archive.
-                    target = posixpath.normpath(
-                        posixpath.join(posixpath.dirname(path) if type_ == b"2" else "", target)
+                    linked = posixpath.normpath(
+                        posixpath.join(posixpath.dirname(path) if type_ == b"2" else "", linked)
                     )
-                yield Member(path, kind, data, size, target if kind == LINK else "")
+                yield Member(path, kind, data, size, linked if kind == LINK else "")
                 special.clear()

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -160,11 +161,14 @@ def read_folder(
     except FileNotFoundError:
         train = folder
     places = walk(folder, suffixes)
-    apart = isinstance(train, Path) and train.is_dir() and not folder.is_relative_to(train)
-    root, known = (train, walk(train, suffixes)) if apart else (folder, places)
-    inside = [Path(place).relative_to(root).parts for place, _ in known]
-    number = {name: i for i, name in enumerate(sorted({parts[0] for parts in inside if parts}))}
-    paths, labels = [], []
+    if isinstance(train, Path) and train.is_dir() and not folder.is_relative_to(train):
+        root, known = train, walk(train, suffixes)
+    else:
+        root, known = folder, places
+    inner = [Path(place).relative_to(root).parts for place, _ in known]
+    number = {name: i for i, name in enumerate(sorted({parts[0] for parts in inner if parts}))}
+    paths: list[str] = []
+    labels: list[int] = []
     for place, found in places:
         inside = Path(place).relative_to(folder).parts
         if inside and inside[0] not in number:
@@ -201,6 +205,22 @@ def read_list(file: Path) -> tuple[list[str], list[int] | None]:  # paths, label
     return paths, None
 
 
+class Source(Protocol):
+    """Samples by number."""
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes, 0 where samples have no label, None where it is not known."""
+
+    def __len__(self) -> int: ...
+
+    def __hash__(self) -> int: ...
+
+    def name(self, index: int) -> str: ...
+
+    def read(self, index: int, choose: Choose | None) -> tuple[list[Frames], int | None]: ...
+
+
 class Files:
     """Images or videos in files of their own."""
 
@@ -213,7 +233,7 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, index: int, choose: Choose) -> tuple[list[Frames], int | None]:
+    def read(self, index: int, choose: Choose | None) -> tuple[list[Frames], int | None]:
         path = self.name(index)
         label = None if self.labels is None else int(self.labels[index])
         return decoded(self.decode, path, path, choose), label
@@ -241,7 +261,7 @@ class Photographs:
     def __len__(self) -> int:
         return self.samples
 
-    def read(self, index: int, choose: Choose) -> tuple[list[Frames], None]:
+    def read(self, index: int, choose: Choose | None) -> tuple[list[Frames], None]:
         return [[self.pictures[index % len(self.pictures)]]], None
 
     def name(self, index: int) -> str:
@@ -254,8 +274,9 @@ class DecodedOnce:
     An epoch reads every image once, so an image that is kept saves as much as any other; none makes place for another.
     """
 
-    def __init__(self, source, megabytes: int):
-        self.source, self.spare, self.kept = source, megabytes * 2**20, {}
+    def __init__(self, source: Source, megabytes: int):
+        self.source, self.spare = source, megabytes * 2**20
+        self.kept: dict[int, tuple[list[Frames], int | None]] = {}
 
     def __len__(self) -> int:
         return len(self.source)
@@ -267,7 +288,7 @@ class DecodedOnce:
     def name(self, index: int) -> str:
         return self.source.name(index)
 
-    def read(self, index: int, choose: Choose) -> tuple[list[Frames], int | None]:
+    def read(self, index: int, choose: Choose | None) -> tuple[list[Frames], int | None]:
         sample = self.kept.get(index) or self.source.read(index, choose)
         if index not in self.kept:
             size = sum(

@@ -40,10 +40,11 @@ class Scenes:
     def __len__(self) -> int:
         return self.samples
 
-    def read(self, index: int, choose: Choose) -> tuple[list[Frames], int]:
+    def read(self, index: int, choose: Choose | None) -> tuple[list[Frames], int]:
         scene = Scene(index % 10, self.moving, self.grid, np.random.default_rng((self.split != "train", index)))
         if not self.moving:
             return [[scene.frame(0.0)]], scene.label
+        assert choose is not None
         return [[scene.frame(number / LENGTH) for number in clip] for clip in choose(LENGTH, RATE)], scene.label
 
     def name(self, index: int) -> str:
@@ -80,7 +81,7 @@ class Scene:
         self.turn = rng.uniform(-math.pi, math.pi) if moving else 0.0
         self.exposure, self.contrast = rng.uniform(0.5, 1.5), math.exp(rng.uniform(math.log(0.15), 0))
         self.grey = rng.uniform(0.2, 0.8)
-        self.noise = rng.integers(2**32)
+        self.noise = int(rng.integers(2**32))
 
     def frame(self, t: float) -> Image.Image:
         angle, centre = self.angle, self.centre
@@ -92,7 +93,8 @@ class Scene:
         x, y = x / np.float32(self.scale), y / np.float32(self.scale)
         inside = edge(distance(self.shape, x, y) * self.scale, self.pixel)[..., None]
         shape = blend(self.colours, texture(self.texture, *rotated(x, y, self.grain_angle), self.grain))
-        (waves, phases), ground = self.waves, 0.0
+        waves, phases = self.waves
+        ground = np.zeros((), np.float32)
         for (a, b), phase in zip(waves, phases, strict=True):
             ground = ground + np.sin(np.float32(a) * self.x + np.float32(b) * self.y + np.float32(phase))
         ground = blend(self.ground, 0.5 + ground / 8)

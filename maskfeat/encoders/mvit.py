@@ -3,12 +3,15 @@
 Tokens are ``[B, 1 + T * H * W, D]``, class token first; ``grid`` is always (T, H, W).
 """
 
+from collections.abc import Sequence
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .vit import DropPath, Mlp, init_weights, scale_parameters
+from .vit import DropPath, Mlp, image_size, init_weights, scale_parameters
 
 Grid = tuple[int, int, int]
 
@@ -20,7 +23,7 @@ SIZES = {
 }
 
 
-def mvit(size: str = "small", **options) -> "MViT":
+def mvit(size: str = "small", **options: Any) -> "MViT":
     """An MViTv2 of a named size, "tiny", "small" or "large"; ``options`` go to :class:`MViT`."""
     if size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
@@ -69,18 +72,18 @@ class MViT(nn.Module):
         self.stride = 4 * 2 ** (len(stages) - 1) * last_stride
         self.patch_embed = PatchEmbed(in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        grid = self.token_grid(num_frames, *((img_size, img_size) if isinstance(img_size, int) else img_size))
+        grid = self.token_grid(num_frames, *image_size(img_size))
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
-        dim, self.blocks = embed_dim, nn.ModuleList()
+        dim = embed_dim
+        blocks: list[Block] = []
         for i, rate in enumerate(rates):
             q_stride = (last_stride if i == stages[-1] else 2) if i in stages else 1
             kv_stride = max(kv_stride // q_stride, 1)
             num_heads *= 2 if i in stages else 1
             dim_out = 2 * dim if (i if dim_mul_in_att else i + 1) in stages else dim
-            self.blocks.append(
-                Block(dim, dim_out, num_heads, grid, q_stride, kv_stride, mlp_ratio, rate, dim_mul_in_att)
-            )
+            blocks.append(Block(dim, dim_out, num_heads, grid, q_stride, kv_stride, mlp_ratio, rate, dim_mul_in_att))
             dim, grid = dim_out, (grid[0], grid[1] // q_stride, grid[2] // q_stride)
+        self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(dim, eps=1e-6) if num_classes else nn.Identity()
         self.head = nn.Sequential()
         if num_classes:
@@ -198,6 +201,16 @@ class PoolingAttention(nn.Module):
     between query and key on one axis. The term in R and the added q leave out the class token.
     """
 
+    pool_q: nn.Conv3d
+    pool_k: nn.Conv3d
+    pool_v: nn.Conv3d
+    norm_q: nn.LayerNorm
+    norm_k: nn.LayerNorm
+    norm_v: nn.LayerNorm
+    rel_pos_t: nn.Parameter
+    rel_pos_h: nn.Parameter
+    rel_pos_w: nn.Parameter
+
     def __init__(self, dim: int, dim_out: int, num_heads: int, grid: Grid, q_stride: int, kv_stride: int):
         super().__init__()
         self.num_heads = num_heads
@@ -211,7 +224,8 @@ class PoolingAttention(nn.Module):
         finest = min(q_stride, kv_stride)
         for name, size in zip("thw", (grid[0], grid[1] // finest, grid[2] // finest), strict=True):
             table = nn.Parameter(torch.zeros(2 * size - 1, channels))
-            self.register_parameter(f"rel_pos_{name}", nn.init.trunc_normal_(table, std=0.02))
+            nn.init.trunc_normal_(table, std=0.02)
+            self.register_parameter(f"rel_pos_{name}", table)
 
     def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, N, d]
@@ -297,7 +311,7 @@ def conv_pool(
         picture = picture.contiguous()  # of channels that come last, torch leaves gradients of weights partly unwritten
     picture = pool(picture)  # [B * heads, d, T', H', W']
     tokens = picture.flatten(2).transpose(1, 2).unflatten(0, x.shape[:2])
-    return torch.cat([cls, tokens], dim=2), tuple(picture.shape[2:])
+    return torch.cat([cls, tokens], dim=2), (picture.shape[2], picture.shape[3], picture.shape[4])
 
 
 def max_pool(

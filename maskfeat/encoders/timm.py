@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -14,12 +15,12 @@ class TimmEncoder(nn.Module):
     its last norm and its classifier, which pre-training does not reach, by the identity.
     """
 
-    def __init__(self, vit: nn.Module):
+    def __init__(self, vit: Any):
         super().__init__()
         missing = [name for name in ("patch_embed", "_pos_embed", "blocks", "embed_dim") if not hasattr(vit, name)]
         if missing:
             raise TypeError(f"{type(vit).__name__} is no timm-like ViT: it has no {', '.join(missing)}")
-        self.vit = vit
+        self.vit: Any = vit
         self.embed_dim = vit.embed_dim
         self.num_prefix_tokens = getattr(vit, "num_prefix_tokens", 1)
         self.patch_size = vit.patch_embed.patch_size
@@ -35,7 +36,7 @@ class TimmEncoder(nn.Module):
     def embed(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
         tokens = self.vit.patch_embed(pixels)
         tokens = tokens.flatten(1, -2)  # with dynamic sizes timm gives [B, H, W, D]
-        grid = tuple(size // patch for size, patch in zip(pixels.shape[-2:], self.patch_size, strict=True))
+        grid = pixels.shape[-2] // self.patch_size[0], pixels.shape[-1] // self.patch_size[1]
         if tokens.shape[1] != math.prod(grid):
             raise ValueError(
                 f"the patch embedding of {type(self.vit).__name__} makes {tokens.shape[1]} tokens of an image of "
@@ -43,7 +44,9 @@ class TimmEncoder(nn.Module):
             )
         return tokens, grid
 
-    def encode(self, tokens: Tensor, grid: tuple[int, int], depths: Sequence[int]) -> list[tuple[Tensor, tuple]]:
+    def encode(
+        self, tokens: Tensor, grid: tuple[int, int], depths: Sequence[int]
+    ) -> list[tuple[Tensor, tuple[int, int]]]:
         if getattr(self.vit, "dynamic_img_size", False):
             tokens = tokens.unflatten(1, grid)
         x = self.vit._pos_embed(tokens)

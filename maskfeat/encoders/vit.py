@@ -4,6 +4,10 @@ The same class serves pre-training (``num_classes=0``: a trunk without a last no
 patch tokens, ``fc_norm``, ``head``), which is timm's ``VisionTransformer(global_pool="avg")``.
 """
 
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +24,7 @@ SIZES = {
 }
 
 
-def vit(size: str = "base", **options) -> "VisionTransformer":
+def vit(size: str = "base", **options: Any) -> "VisionTransformer":
     """A ViT of a size named in SIZES; ``options`` go to :class:`VisionTransformer`."""
     if size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
@@ -62,12 +66,13 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         self.embed_dim, self.patch_size, self.num_prefix_tokens = embed_dim, patch_size, 1
         self.dropout, self.grad_checkpointing = dropout, False
-        self.grid = self.patch_grid(*((img_size, img_size) if isinstance(img_size, int) else img_size))
+        self.grid = self.patch_grid(*image_size(img_size))
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], embed_dim))
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates)
+        blocks = [Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates]
+        self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))
         self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6) if num_classes else nn.Identity()
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         nn.init.trunc_normal_(self.cls_token, std=0.02)
@@ -229,6 +234,16 @@ def resize_positions(
     picture = pos_embed[:, 1:].unflatten(1, old).permute(0, 3, 1, 2).float()
     picture = F.interpolate(picture, size=new, mode="bicubic", antialias=True).to(pos_embed.dtype)
     return torch.cat([pos_embed[:, :1], picture.flatten(2).transpose(1, 2)], dim=1)
+
+
+def image_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size in pixels: two integers, of Python or NumPy, or one for both; TypeError for others."""
+    sides: Iterable[int] = size if isinstance(size, Iterable) else (size, size)
+    try:
+        height, width = (operator.index(side) for side in sides if not isinstance(side, bool))
+    except (TypeError, ValueError):
+        raise TypeError(f"img_size must be an int or (height, width), got {size!r}") from None
+    return height, width
 
 
 def init_weights(module: nn.Module, bias: float = 0.02) -> None:

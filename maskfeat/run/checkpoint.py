@@ -53,7 +53,7 @@ class Checkpoints:
         self.folder, self.recipe, self.world = Path(out) / "checkpoints", recipe, world
         self.samples, self.data = samples, data
         self._writer = ThreadPoolExecutor(1)
-        self._pending: Future | None = None
+        self._pending: Future[Any] | None = None
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Copy ``state`` and return; it is written in the background, after the one before."""
@@ -64,6 +64,7 @@ class Checkpoints:
                 shutil.rmtree(stale, ignore_errors=True)
             partial.mkdir(parents=True, exist_ok=True)
         written = dcp.async_save(state, storage_writer=Writer(partial), process_group=self.world.group)
+        assert isinstance(written, Future)
         self._pending = self._writer.submit(self._finish, written, partial, step)
 
     def wait(self) -> None:
@@ -95,7 +96,7 @@ class Checkpoints:
             raise ValueError(f"the checkpoint {path} cannot be read: {one_line(error)}") from error
         return run["step"]
 
-    def _check_data(self, path: Path, run: dict, saved: Recipe) -> None:
+    def _check_data(self, path: Path, run: dict[str, Any], saved: Recipe) -> None:
         """ValueError unless the samples are those of the checkpoint, wherever they are now."""
         data = self.recipe.data
         if run.get("samples", self.samples) != self.samples:
@@ -116,7 +117,7 @@ class Checkpoints:
             "%s was trained on %s; it goes on with %s, which has %s (%d)", path, saved.data, data, same, self.samples
         )
 
-    def _finish(self, written: Future, partial: Path, step: int) -> None:
+    def _finish(self, written: Future[Any], partial: Path, step: int) -> None:
         try:
             files = self._written(written, partial)
             if self.world.rank == 0:
@@ -126,7 +127,7 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)  # it would take the room that is missing
             raise
 
-    def _written(self, written: Future, partial: Path) -> list[tuple[str, int, str]]:
+    def _written(self, written: Future[Any], partial: Path) -> list[tuple[str, int, str]]:
         """Name, size and checksum of every file; raises, on all ranks, what kept one of them from writing its own."""
         own: Any
         try:
@@ -183,7 +184,7 @@ def find_checkpoint(path: Path) -> Path:
     raise ValueError(f"{path} is not the folder of a run: it holds no complete checkpoint")
 
 
-def read_run(path: Path) -> dict:
+def read_run(path: Path) -> dict[str, Any]:
     """``run.json`` of the checkpoint at ``path``; ValueError if it is damaged, or a file is missing or cut short."""
     try:
         run = json.loads((path / "run.json").read_text())
@@ -210,7 +211,7 @@ def read_run(path: Path) -> dict:
 
 
 def _damage(path: Path, checksums: list[tuple[str, str]]) -> str | None:
-    """What is wrong with the first of these files of the checkpoint that is not as it was written."""
+    """The fault of the first of these files of a checkpoint that differs from what was written."""
     for name, checksum in checksums:
         try:
             damaged = file_checksum(path / name) != checksum
@@ -229,8 +230,8 @@ def _writer(name: str) -> int:
 
 def check_recipe(path: Path, saved: Recipe, wanted: Recipe) -> None:
     """ValueError unless the two recipes train alike."""
-    saved, wanted = config.to_dict(saved), config.to_dict(wanted)
-    differ = [name for name in saved.keys() | wanted.keys() if name not in FREE and saved.get(name) != wanted.get(name)]
+    there, here = config.to_dict(saved), config.to_dict(wanted)
+    differ = [name for name in there.keys() | here.keys() if name not in FREE and there.get(name) != here.get(name)]
     if differ:
-        details = ", ".join(f"{name}={saved.get(name)} there and {wanted.get(name)} here" for name in sorted(differ))
+        details = ", ".join(f"{name}={there.get(name)} there and {here.get(name)} here" for name in sorted(differ))
         raise ValueError(f"{path} belongs to another run: {details}; choose another out, or the same settings")

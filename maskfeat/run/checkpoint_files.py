@@ -71,7 +71,7 @@ class Planner(DefaultLoadPlanner):
 
 class _NamingFiles(dcp_files.FileSystem):
     @contextmanager
-    def create_stream(self, path: "str | os.PathLike", mode: str) -> Iterator[Any]:
+    def create_stream(self, path: "str | os.PathLike[str]", mode: str) -> Iterator[Any]:
         with writing(path):
             try:
                 with super().create_stream(path, mode) as stream:

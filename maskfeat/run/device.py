@@ -2,6 +2,7 @@
 
 import platform
 from functools import lru_cache
+from typing import Literal
 
 import torch
 
@@ -26,7 +27,7 @@ def device_named(name: str, precision: str = "fp32") -> torch.device:
     return device
 
 
-def arithmetic(device: torch.device, precision: str) -> str:
+def arithmetic(device: torch.device, precision: Literal["auto", "fp32", "bf16"]) -> Literal["fp32", "bf16"]:
     """ "fp32" or "bf16"; for "auto" bf16 where the device has instructions for it, as it is slow where it has not."""
     return precision if precision != "auto" else "bf16" if has_bf16(device.type) else "fp32"
 

@@ -41,7 +41,7 @@ class World:
         """The rows of all ranks, one rank after the other. Each rank may have another number of them."""
         if self.size == 1:
             return rows
-        parts: list = [None] * self.size
+        parts: list[Any] = [None] * self.size
         dist.all_gather_object(parts, rows.cpu())  # on the CPU, as in any()
         return torch.cat([part for part in parts if len(part)] or [rows]).to(rows.device)
 
@@ -54,15 +54,15 @@ class World:
         return bool(flag)
 
     def first(self, value: Any) -> Any:
-        """What the first rank has; not while a checkpoint is being written."""
+        """The value of the first rank, on all ranks. Do not call this while a checkpoint is being written."""
         values = [value]
         if self.size > 1:
             dist.broadcast_object_list(values, 0, self.group)
         return values[0]
 
-    def every(self, value: Any) -> list:
-        """What each rank has, in the order of the ranks; over the group of checkpoints."""
-        values: list = [value] * self.size
+    def every(self, value: Any) -> list[Any]:
+        """The values of all ranks, in the order of the ranks. They are sent over the group of checkpoints."""
+        values: list[Any] = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value, self.group)
         return values
@@ -121,11 +121,12 @@ def share(model: nn.Module, recipe: Recipe, world: World) -> nn.Module:
     mesh = init_device_mesh(world.device.type, (world.size,))
     for block in getattr(trunk(model), "blocks", ()):
         fully_shard(block, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)  # in place: it becomes a module and an FSDPModule
+    return model
 
 
-def synchronise(model: nn.Module, last: bool) -> AbstractContextManager:
-    """Around the part of an accumulated step: gradients travel with the last part only."""
+def synchronise(model: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Around a part of an accumulated step: ranks exchange gradients in the last part only."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
     if isinstance(model, DistributedDataParallel) and not last:

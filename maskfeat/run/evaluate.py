@@ -5,6 +5,7 @@ import json
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ def evaluate_model(model: nn.Module, recipe: Recipe, world: World, split: str = 
     """Accuracy of a classifier; held-out loss, and kNN accuracy where there are labels, of a pre-trained model."""
     if isinstance(recipe, Finetune):
         return classifier_accuracy(model, held_out(recipe, world, split), recipe, world)
+    assert isinstance(recipe, Pretrain)
     results = {"val_loss": held_out_loss(model, recipe, world)}
     if recipe.knn and _has_labels(recipe):
         results["knn_accuracy"] = knn_accuracy(model, recipe, world)
@@ -93,7 +95,9 @@ def knn_accuracy(model: nn.Module, recipe: Recipe, world: World) -> float:
     """Accuracy of the nearest of ``knn_samples`` training samples, without augmentation, on the held-out data."""
     encoder = model.encoder if isinstance(model, MaskFeat) else _Features(model)
     samples = min(filter(None, (recipe.samples, recipe.knn_samples)), default=0)
-    options = dict(seed=recipe.seed, rank=world.rank, world=world.size, workers=recipe.workers, augment=False)
+    options: dict[str, Any] = dict(
+        seed=recipe.seed, rank=world.rank, world=world.size, workers=recipe.workers, augment=False
+    )
     bank = make_loader(dataclasses.replace(recipe, samples=samples), "train", **options)
     return knn(encoder, (bank, make_loader(recipe, "val", **options)), recipe.knn or Recipe.knn, world)
 
@@ -154,10 +158,11 @@ def features(
     return torch.cat(found) if found else torch.empty(0, 0, device=device), torch.cat(labels)
 
 
-def show_panel(model: MaskFeat, recipe: Recipe, path: Path, number: int = 8) -> None:
+def show_panel(model: nn.Module, recipe: Recipe, path: Path, number: int = 8) -> None:
     """Write the picture of ``number`` held-out samples; ValueError for a model that was not pre-trained."""
     if not isinstance(recipe, Pretrain):
         raise ValueError(f"show needs a pre-trained model that predicts HOG; {recipe.name} is a classifier")
+    assert isinstance(model, MaskFeat)
     one = dataclasses.replace(recipe, batch_size=number, accumulate=1)
     batch = next(iter(make_loader(one, "val", seed=recipe.seed)), None)
     if batch is None:
@@ -177,7 +182,7 @@ class _Features(nn.Module):
 
 
 def feature_maps(
-    encoder: nn.Module,
+    encoder: Any,  # as MaskFeat takes it
     pixels: Tensor,  # [B, C, (T,) H, W], normalised
 ) -> Tensor:  # [B, D, (T',) rows, columns]
     """Outputs of the last block on its grid: what a detector, as for AVA, crops the features of its boxes from.
@@ -202,7 +207,9 @@ def export_features(encoder: nn.Module, loader: Loader, folder: "str | Path", de
     for i, batch in enumerate(loader, start=loader.start):
         maps = infer(partial(feature_maps, encoder), batch["images"], recipe, device).half().cpu().contiguous()
         views = len(maps) // len(batch["indices"])
-        rows = {name: batch[name].repeat_interleave(views) for name in ("labels", "indices") if name in batch}
+        rows: dict[str, Tensor] = {
+            name: batch[name].repeat_interleave(views) for name in ("labels", "indices") if name in batch
+        }
         metadata = {"names": json.dumps(loader.names(rows["indices"]))}
         save_tensors(Path(folder) / f"batch_{i:06}.safetensors", {"features": maps, **rows}, metadata)
     encoder.train(training)

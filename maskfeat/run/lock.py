@@ -12,6 +12,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ..weights.storage import writing
 from .distributed import World
@@ -31,7 +32,7 @@ class RunLock:
 
     def __init__(self, out: Path, world: World):
         self.path, self.world = Path(out) / "run.lock", world
-        self.own = {
+        self.own: dict[str, Any] = {
             "host": platform.node(),
             "machine": _machine(),
             "pid": os.getpid(),
@@ -54,7 +55,7 @@ class RunLock:
             threading.Thread(target=self._beat, daemon=True).start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ends.set()
         if self.world.rank == 0 and _read(self.path) == self.own:
             self.path.unlink()
@@ -117,8 +118,8 @@ class RunLock:
                 continue
 
 
-def _read(path: Path) -> dict:
-    """What a lock says; nothing if it cannot be read, or is being written."""
+def _read(path: Path) -> dict[str, Any]:
+    """The values in the file of a lock; {} if it cannot be read, or is being written."""
     try:
         values = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -126,11 +127,11 @@ def _read(path: Path) -> dict:
     return values if isinstance(values, dict) else {}
 
 
-def _name(holder: dict) -> str:
+def _name(holder: dict[str, Any]) -> str:
     return f"process {holder.get('pid', '?')} on host {holder.get('host', '?')}"
 
 
-def _alive(holder: dict, age: float, machine: str) -> bool:
+def _alive(holder: dict[str, Any], age: float, machine: str) -> bool:
     if holder.get("machine") != machine or not isinstance(holder.get("pid"), int):
         return age < STALE
     try:
@@ -152,7 +153,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> int:
-    """When a process started, in ticks since the machine did; 0 if it has ended or that is not known here."""
+    """When a process started, in ticks after the machine started; 0 if it has ended or the system does not say."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

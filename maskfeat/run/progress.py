@@ -2,7 +2,9 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,7 +46,7 @@ class Progress:
         if not self.silent:
             self.line.update()
 
-    def log(self, step: int, **values: float) -> None:
+    def log(self, step: int, **values: float | None) -> None:
         """Append the values to the log and show them."""
         if self.silent or not values:
             return
@@ -72,9 +74,9 @@ class Stopwatch:
     Reading waits for the device.
     """
 
-    def __init__(self, modules: list[nn.Module], device: torch.device):
+    def __init__(self, modules: Sequence[nn.Module], device: torch.device):
         self.device = device
-        self.marks: list[tuple] = []
+        self.marks: list[tuple[Any, Any]] = []
         for module in modules:
             module.register_forward_pre_hook(lambda *_: self.marks.append((self._now(), None)))
             module.register_forward_hook(lambda *_: self.marks.append((self.marks.pop()[0], self._now())))
@@ -87,7 +89,7 @@ class Stopwatch:
         torch.accelerator.synchronize(self.device)
         return sum(start.elapsed_time(end) for start, end in marks) / 1e3
 
-    def _now(self):
+    def _now(self) -> Any:  # a number, or an event of an accelerator
         if self.device.type == "cpu":
             return time.perf_counter()
         event = torch.Event(self.device, enable_timing=True)

@@ -1,5 +1,6 @@
 """Pictures of what a model predicts: masked input, predicted HOG, target HOG and original."""
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def hog_part(target: Target) -> tuple[HogTarget, int]:
 def cells_of(
     prediction: Tensor,  # [B, K, C * bins * u * v]
     masks: Masks,
-    grid: tuple[int, int, int],
+    grid: tuple[int, ...],  # (T, rows, columns)
     channels: int,
     bins: int,
     sides: list[int],  # u and v, cells of a patch
@@ -127,5 +128,5 @@ def cells_of(
     return cells.permute(0, 1, 4, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5)
 
 
-def enlarge(frames: Tensor, size: tuple[int, int]) -> Tensor:  # [B, T, C, H, W] -> [B, T, C, *size]
+def enlarge(frames: Tensor, size: Sequence[int]) -> Tensor:  # [B, T, C, H, W] -> [B, T, C, *size]
     return F.interpolate(frames.flatten(0, 1), size=tuple(size), mode="nearest").unflatten(0, frames.shape[:2])

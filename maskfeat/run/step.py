@@ -48,7 +48,7 @@ def infer(
     recipe: Recipe,
     device: torch.device,
 ) -> Tensor:
-    """What ``network`` gives for images, normalised as the recipe says."""
+    """The result of ``network`` for images that are normalised as the recipe says."""
     images = images.to(device, non_blocking=True)
     return compute(network, recipe, device, normalise(images, recipe.mean, recipe.std))
 
@@ -70,7 +70,9 @@ def normalise(
 
 
 @lru_cache(maxsize=32)
-def _offset_and_scale(mean: tuple, std: tuple, ndim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _offset_and_scale(
+    mean: tuple[float, ...], std: tuple[float, ...], ndim: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     shape = (-1, *[1] * (ndim - 2))
     offset, scale = torch.tensor([mean, [1 / value for value in std]], dtype=torch.float64)
     return (255 * offset).float().view(shape).to(device), (scale / 255).float().view(shape).to(device)

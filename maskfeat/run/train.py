@@ -79,7 +79,7 @@ class Trainer:
                 log.warning("precision=auto: fp32, as this %s has no bf16 arithmetic", world.device.type.upper())
         self.recipe, self.world, self.build = recipe, world, build
         self.out = run_folder(recipe)
-        place = dict(rank=world.rank, world=world.size)
+        place: dict[str, Any] = dict(rank=world.rank, world=world.size)
         self.data = make_loader(recipe, "train", seed=recipe.seed, workers=recipe.workers, **place)
         self.epoch_steps = len(self.data) // recipe.accumulate
         if self.epoch_steps == 0:
@@ -100,12 +100,15 @@ class Trainer:
         self.model = share(self.module, recipe, world)
         self.ema = EMA(self.module, recipe.ema) if isinstance(recipe, Finetune) and recipe.ema else None
         groups = parameter_groups(self.module, recipe)
+        self.optimizer: torch.optim.Optimizer
         if recipe.optimizer == "sgd":
             self.optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.betas[0], nesterov=True)
         else:
-            self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
+            self.optimizer = torch.optim.AdamW(
+                groups, lr=recipe.lr, betas=(recipe.betas[0], recipe.betas[1]), fused=True
+            )
 
-    def fit(self, sigterm: Sequence = (), check: Callable[[], None] = lambda: None) -> dict[str, float]:
+    def fit(self, sigterm: Sequence[Any] = (), check: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Train to the end, from the newest checkpoint if there is one; the values of the last evaluation.
 
         sigterm: not empty as soon as a rank has to end early.
@@ -116,8 +119,8 @@ class Trainer:
             self.resume(self.resumed)
         progress = Progress(self.out, recipe, self.step, self.total, silent=self.world.rank > 0)
         # Clocks in the targets would break a compiled graph.
-        timed = isinstance(self.module, MaskFeat) and not recipe.compile
-        watch = Stopwatch(list(self.module.targets), self.world.device) if timed else None
+        targets = self.module.targets if isinstance(self.module, MaskFeat) and not recipe.compile else ()
+        watch = Stopwatch(targets, self.world.device) if targets else None
         # A process may have died while it evaluated what it had saved.
         missed = self.world.any(progress.last.get("step") == self.step and "loss" in progress.last)
         if self.step == self.total or (missed and self.is_due(recipe.eval_every * self.epoch_steps)):
@@ -277,7 +280,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Write the weights, and their average if there is one, as safetensors, and evaluate them if wanted."""
-        weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
+        weights: dict[str, Any] = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
         results = self._evaluate(weights, WEIGHTS)
         if self.ema:
             average = {name: whole(tensor) for name, tensor in self.ema.state_dict().items()}

@@ -20,6 +20,7 @@ from ..config import IMAGENET, KINETICS, Finetune, Pretrain, Recipe
 from ..encoders.mvit import SIZES as MVIT_SIZES
 from ..encoders.vit import SIZES as VIT_SIZES
 from ..encoders.vit import VisionTransformer
+from ..model import trunk
 from .files import load_strictly, read_weights, resize_weights, save_weights
 from .layout import LAYOUTS, MVIT_LAYOUTS, depth_of, rename, rename_mvit
 from .storage import one_line, read_tensors, save_tensors, write_atomically
@@ -29,7 +30,7 @@ LEFT_OUT = {
     "huggingface": ("pooler.", "decoder."),
     "timm": (),
 }
-"""What else a file may hold: what makes targets, and heads that do not predict HOG."""
+"""Tensors of a file that are left out: networks that make targets, and heads that do not predict HOG."""
 
 
 def convert(source: Path, output: Path, to: str = "maskfeat") -> str:
@@ -53,7 +54,7 @@ def convert(source: Path, output: Path, to: str = "maskfeat") -> str:
     if isinstance(recipe, Pretrain):  # others have no place for what predicts
         tensors = {name: t for name, t in tensors.items() if not name.startswith((f"{layout.head}.", layout.mask))}
     if to == "huggingface":
-        write_atomically(output / "config.json", json.dumps(huggingface_config(model.encoder), indent=2).encode())
+        write_atomically(output / "config.json", json.dumps(huggingface_config(trunk(model)), indent=2).encode())
     file = output / "model.safetensors" if to == "huggingface" else output
     save_tensors(file, tensors, {"format": "pt"})
     return f"{report}\n{output}: ViT of {to}; {_read_back(file, tensors)}"
@@ -105,7 +106,8 @@ def _read_vit(tensors: dict[str, Tensor], project: str, source: Path) -> tuple[n
     width, patch_size = weights[f"{own.patch}.weight"].shape[0], weights[f"{own.patch}.weight"].shape[-1]
     side = math.isqrt(weights[own.pos].shape[1] - 1)
     size = _size(VIT_SIZES, embed_dim=width, depth=depth_of(tensors, layout))
-    shape = dict(name=source.stem, size=size, image_size=side * patch_size, patch_size=patch_size)
+    shape: dict[str, Any] = dict(name=source.stem, size=size, image_size=side * patch_size, patch_size=patch_size)
+    recipe: Recipe
     if kind is Finetune:
         recipe = Finetune(**shape, classes=len(weights[f"{own.head}.bias"]))
     else:
@@ -137,7 +139,7 @@ def _read_mmpretrain_mvit(tensors: dict[str, Tensor], source: Path) -> tuple[nn.
     size = _size(MVIT_SIZES, embed_dim=width, depth=depth, num_heads=heads)
     # A table has a row for each distance between two places: 2 n - 1 for n places.
     image_size, frames = (len(tensors[f"{attention}rel_pos_{axis}"]) + 1 for axis in "ht")
-    shape = dict(name=source.stem, encoder="mvit", size=size, image_size=2 * image_size, frames=frames)
+    shape: dict[str, Any] = dict(name=source.stem, encoder="mvit", size=size, image_size=2 * image_size, frames=frames)
     recipe = Pretrain(**shape, mask="cube", mask_stride=32, interpolation="bilinear", **KINETICS)
     model = build(recipe).eval()
     load_strictly(model, weights | unknown, source)

@@ -60,7 +60,7 @@ def initialise(model: nn.Module, path: Path) -> None:
     Raises ValueError with the names that are missing, left over or of another shape.
     """
     weights, _ = read_weights(path)
-    fresh = ()
+    fresh: tuple[str, ...] = ()
     if not isinstance(model, MaskFeat) and any(name.startswith("encoder.") for name in weights):
         weights = {name.removeprefix("encoder."): t for name, t in weights.items() if name.startswith("encoder.")}
         fresh = ("fc_norm.", "norm.", "head.")

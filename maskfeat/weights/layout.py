@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class Layout:
     head: str = "head"
 
 
-PREDICTION = dict(norm="pred_head.transforms.0.0", head="pred_head.projections.0")
+PREDICTION: dict[str, Any] = dict(norm="pred_head.transforms.0.0", head="pred_head.projections.0")
 OWN = Layout(
     cls="encoder.cls_token",
     pos="encoder.pos_embed",
@@ -99,7 +100,7 @@ MVIT_LAYOUTS: dict[str, dict[type, Layout]] = {
 
 def rename(tensors: Mapping[str, Tensor], source: Layout, target: Layout) -> dict[str, Tensor]:
     """The tensors of a ViT that ``source`` names, as ``target`` names them; queries, keys, values split or joined."""
-    found = {}
+    found: dict[str, Tensor] = {}
 
     def move(old: tuple[str, ...], new: tuple[str, ...]) -> None:
         for kind in (".weight", ".bias"):
@@ -122,7 +123,7 @@ def rename(tensors: Mapping[str, Tensor], source: Layout, target: Layout) -> dic
 
 def rename_mvit(tensors: Mapping[str, Tensor], source: Layout, target: Layout) -> dict[str, Tensor]:
     """The tensors of an MViT that ``source`` names, under the names of ``target``."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for part in ("cls", "mask", "patch", "block", "norm", "head"):
         old, new = (getattr(layout, part).partition("{")[0] for layout in (source, target))
         inside = old if part == "block" else f"{old}."

@@ -25,7 +25,7 @@ fastest checksum of hashlib."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """A file that is either not there or whole, and on disk."""
+    """Write a file so that after a crash it is either missing or whole. It is on disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -41,8 +41,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def writing(path: "str | os.PathLike") -> Iterator[None]:
-    """What is written to ``path``: the error of a full disk names it, which it does not by itself."""
+def writing(path: "str | os.PathLike[str]") -> Iterator[None]:
+    """Around what writes to ``path``: an error of a full disk then names the path, which Python leaves out."""
     try:
         yield
     except OSError as error:
@@ -80,12 +80,12 @@ def tensors_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
     digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file with ``metadata`` and a checksum in its header."""
+    """Write a safetensors file with ``metadata`` and a checksum in its header."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(Path(path), save(tensors, {**metadata, CHECKSUM: tensors_checksum(tensors, metadata)}))
 

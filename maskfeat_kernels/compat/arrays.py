@@ -2,12 +2,14 @@
 
 import sys
 from importlib import import_module
+from types import ModuleType
 
 import numpy as np
 
 from ..hog.plan import Region, block_shape, pack
 from ..hog.spec import HogSpec
 
+_numpy_ops: ModuleType | None
 try:
     _numpy_ops = import_module("maskfeat_kernels._numpy_ops")
 except ModuleNotFoundError:  # not built; a module that does not load raises

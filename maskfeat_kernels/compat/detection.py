@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from . import arrays
 from .arrays import is_tensor, like
 
 
-def in_threads(function: Callable, items: Iterable, threads: int) -> list:
+def in_threads(function: Callable[[Any], Any], items: Iterable[Any], threads: int) -> list[Any]:
     """``function`` of each item, in order. The compiled functions that it calls release the GIL."""
     items = list(items)
     if min(threads, len(items)) <= 1:

@@ -46,8 +46,8 @@ class HOGDescriptor(Windows):
     """Windows of overlapping blocks, as ``cv2.HOGDescriptor`` of OpenCV 4 computes them, and its linear detector.
 
     All sizes and places are (width, height) and (x, y). Arguments are given by place or by cv2's names, with the
-    underscore; none gives the detector of people of 64 x 128 pixels; a string is the name of a file that OpenCV has
-    saved, which the installed OpenCV reads. The parameters can be read under their names without underscore.
+    underscore. No argument gives the detector of people of 64 x 128 pixels. A string is the name of a file that OpenCV
+    has saved, which the installed OpenCV reads. The parameters can be read under their names without underscore.
 
     ``_derivAperture`` and ``_histogramNormType`` are kept and do nothing, as in OpenCV. Images are uint8, [H, W]
     or [H, W, 1 or 3], NumPy arrays or torch tensors on any device. Features are within 1e-5 of OpenCV's; with more than

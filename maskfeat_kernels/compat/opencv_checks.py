@@ -12,7 +12,7 @@ class error(ValueError):
 
 
 def as_pixels(img):  # [C, H, W] or [H, W]
-    """An image of OpenCV's axes, [H, W], [H, W, 1] or [H, W, 3], with those of the kernels."""
+    """Bring an image from OpenCV's axes, [H, W], [H, W, 1] or [H, W, 3], to the axes of the kernels."""
     if not (is_tensor(img) or isinstance(img, np.ndarray)):
         raise error(f"img must be a NumPy array or a torch tensor, got {type(img).__name__}")
     if str(img.dtype) != "torch.uint8" if is_tensor(img) else img.dtype != np.uint8:
@@ -25,7 +25,7 @@ def as_pixels(img):  # [C, H, W] or [H, W]
 
 
 def as_pair(name: str, value, least: int | None = None) -> tuple[int, int]:
-    """A size, (0, 0) for None: two integers in a tuple, a list or an array."""
+    """Check a size: two integers in a tuple, a list or an array, or None for (0, 0)."""
     value = (0, 0) if value is None else value
     try:
         first, second = value
@@ -38,7 +38,7 @@ def as_pair(name: str, value, least: int | None = None) -> tuple[int, int]:
 
 
 def as_integer(name: str, value, least: int | None = None) -> int:
-    """An int that C has, and that is no truth value."""
+    """Check an integer: it fits into 32 bits, and is no truth value."""
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
@@ -51,7 +51,7 @@ def as_integer(name: str, value, least: int | None = None) -> int:
 
 
 def as_number(name: str, value) -> float:
-    """A float; OpenCV takes no truth value for one."""
+    """Check a number and return it as a float. OpenCV takes no truth value for a number."""
     try:
         if isinstance(value, (bool, np.bool_, str, bytes)) or np.ndim(value):
             raise TypeError
@@ -61,14 +61,14 @@ def as_number(name: str, value) -> float:
 
 
 def as_bool(name: str, value) -> bool:
-    """A truth value, of NumPy too, or an integer."""
+    """Check a truth value, of Python or NumPy, or an integer in its place."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     return as_integer(name, value) != 0
 
 
 def as_places(locations) -> np.ndarray:  # [N, 2] int64
-    """A list of (x, y)."""
+    """Check a list of (x, y), both integers."""
     try:
         places = np.asarray(locations)
     except ValueError:  # rows of several lengths

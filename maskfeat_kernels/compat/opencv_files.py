@@ -2,6 +2,7 @@
 
 import os
 import re
+from typing import Any
 
 import numpy as np
 
@@ -9,14 +10,17 @@ from .opencv_checks import as_integer, as_pair, error
 
 PAIRS = ("winSize", "blockSize", "blockStride", "cellSize")
 INTEGERS, REALS = ("nbins", "derivAperture", "histogramNormType", "nlevels"), ("winSigma", "L2HysThreshold")
-ORDER = (*PAIRS, "nbins", "derivAperture", "winSigma", "histogramNormType", "L2HysThreshold", "gammaCorrection")
-ORDER += ("nlevels", "signedGradient")
+ORDER = (
+    *PAIRS,
+    *("nbins", "derivAperture", "winSigma", "histogramNormType", "L2HysThreshold", "gammaCorrection"),
+    *("nlevels", "signedGradient"),
+)
 PARAMETERS = [name for name in ORDER if name not in ("derivAperture", "histogramNormType", "nlevels")]
 """Those that change what is computed of a window."""
 TYPE_NAME = "opencv-object-detector-hog"
 
 
-def read(filename, objname: str) -> dict:
+def read(filename, objname: str) -> dict[str, Any]:
     """The parameters and the detector in a file; :class:`error` names a file that holds none."""
     name = _name(filename)
     if not os.path.isfile(name):
@@ -45,7 +49,7 @@ def read(filename, objname: str) -> dict:
     return values
 
 
-def write(filename, objname: str, values: dict) -> None:
+def write(filename, objname: str, values: dict[str, Any]) -> None:
     """Parameters, in OpenCV's order, and the detector, if it has weights."""
     name = _name(filename)
     folder = os.path.dirname(name) or "."

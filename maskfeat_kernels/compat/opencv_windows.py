@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,13 @@ NARROWEST = 1e-18
 
 class Windows:
     """What :class:`HOGDescriptor` is and computes, without its methods for users."""
+
+    winSize: tuple[int, int]
+    blockSize: tuple[int, int]
+    blockStride: tuple[int, int]
+    cellSize: tuple[int, int]
+    nlevels: int
+    svmDetector: Any  # () or an array [features] or [features + 1], float32
 
     def _set_parameters(self, *, nbins, winSigma, L2HysThreshold, gammaCorrection, signedGradient, **sizes):
         """Check all, and then keep them."""
@@ -128,14 +136,14 @@ class Windows:
     def _fits(self, x, padding, places: np.ndarray) -> np.ndarray:  # [windows] bool
         """Which windows lie in the image and its padding."""
         last = x.shape[-1] + padding[0] - self.winSize[0], x.shape[-2] + padding[1] - self.winSize[1]
-        return ((places >= (-padding[0], -padding[1])) & (places <= last)).all(1)
+        return np.all((places >= (-padding[0], -padding[1])) & (places <= last), axis=1)
 
     def _located(self, x, padding, places: np.ndarray):  # [windows, features]
         """The features of windows at any places; those whose blocks lie on one grid share them if that is less work."""
         fits = self._fits(x, padding, places)
         result = like(x, np.zeros((len(places), self.getDescriptorSize()), np.float32))
-        grids = {}
-        for i in np.flatnonzero(fits):
+        grids: dict[tuple[int, ...], list[int]] = {}
+        for i in np.flatnonzero(fits).tolist():
             grids.setdefault(tuple(places[i] % self.blockStride), []).append(i)
         for members in map(np.array, grids.values()):
             size = np.ptp(places[members], axis=0) + self.winSize
@@ -183,7 +191,7 @@ class Windows:
             return np.zeros(0)
         sizes = self.winSize, self.blockSize, self.blockStride, self.cellSize
         rest = self.nbins, self.getWinSigma(), self.L2HysThreshold, self.gammaCorrection, self.signedGradient
-        return arrays._numpy_ops.opencv_scores(planes(x), sizes, *rest, padding, weights, offset, places)
+        return arrays.compiled("detection").opencv_scores(planes(x), sizes, *rest, padding, weights, offset, places)
 
     def _dense_scores(self, x, stride, padding, weights, offset):
         """(places [N, 2] int64, scores [N] float64) of all windows, row by row."""
@@ -254,6 +262,6 @@ def _common(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
 
 
 def planes(x) -> np.ndarray:  # [C, H, W]
-    """An image with the axes of the kernels as an array of three axes."""
+    """Make an array of three axes of an image, with one channel if it has no axis for channels."""
     x = to_numpy(x)
     return x if x.ndim == 3 else x[None]

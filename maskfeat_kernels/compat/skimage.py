@@ -3,6 +3,7 @@
 import functools
 import math
 import operator
+from typing import Any
 
 import numpy as np
 
@@ -97,7 +98,9 @@ def _spec(x, *parameters) -> HogSpec:
     return _cached_spec(*parameters)
 
 
-def _new_spec(orientations: int, cell: tuple, block: tuple, norm: str, sqrt: bool, arithmetic: str) -> HogSpec:
+def _new_spec(
+    orientations: int, cell: tuple[int, int], block: tuple[int, int], norm: str, sqrt: bool, arithmetic: str
+) -> HogSpec:
     return SKIMAGE.replace(bins=orientations, cell=cell, block=block, norm=norm, sqrt=sqrt, arithmetic=arithmetic)
 
 
@@ -105,7 +108,10 @@ _cached_spec = functools.lru_cache(_new_spec)
 
 
 def _arithmetic(x) -> str:
-    """Of scikit-image, but "exact" where a backend has no other, and for bytes, none of whose gradients is rounded."""
+    """The arithmetic of the spec: scikit-image's, but "exact" on backends that have no other, and for bytes.
+
+    Gradients of bytes are not rounded, so both give the same result for them.
+    """
     if is_tensor(x):
         import torch
 
@@ -122,7 +128,7 @@ def _pixels(image, sqrt: bool, channel_axis):
         from ..checks import check_dense
 
         check_dense("image", image)
-    x = image if is_tensor(image) else np.atleast_2d(image)
+    x: Any = image if is_tensor(image) else np.atleast_2d(image)
     if channel_axis is not None:
         axes = channel_axis if isinstance(channel_axis, (tuple, list)) else (channel_axis,)
         if len(axes) > 1:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import warnings
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from ..backend import choose_backend
 from ..checks import check_range_of_ids, check_tensor, check_token_ids
@@ -17,12 +19,12 @@ DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float
 
 
 def fused_hog(
-    x: torch.Tensor,  # [..., C, H, W]
+    x: Tensor,  # [..., C, H, W]
     spec: HogSpec = MASKFEAT,
     *,
     backend: str = "auto",
-    **changes,
-) -> torch.Tensor:  # [..., C, bins, H // cell_h, W // cell_w] for MASKFEAT; see below
+    **changes: Any,
+) -> Tensor:  # [..., C, bins, H // cell_h, W // cell_w] for MASKFEAT; see below
     r"""Histograms of oriented gradients, as of MaskFeat or in the dialect of any library.
 
     MASKFEAT takes the 3x3 Sobel gradient :math:`(g_x, g_y)` of each pixel; the image is reflected at its border. The
@@ -75,15 +77,15 @@ def fused_hog(
 
 
 def fused_hog_tokens(
-    x: torch.Tensor,  # [B, C, H, W] or [B, T, C, H, W]
-    token_ids: torch.Tensor,  # [B, K], int64
+    x: Tensor,  # [B, C, H, W] or [B, T, C, H, W]
+    token_ids: Tensor,  # [B, K], int64
     patch_size: int = 16,
     spec: HogSpec = MASKFEAT,
     *,
     check_ids: bool = False,
     backend: str = "auto",
-    **changes,
-) -> torch.Tensor:  # [B, K, C * bins * u_h * u_w], u = patch_size // cell
+    **changes: Any,
+) -> Tensor:  # [B, K, C * bins * u_h * u_w], u = patch_size // cell
     r"""Histograms of oriented gradients of the listed patches only: the targets of MaskFeat, token by token.
 
     The same as :func:`fused_hog` of the whole images, cut into patches of ``u_h`` by ``u_w`` cells and gathered, bit by
@@ -127,13 +129,13 @@ def fused_hog_tokens(
     return _kernels(choose_backend(x.device, backend)).hog_tokens(x, token_ids, patch_size, spec)
 
 
-def _warn_of_unit_range(x: torch.Tensor) -> None:
+def _warn_of_unit_range(x: Tensor) -> None:
     """Say that pixels in [0, 1] are too small for OpenCV's epsilon.
 
     Only where a look costs next to nothing: on the CPU, as a GPU would have to be waited for, and at all pixels only
     if a few of them leave room for doubt.
     """
-    if not (x.is_cpu and x.is_floating_point() and type(x) in (torch.Tensor, torch.nn.Parameter)):
+    if not (x.is_cpu and x.is_floating_point() and type(x) in (Tensor, torch.nn.Parameter)):
         return
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or x.numel() == 0:
         return
@@ -146,7 +148,7 @@ def _warn_of_unit_range(x: torch.Tensor) -> None:
         )
 
 
-def _spec(spec: HogSpec, changes: dict) -> HogSpec:
+def _spec(spec: HogSpec, changes: dict[str, Any]) -> HogSpec:
     if not isinstance(spec, HogSpec):
         raise TypeError(f"spec must be a HogSpec, got {spec!r}")
     return spec.replace(**changes) if changes else spec
@@ -159,16 +161,16 @@ def _difference(spec: HogSpec) -> str:
     return next(f"{name} {getattr(spec, name)!r}" for name in fields if getattr(spec, name) != getattr(family, name))
 
 
-def _constant(x: torch.Tensor) -> torch.Tensor:
+def _constant(x: Tensor) -> Tensor:
     return x.detach() if x.requires_grad else x
 
 
 def hog(
-    x: torch.Tensor,  # [..., C, H, W]
+    x: Tensor,  # [..., C, H, W]
     spec: HogSpec,
     region: Region | None,  # the image, if None
     backend: str,
-) -> torch.Tensor:  # [..., (C unless channels are "strongest"), *block_shape(spec, region)]
+) -> Tensor:  # [..., (C unless channels are "strongest"), *block_shape(spec, region)]
     """The door of HOG: any dialect, any region that holds a block, on a chosen backend. Checks nothing else.
 
     Raises ValueError where the backend cannot round as the spec says, and RuntimeError under torch.jit.trace.
@@ -177,11 +179,12 @@ def hog(
         raise ValueError(f"arithmetic 'skimage' needs backend 'cpu' or 'reference', got {backend!r}; or take 'exact'")
     if backend != "reference" and needs_autograd(x):
         ops.refuse_tracing()
-        return _Hog.apply(x, spec, region, backend)
+        blocks: Tensor = _Hog.apply(x, spec, region, backend)
+        return blocks
     return _run(x, spec, region, backend)
 
 
-def _run(x: torch.Tensor, spec: HogSpec, region: Region | None, backend: str) -> torch.Tensor:
+def _run(x: Tensor, spec: HogSpec, region: Region | None, backend: str) -> Tensor:
     """Call the kernels of a backend, and choose between its two sets. Without a region it takes those of cells."""
     if region is None and not spec.is_maskfeat:
         region = whole(spec, *x.shape[-2:])
@@ -192,16 +195,16 @@ class _Hog(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, spec, region, backend):
+    def forward(x: Tensor, spec: HogSpec, region: Region | None, backend: str) -> Tensor:
         return _run(x, spec, region, backend)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, *ctx.parameters = inputs
         ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (x,) = ctx.saved_tensors
         return _HogBackward.apply(grad, x, *ctx.parameters), None, None, None
 
@@ -210,23 +213,38 @@ class _HogBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad, x, spec, region, backend):
+    def forward(grad: Tensor, x: Tensor, spec: HogSpec, region: Region | None, backend: str) -> Tensor:
         region = whole(spec, *x.shape[-2:]) if region is None else region
-        return _kernels(backend).hog_backward(grad.contiguous(), x, spec, region).to(x.dtype)
+        return _with_backward(backend).hog_backward(grad.contiguous(), x, spec, region).to(x.dtype)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         pass
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> None:
         raise RuntimeError("fused_hog is differentiable once; backend 'reference' is as often as you like")
 
 
-def _kernels(backend: str):
-    """The functions hog and hog_tokens of a backend, and hog_backward of all but the reference."""
-    if backend == "reference":
-        return reference
+class Kernels(Protocol):
+    """What every backend has."""
+
+    def hog(self, x: Tensor, spec: HogSpec, region: Region | None) -> Tensor: ...
+
+    def hog_tokens(self, x: Tensor, token_ids: Tensor, patch_size: int, spec: HogSpec) -> Tensor: ...
+
+
+class KernelsWithBackward(Kernels, Protocol):
+    """What every backend has but the reference, whose gradients are by autograd."""
+
+    def hog_backward(self, grad: Tensor, x: Tensor, spec: HogSpec, region: Region) -> Tensor: ...
+
+
+def _kernels(backend: str) -> Kernels:
+    return reference if backend == "reference" else _with_backward(backend)
+
+
+def _with_backward(backend: str) -> KernelsWithBackward:
     if backend == "triton":
         from .triton import launch
 
@@ -234,7 +252,7 @@ def _kernels(backend: str):
     return ops
 
 
-def _check(x: torch.Tensor, spec: HogSpec) -> None:
+def _check(x: Tensor, spec: HogSpec) -> None:
     check_tensor("x", x, "[..., C, H, W]", DTYPES)
     if x.ndim < 2:
         raise ValueError(f"x must have the axes [..., C, H, W], got shape {tuple(x.shape)}")
@@ -250,7 +268,7 @@ def _check(x: torch.Tensor, spec: HogSpec) -> None:
         raise ValueError(f"gaussian_window {window} does not tile an image of {height} x {width} pixels")
 
 
-def _check_patches(x: torch.Tensor, patch_size: int, spec: HogSpec) -> int:
+def _check_patches(x: Tensor, patch_size: int, spec: HogSpec) -> int:
     """The number of patches of a frame."""
     patch_size = at_least("patch_size", patch_size, 1)
     cell_h, cell_w = spec.cell

@@ -4,12 +4,14 @@ import dataclasses
 import functools
 import json
 import operator
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..library import LIBRARY, compiled, define, fold, op
+from ..library import LIBRARY, Op, compiled, define, fold, is_traced, op
 from . import plan
 from .plan import Region, block_shape
 from .spec import CHOICES, HogSpec
@@ -64,7 +66,7 @@ def hog_tokens(
 
 def refuse_tracing() -> None:
     """Raise RuntimeError under torch.jit.trace, which knows no lists of sizes."""
-    if torch.jit.is_tracing():
+    if is_traced():
         raise RuntimeError(
             "torch.jit.trace cannot record HOG of this dialect or with a gradient, as it knows no lists of sizes: use"
             " torch.export, or backend 'reference'"
@@ -92,19 +94,19 @@ def read(text: str) -> HogSpec:
     return HogSpec(**json.loads(text))
 
 
-def _is_default(spec: HogSpec, field: dataclasses.Field) -> bool:
-    return getattr(spec, field.name) == field.default
+def _is_default(spec: HogSpec, field: dataclasses.Field[Any]) -> bool:
+    return bool(getattr(spec, field.name) == field.default)
 
 
 # torch.compile makes variables of the numbers of a spec. A function that is marked as below has a constant result, if
 # its arguments are constants: text is one, and of numbers those which the code itself has converted.
 
 
-def _constants(spec: HogSpec) -> list:
+def _constants(spec: HogSpec) -> list[Any]:
     return [_constant(getattr(spec, field.name)) for field in _FIELDS]
 
 
-def _constant(value):
+def _constant(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_constant(number) for number in value)
     if isinstance(value, float):
@@ -112,23 +114,25 @@ def _constant(value):
     return operator.index(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _spec_of(constants) -> HogSpec:
-    return HogSpec(*(
+def _spec_of(constants: tuple[Any, ...]) -> HogSpec:
+    values: list[Any] = [
         float.fromhex(value) if isinstance(field.default, float) else value
         for field, value in zip(_FIELDS, constants, strict=True)
-    ))  # fmt: skip
+    ]
+    return HogSpec(*values)
 
 
-def _packed_constant(*constants) -> tuple[list[int], list[float]]:
+def _packed_constant(*constants: Any) -> tuple[list[int], list[float]]:
     return plan.pack(_spec_of(constants))
 
 
-def _spelt_constant(*constants) -> str:
+def _spelt_constant(*constants: Any) -> str:
     return _spell(_spec_of(constants))
 
 
 # torch.compiler.assume_constant_result sets this mark, but it would load the compiler with this module.
-_packed_constant._dynamo_marked_constant = _spelt_constant._dynamo_marked_constant = True
+for _function in (_packed_constant, _spelt_constant):
+    vars(_function)["_dynamo_marked_constant"] = True
 
 
 def hog_dtype(x: torch.Tensor) -> torch.dtype:
@@ -136,14 +140,16 @@ def hog_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def register_hog_ops(hog, hog_tokens) -> None:
+def register_hog_ops(hog: Op, hog_tokens: Op) -> None:
     """Give these ops their fake kernels and batching rules, the same for each backend."""
 
-    def hog_fake(x, bins, cell_h, cell_w, gaussian_window):
+    def hog_fake(x: Tensor, bins: int, cell_h: int, cell_w: int, gaussian_window: int) -> Tensor:
         *lead, height, width = x.shape
         return x.new_empty((*lead, bins, height // cell_h, width // cell_w), dtype=hog_dtype(x))
 
-    def hog_tokens_fake(x, token_ids, patch_size, bins, cell_h, cell_w, gaussian_window):
+    def hog_tokens_fake(
+        x: Tensor, token_ids: Tensor, patch_size: int, bins: int, cell_h: int, cell_w: int, gaussian_window: int
+    ) -> Tensor:
         features = x.shape[2] * bins * (patch_size // cell_h) * (patch_size // cell_w)
         return x.new_empty((*token_ids.shape, features), dtype=hog_dtype(x))
 
@@ -153,27 +159,31 @@ def register_hog_ops(hog, hog_tokens) -> None:
     torch.library.register_vmap(hog_tokens, partial(fold, hog_tokens), lib=LIBRARY)
 
 
-def register_hog_blocks_ops(hog_blocks, hog_blocks_backward, takes_strongest) -> None:
+def register_hog_blocks_ops(hog_blocks: Op, hog_blocks_backward: Op, takes_strongest: Callable[..., bool]) -> None:
     """Give these ops their fake kernels and batching rules, the same for each backend.
 
     After the tensors they take the parameters of a spec, which ``takes_strongest`` reads, and a region; hog_blocks also
     takes the shape of the result behind its leading axes.
     """
 
-    def hog_blocks_fake(x, *parameters):
+    def hog_blocks_fake(x: Tensor, *parameters: Any) -> Tensor:
         lead = x.shape[: -3 if takes_strongest(*parameters) and x.ndim > 2 else -2]
         return x.new_empty((*lead, *parameters[-1]), dtype=hog_dtype(x))
 
-    def hog_blocks_backward_fake(grad, x, *parameters):
+    def hog_blocks_backward_fake(grad: Tensor, x: Tensor, *parameters: Any) -> Tensor:
         return x.new_empty(x.shape, dtype=hog_dtype(x))
 
-    def with_channel(x, parameters):  # a batch of planes [H, W] is no plane of channels
+    def with_channel(
+        x: Tensor, parameters: tuple[Any, ...]
+    ) -> Tensor:  # a batch of planes [H, W] is no plane of channels
         return x.unsqueeze(1) if takes_strongest(*parameters) and x.ndim == 3 else x
 
-    def hog_blocks_vmap(info, in_dims, x, *parameters):
+    def hog_blocks_vmap(info: Any, in_dims: tuple[int, ...], x: Tensor, *parameters: Any) -> tuple[Tensor, int]:
         return hog_blocks(with_channel(x.movedim(in_dims[0], 0), parameters), *parameters), 0
 
-    def hog_blocks_backward_vmap(info, in_dims, grad, x, *parameters):
+    def hog_blocks_backward_vmap(
+        info: Any, in_dims: tuple[int | None, ...], grad: Tensor, x: Tensor, *parameters: Any
+    ) -> tuple[Tensor, int]:
         grad, x = (
             t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
             for t, dim in zip((grad, x), in_dims, strict=False)
@@ -186,9 +196,9 @@ def register_hog_blocks_ops(hog_blocks, hog_blocks_backward, takes_strongest) ->
     torch.library.register_vmap(hog_blocks_backward, hog_blocks_backward_vmap, lib=LIBRARY)
 
 
-def _numbers_take_strongest(numbers: list[int], *_) -> bool:
+def _numbers_take_strongest(numbers: list[int], *_: Any) -> bool:
     return numbers[plan.PLACE_OF_CHANNELS] == CHOICES["channels"].index("strongest")
 
 
-register_hog_ops(*map(op, ("hog", "hog_tokens")))
-register_hog_blocks_ops(*map(op, ("hog_blocks", "hog_blocks_backward")), _numbers_take_strongest)
+register_hog_ops(op("hog"), op("hog_tokens"))
+register_hog_blocks_ops(op("hog_blocks"), op("hog_blocks_backward"), _numbers_take_strongest)

@@ -71,7 +71,7 @@ def _cell_axis(spec: HogSpec, axis: int) -> CellAxis:
         return CellAxis(pixels, stride, per_block, stride // side, period * side, starts, weights)
     centre = pixels / 2 if spec.arithmetic == "opencv" else (pixels - 1) / 2
 
-    def weight(cell, i):
+    def weight(cell: int, i: int) -> float:
         deviations = abs(i - centre) / spec.block_sigma if spec.block_sigma else 0.0
         gaussian = math.exp(-0.5 * min(deviations, 1e9) ** 2)  # 0 there, and a power that does not overflow
         return scale * gaussian * _share(spec.cells, side, cell, i)

@@ -52,16 +52,16 @@ def gradient(
 ) -> tuple[Tensor, Tensor]:  # gx, gy: [..., region.height, region.width] each
     """The pixel after minus the pixel before, for Sobel smoothed by (1, 2, 1) across; differences first."""
 
-    def rows(shift):
+    def rows(shift: int) -> Tensor:
         return mirror(region.top + shift, region.height, x.shape[-2], x.device)
 
-    def columns(shift):
+    def columns(shift: int) -> Tensor:
         return mirror(region.left + shift, region.width, x.shape[-1], x.device)
 
-    def across(y):
+    def across(y: int) -> Tensor:
         return x[..., rows(y), :][..., columns(+1)] - x[..., rows(y), :][..., columns(-1)]
 
-    def along(dx):
+    def along(dx: int) -> Tensor:
         return (x[..., rows(+1), :] - x[..., rows(-1), :])[..., columns(dx)]
 
     if kind == "central":
@@ -248,7 +248,7 @@ def normalise(
         if spec.norm == "l2-hys":
             v = v.clamp_max(spec.clip)
             v = v / ((v * v).sum(-1, keepdim=True) + second**2).sqrt()
-    return v.unflatten(-1, blocks.shape[-3:])
+    return v.reshape(blocks.shape)
 
 
 def finite_or_nan(x: Tensor) -> Tensor:
@@ -280,7 +280,8 @@ def rounded_sqrt(x: Tensor) -> Tensor:
 
 def _length(v: Tensor) -> Tensor:  # [..., 1]
     """The norm along the last axis, whose gradient at 0 is 0."""
-    return torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    return length
 
 
 def lay_out(

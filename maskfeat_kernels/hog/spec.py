@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from typing import TYPE_CHECKING, Any, overload
 
 from ..scalars import at_least, is_bool, not_negative, pair
 
@@ -17,6 +18,21 @@ CHOICES = {
     "layout": ("planes", "rows", "columns"),
 }
 """The words that some parameters take; the first is that of MASKFEAT."""
+
+if TYPE_CHECKING:
+
+    class Pair:
+        """The type of a field that is given as an int or two of them, and is two where it is read."""
+
+        @overload
+        def __get__(self, spec: None, owner: type) -> int: ...
+        @overload
+        def __get__(self, spec: object, owner: type) -> tuple[int, int]: ...
+        def __get__(self, spec: object, owner: type) -> int | tuple[int, int]: ...
+        def __set__(self, spec: object, value: int | tuple[int, int]) -> None: ...
+
+else:
+    Pair = int | tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +98,7 @@ class HogSpec:
     """
 
     bins: int = 9
-    cell: int | tuple[int, int] = 8
+    cell: Pair = 8  # type: ignore[assignment]  # as it may be given
     gaussian_window: int = 0
     sqrt: bool = False
     gradient: str = "sobel"
@@ -92,7 +108,7 @@ class HogSpec:
     votes: str = "hard"
     cells: str = "box"
     reduction: str = "sum"
-    block: int | tuple[int, int] = 1
+    block: Pair = 1  # type: ignore[assignment]
     block_stride: int | tuple[int, int] | None = None
     block_sigma: float = 0.0
     norm: str = "unit"
@@ -101,8 +117,15 @@ class HogSpec:
     arithmetic: str = "exact"
     layout: str = "planes"
 
-    def __post_init__(self):
-        def keep(name, value):
+    if TYPE_CHECKING:  # no fields, as nobody gives them
+
+        @property
+        def block_size(self) -> tuple[int, int]: ...
+        @property
+        def is_maskfeat(self) -> bool: ...
+
+    def __post_init__(self) -> None:
+        def keep(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
         for name, words in CHOICES.items():
@@ -143,7 +166,7 @@ class HogSpec:
                 f", and a block_stride of whole cells; got {got}"
             )
 
-    def replace(self, **changes) -> "HogSpec":
+    def replace(self, **changes: Any) -> "HogSpec":
         """This spec with some parameters changed; TypeError names an unknown one and the nearest that exists."""
         known = [field.name for field in dataclasses.fields(self)]
         for name in changes:
@@ -156,7 +179,8 @@ class HogSpec:
     @property
     def stride(self) -> tuple[int, int]:
         """Pixels from a block to the next, (down, across)."""
-        return self.block_stride or self.cell
+        stride = self.block_stride
+        return stride if isinstance(stride, tuple) else self.cell
 
     @property
     def shares_cells(self) -> bool:

@@ -1,11 +1,13 @@
 """fused_masked_gather and fused_mask_tokens: the two token moves of masked pre-training, with their gradients."""
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor
 
 from ..backend import choose_backend
 from ..checks import check_companion, check_range_of_ids, check_tensor, check_token_ids
-from ..library import needs_autograd
+from ..library import is_traced, needs_autograd
 from . import ops, reference
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -96,30 +98,45 @@ def _check_tokens(tokens: Tensor) -> None:
 
 def _gather(tokens: Tensor, token_ids: Tensor, backend: str) -> Tensor:
     if _takes_gradient(tokens):
-        return _Gather.apply(tokens, token_ids, backend)
+        moved: Tensor = _Gather.apply(tokens, token_ids, backend)
+        return moved
     return _kernels(backend).masked_gather(tokens, token_ids)
 
 
 def _scatter_add(values: Tensor, token_ids: Tensor, length: int, backend: str) -> Tensor:
     if _takes_gradient(values):
-        return _ScatterAdd.apply(values, token_ids, length, backend)
+        moved: Tensor = _ScatterAdd.apply(values, token_ids, length, backend)
+        return moved
     return _kernels(backend).masked_scatter_add(values, token_ids, length)
 
 
 def _mask(tokens: Tensor, mask_token: Tensor, mask: Tensor, backend: str) -> Tensor:
     if _takes_gradient(tokens, mask_token):
-        return _Mask.apply(tokens, mask_token, mask, backend)
+        moved: Tensor = _Mask.apply(tokens, mask_token, mask, backend)
+        return moved
     return _kernels(backend).mask_tokens(tokens, mask_token, mask)
 
 
 def _sum(x: Tensor, mask: Tensor, backend: str) -> Tensor:
     if _takes_gradient(x):
-        return _Sum.apply(x, mask, backend)
+        moved: Tensor = _Sum.apply(x, mask, backend)
+        return moved
     return _kernels(backend).masked_sum(x, mask)
 
 
-def _kernels(backend: str):
-    """The four functions masked_gather, masked_scatter_add, mask_tokens and masked_sum of a backend."""
+class Kernels(Protocol):
+    """What every backend has."""
+
+    def masked_gather(self, tokens: Tensor, token_ids: Tensor) -> Tensor: ...
+
+    def masked_scatter_add(self, values: Tensor, token_ids: Tensor, length: int) -> Tensor: ...
+
+    def mask_tokens(self, tokens: Tensor, mask_token: Tensor, mask: Tensor) -> Tensor: ...
+
+    def masked_sum(self, x: Tensor, mask: Tensor) -> Tensor: ...
+
+
+def _kernels(backend: str) -> Kernels:
     if backend == "reference":
         return reference
     if backend == "triton":
@@ -132,7 +149,7 @@ def _kernels(backend: str):
 def _takes_gradient(*inputs: Tensor) -> bool:
     if not needs_autograd(*inputs):
         return False
-    if torch.jit.is_tracing():
+    if is_traced():
         raise RuntimeError("torch.jit.trace cannot record gradients of token moves: trace under torch.no_grad()")
     return True
 
@@ -141,17 +158,17 @@ class _Gather(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(tokens, token_ids, backend):
+    def forward(tokens: Tensor, token_ids: Tensor, backend: str) -> Tensor:
         return _kernels(backend).masked_gather(tokens, token_ids)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         tokens, token_ids, ctx.backend = inputs
         ctx.length = tokens.shape[1]
         ctx.save_for_backward(token_ids)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (token_ids,) = ctx.saved_tensors
         return _scatter_add(grad, token_ids, ctx.length, ctx.backend), None, None
 
@@ -160,16 +177,16 @@ class _ScatterAdd(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(values, token_ids, length, backend):
+    def forward(values: Tensor, token_ids: Tensor, length: int, backend: str) -> Tensor:
         return _kernels(backend).masked_scatter_add(values, token_ids, length)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, token_ids, _, ctx.backend = inputs
         ctx.save_for_backward(token_ids)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (token_ids,) = ctx.saved_tensors
         return _gather(grad, token_ids, ctx.backend), None, None, None
 
@@ -178,16 +195,16 @@ class _Mask(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(tokens, mask_token, mask, backend):
+    def forward(tokens: Tensor, mask_token: Tensor, mask: Tensor, backend: str) -> Tensor:
         return _kernels(backend).mask_tokens(tokens, mask_token, mask)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, _, mask, ctx.backend = inputs
         ctx.save_for_backward(mask)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (mask,) = ctx.saved_tensors
         to_tokens = to_mask_token = None
         # Together the two read the gradient once: first the rows that stay, then the masked ones.
@@ -202,16 +219,16 @@ class _Sum(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, mask, backend):
+    def forward(x: Tensor, mask: Tensor, backend: str) -> Tensor:
         return _kernels(backend).masked_sum(x, mask)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, mask, ctx.backend = inputs
         ctx.save_for_backward(mask)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (mask,) = ctx.saved_tensors
         zeros = grad.new_zeros(grad.shape).expand(*mask.shape, -1)
         return _mask(zeros, grad, mask, ctx.backend), None, None

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from ..library import LIBRARY, compiled, define, fold, loop, op
+from ..library import LIBRARY, Op, compiled, define, fold, loop, op
 
 for _schema in (
     "masked_gather(Tensor tokens, Tensor token_ids) -> Tensor",
@@ -20,7 +20,7 @@ mask_tokens = compiled("mask_tokens")
 masked_sum = compiled("masked_sum")
 
 
-def register_token_ops(masked_gather, masked_scatter_add, mask_tokens, masked_sum) -> None:
+def register_token_ops(masked_gather: Op, masked_scatter_add: Op, mask_tokens: Op, masked_sum: Op) -> None:
     """Give these ops their fake kernels and batching rules, the same for each backend."""
     for move, fake, rule in (
         (masked_gather, lambda tokens, ids: tokens.new_empty((*ids.shape, tokens.shape[2])), fold),

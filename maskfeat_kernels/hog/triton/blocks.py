@@ -270,8 +270,8 @@ def pixels_kernel(
 ):
     """The gradient of a pixel p, from those of gx and gy at its neighbours q, which read it.
 
-    At a border of the image the difference across it is zero and depends on nothing, and the smoothing across it, of
-    Sobel, reads the pixel inside twice.
+    At a border of the image the derivative across the border is zero, whatever the pixels are. Sobel's smoothing across
+    the border reads the pixel inside twice.
     """
     image, y, x = shown_image(image), shown_axis(y), shown_axis(x)
     item = tl.program_id(0).to(INDEX) * PIXELS + tl.arange(0, PIXELS)

@@ -2,6 +2,8 @@
 
 import functools
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import triton
@@ -22,7 +24,7 @@ from ..plan import (
     epsilons,
 )
 from ..spec import DALAL_TRIGGS, SKIMAGE, HogSpec
-from . import cells
+from . import cells as cell_kernels
 from .blocks import cells_kernel, normalise_kernel, pixels_kernel, spread_kernel
 from .votes import AxisArguments, AxisConstants, Dialect, Image, hidden, image_of, tile
 
@@ -46,7 +48,7 @@ _ARC = {
 @torch.library.custom_op("maskfeat_kernels::hog_triton", mutates_args=(), tags=TAGS)
 def hog_op(x: Tensor, bins: int, cell_h: int, cell_w: int, gaussian_window: int) -> Tensor:
     """The same as the compiled op ``hog``, see ops.py."""
-    return cells.histograms(x, bins, cell_h, cell_w, gaussian_window)
+    return cell_kernels.histograms(x, bins, cell_h, cell_w, gaussian_window)
 
 
 @torch.library.custom_op("maskfeat_kernels::hog_tokens_triton", mutates_args=(), tags=TAGS)
@@ -54,7 +56,7 @@ def hog_tokens_op(
     x: Tensor, token_ids: Tensor, patch_size: int, bins: int, cell_h: int, cell_w: int, gaussian_window: int
 ) -> Tensor:
     """The same as the compiled op ``hog_tokens``, see ops.py."""
-    return cells.patch_histograms(x, token_ids, patch_size, bins, cell_h, cell_w, gaussian_window)
+    return cell_kernels.patch_histograms(x, token_ids, patch_size, bins, cell_h, cell_w, gaussian_window)
 
 
 @torch.library.custom_op(
@@ -63,7 +65,7 @@ def hog_tokens_op(
     tags=TAGS,
     schema="(Tensor x, str spec, SymInt[] region, SymInt[] shape) -> Tensor",
 )
-def hog_blocks_op(x, spec, region, shape):
+def hog_blocks_op(x: Tensor, spec: str, region: list[int], shape: list[int]) -> Tensor:
     """The same as the compiled op ``hog_blocks``, but the spec is text, as kernels are compiled for its words."""
     call = _Call(x, ops.read(spec), Region(*region))
     out = x.new_empty((*call.leading, *shape), dtype=call.dtype)
@@ -79,7 +81,7 @@ def hog_blocks_op(x, spec, region, shape):
     tags=TAGS,
     schema="(Tensor grad, Tensor x, str spec, SymInt[] region) -> Tensor",
 )
-def hog_blocks_backward_op(grad, x, spec, region):
+def hog_blocks_backward_op(grad: Tensor, x: Tensor, spec: str, region: list[int]) -> Tensor:
     """The same as the compiled op ``hog_blocks_backward``, but the spec is text."""
     call = _Call(x, ops.read(spec), Region(*region))
     out = x.new_empty(x.shape, dtype=call.dtype)
@@ -103,9 +105,11 @@ def hog(
 ) -> Tensor:  # [..., (C unless channels are "strongest"), *block_shape(spec, region)]
     """Histograms of oriented gradients: by the kernels of blocks, unless ``region`` is None."""
     if region is None:
-        return hog_op(x, spec.bins, *spec.cell, spec.gaussian_window)
+        cells: Tensor = hog_op(x, spec.bins, *spec.cell, spec.gaussian_window)
+        return cells
     ops.refuse_tracing()
-    return hog_blocks_op(x, ops.spell(spec), list(region), list(block_shape(spec, region)))
+    blocks: Tensor = hog_blocks_op(x, ops.spell(spec), list(region), list(block_shape(spec, region)))
+    return blocks
 
 
 def hog_backward(
@@ -115,7 +119,8 @@ def hog_backward(
     region: Region,
 ) -> Tensor:  # [..., C, H, W]
     """The gradient of :func:`hog` to its pixels."""
-    return hog_blocks_backward_op(grad, x, ops.spell(spec), list(region))
+    pixels: Tensor = hog_blocks_backward_op(grad, x, ops.spell(spec), list(region))
+    return pixels
 
 
 def hog_tokens(
@@ -125,7 +130,8 @@ def hog_tokens(
     spec: HogSpec,
 ) -> Tensor:  # [B, K, C * bins * (patch_size // cell_h) * (patch_size // cell_w)]
     """Histograms of chosen patches, of MASKFEAT and its family."""
-    return hog_tokens_op(x, token_ids, patch_size, spec.bins, *spec.cell, spec.gaussian_window)
+    tokens: Tensor = hog_tokens_op(x, token_ids, patch_size, spec.bins, *spec.cell, spec.gaussian_window)
+    return tokens
 
 
 class _Call:
@@ -184,7 +190,7 @@ class _Call:
             INDEX=_index(items), PIXELS=pixels, CHANNELS=channels, **_PIXEL_OPTIONS,
         )  # fmt: skip
 
-    def _blocks(self) -> tuple[tuple[int], int, dict]:  # grid, blocks in all, constants
+    def _blocks(self) -> tuple[tuple[int], int, dict[str, Any]]:  # grid, blocks in all, constants
         items = self.planes * self.y.blocks * self.x.blocks
         entries = triton.next_power_of_2(self._entries())
         group, _ = tile(items, 1, max(1, _ENTRIES // entries))
@@ -293,8 +299,11 @@ def _tables(axis: CellAxis, dtype: torch.dtype, device: torch.device) -> tuple[T
 
 
 def ahead_of_time_cases(
-    dialects=(("skimage", SKIMAGE, torch.uint8, False), ("dalal_triggs", DALAL_TRIGGS, torch.float32, False)),
-):
+    dialects: Iterable[tuple[str, HogSpec, torch.dtype, bool]] = (
+        ("skimage", SKIMAGE, torch.uint8, False),
+        ("dalal_triggs", DALAL_TRIGGS, torch.float32, False),
+    ),
+) -> list[tuple[str, Any, dict[str, Any], dict[str, Any], int]]:
     """(name, kernel, signature, constexprs, num_warps) of the variants to compile without a GPU.
 
     A dialect is (name, spec, dtype of the pixels, whether the region is larger than the image).
@@ -304,9 +313,9 @@ def ahead_of_time_cases(
         real = torch.float64 if dtype == torch.float64 else torch.float32
         dialect = _dialect(spec, real)
         pointer = {torch.uint8: "*u8", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
-        axis = AxisArguments(*["i32"] * 6, starts="*i32", weights=pointer[real], holder="*i32")
-        image = Image(pointer[dtype], ("i32", "i32"), ("i32", "i32"), *["i32"] * 5)
-        types = {"image": image, "y": axis, "x": axis, "strides": BlockStrides(*["i32"] * 6), "items": "i32"}
+        axis = AxisArguments._make([*["i32"] * 6, "*i32", pointer[real], "*i32"])
+        image = Image._make([pointer[dtype], ("i32", "i32"), ("i32", "i32"), *["i32"] * 5])
+        types = {"image": image, "y": axis, "x": axis, "strides": BlockStrides._make(["i32"] * 6), "items": "i32"}
         pixels = {"D": dialect, "FAR": far, "T": _TYPES[real], "INDEX": tl.int32}
         columns, bins = triton.next_power_of_2(dialect.x.length), min(triton.next_power_of_2(dialect.bins), _MOST_BINS)
         lanes = max(1, _SUMS // (max(bins, 16) * columns))

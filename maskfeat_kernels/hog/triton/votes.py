@@ -323,7 +323,7 @@ def _series(z, D: tl.constexpr, SLOPE: tl.constexpr):
 
 @triton.jit
 def vote(gx, gy, D: tl.constexpr):
-    """Magnitude, sine and cosine times magnitude, the bin that is voted for, and the share of the next bin."""
+    """(magnitude m, m * sine, m * cosine, bin, share): the share of the vote goes to the next bin."""
     magnitude = root(gx * gx + gy * gy)
     sine, cosine = (gy, gx) if D.horizontal else (gx, gy)
     if D.linear:

@@ -1,10 +1,11 @@
 """The ViT: parameter names, arithmetic against a plain oracle, other image sizes, initialisation."""
 
+import numpy as np
 import pytest
 import slow_maskfeat
 import torch
 
-from maskfeat import VisionTransformer, vit
+from maskfeat import MViT, VisionTransformer, vit
 from maskfeat.encoders.vit import DropPath, resize_positions
 
 SMALL = dict(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3)
@@ -159,3 +160,16 @@ def test_exported_with_a_dynamic_batch(training):
 def test_traced_for_any_batch():
     model, (few, many) = random_weights(VisionTransformer(num_classes=5, **SMALL)).eval(), batches(2, 5)
     torch.testing.assert_close(torch.jit.trace(model, few, check_trace=False)(many), model(many))
+
+
+@pytest.mark.parametrize("size", [np.int64(64), (np.int32(64), 64), np.array([64, 64]), [64, 64]])
+def test_size_may_be_of_numpy(size):
+    assert VisionTransformer(**{**SMALL, "img_size": size}).grid == (8, 8)
+    assert len(MViT(img_size=size, embed_dim=8, depth=1).blocks[0].attn.rel_pos_h) == 31
+
+
+@pytest.mark.parametrize("size", [True, (64, True), 64.0, "64", None, (64, 64, 64), (64,)])
+def test_size_that_is_none(size):
+    for encoder in (VisionTransformer, MViT):
+        with pytest.raises(TypeError, match=r"img_size must be an int or \(height, width\), got"):
+            encoder(img_size=size)
