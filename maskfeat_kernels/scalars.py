@@ -5,14 +5,19 @@ import operator
 from typing import Any
 
 
-def at_least(name: str, value: Any, least: int) -> int:
-    """``value`` as an int, if it is one and not below ``least``."""
+def integer(name: str, value: Any) -> int:
+    """``value`` as an int, if it is one, of Python or NumPy; a truth value is none."""
     try:
         if is_bool(value):
             raise TypeError
-        number = operator.index(value)
+        return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an int, got {value!r}") from None
+
+
+def at_least(name: str, value: Any, least: int) -> int:
+    """``value`` as an int, if it is one and not below ``least``."""
+    number = integer(name, value)
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
     return number

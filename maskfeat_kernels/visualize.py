@@ -1,7 +1,6 @@
 """Pictures of histograms of oriented gradients: one glyph a cell, one stroke a bin."""
 
 import math
-import operator
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from .checks import check_dense
 from .hog.spec import MASKFEAT, HogSpec
 from .layouts import LAYOUTS
+from .scalars import integer
 
 POWER = 8
 """The power of the norm that joins crossing strokes. A sum, power 1, would make cells without a direction bright."""
@@ -53,7 +53,7 @@ def hog_image(
     if not hog.is_floating_point():
         raise TypeError(f"hog must be of a floating dtype, got {hog.dtype}")
     hog = _planes(hog, spec)
-    glyph = _int("glyph", glyph)
+    glyph = integer("glyph", glyph)
     if glyph < 3:
         raise ValueError(f"glyph must be at least 3 pixels, got {glyph}")
 
@@ -146,14 +146,7 @@ def glyph_stamps(
 
 
 def _channel(channel: Any, channels: int) -> int:
-    number = _int("channel", channel)
+    number = integer("channel", channel)
     if not -channels <= number < channels:
         raise ValueError(f"channel must be in [{-channels}, {channels}), got {number}")
     return number
-
-
-def _int(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None

@@ -173,9 +173,8 @@ def register_hog_blocks_ops(hog_blocks: Op, hog_blocks_backward: Op, takes_stron
     def hog_blocks_backward_fake(grad: Tensor, x: Tensor, *parameters: Any) -> Tensor:
         return x.new_empty(x.shape, dtype=hog_dtype(x))
 
-    def with_channel(
-        x: Tensor, parameters: tuple[Any, ...]
-    ) -> Tensor:  # a batch of planes [H, W] is no plane of channels
+    def with_channel(x: Tensor, parameters: tuple[Any, ...]) -> Tensor:
+        # A batch of planes [H, W] is no plane of channels.
         return x.unsqueeze(1) if takes_strongest(*parameters) and x.ndim == 3 else x
 
     def hog_blocks_vmap(info: Any, in_dims: tuple[int, ...], x: Tensor, *parameters: Any) -> tuple[Tensor, int]:

@@ -141,6 +141,7 @@ def test_nan_stays_in_its_cell():
         ((torch.zeros(1, 9, 2, 2),), {"glyph": 8.5}, TypeError, "8.5"),
         ((torch.zeros(3, 9, 2, 2),), {"channel": 3}, ValueError, "got 3"),
         ((torch.zeros(3, 9, 2, 2),), {"channel": "red"}, TypeError, "'red'"),
+        ((torch.zeros(3, 9, 2, 2),), {"channel": True}, TypeError, "must be an int, got True"),
         ((torch.zeros(0, 9, 2, 2),), {}, ValueError, r"\(0, 9, 2, 2\)"),
     ],
 )

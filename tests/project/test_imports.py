@@ -31,7 +31,7 @@ KERNELS = {
     "backend": {"library"},
     "ops": {"hog.ops", "tokens.ops"},
     "layouts": {"scalars"},
-    "visualize": {"checks", "layouts", "hog.spec"},
+    "visualize": {"checks", "layouts", "scalars", "hog.spec"},
     "testing": {"hog.spec", "hog.plan", "hog.reference"},
     "compat": {"backend", "checks", "hog.spec", "hog.plan", "hog.api"},
     "hog.__init__": set(),
