@@ -36,7 +36,12 @@ A run that was killed goes on when its command is given again.
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status. Mistakes of the user's are one line on stderr."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)  # which takes no settings after an option
+    if not all("=" in word and not word.startswith("-") and hasattr(options, "settings") for word in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.settings += rest
     try:
         options.run(options)
     except (ValueError, OSError, FloatingPointError) as error:
@@ -81,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     recipe = ("recipe", "name of a recipe")
-    weights = ("weights", "a run folder, or a file of weights")
+    weights = ("weights", "a run folder, one of its checkpoints, or a file of weights")
     command("pretrain", _pretrain, "pre-train an encoder by masked feature prediction", recipe)
     command("finetune", _finetune, "train a classifier, as a rule from pre-trained weights (init=...)", recipe)
     command("eval", _eval, "accuracy of a classifier with the recipe's test views, or held-out loss", weights)
@@ -169,9 +174,12 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
+    from .run.checkpoint import read_model
     from .weights.convert import convert
 
-    print(convert(Path(options.source), Path(options.output), options.to))
+    source = Path(options.source)
+    ours = read_model(source) if _is_checkpoint(source) else None
+    print(convert(source, Path(options.output), options.to, ours))
 
 
 def _recipes(options: argparse.Namespace) -> None:
@@ -190,13 +198,19 @@ def _recipes(options: argparse.Namespace) -> None:
 def _load(options: argparse.Namespace) -> "tuple[nn.Module, Recipe]":
     """The model of a run and its recipe, with the settings of the command line."""
     from .build import build
+    from .run.checkpoint import read_model
     from .weights.files import load_strictly, read_weights
 
-    weights, recipe = read_weights(Path(options.weights))
+    source = Path(options.weights)
+    weights, recipe = read_model(source) if _is_checkpoint(source) else read_weights(source)
     recipe = override(recipe, options.settings)
     model = build(recipe)
     load_strictly(model, weights, options.weights)
     return model.eval(), recipe
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return (path / "run.json").exists()
 
 
 def _print(results: dict[str, float]) -> None:

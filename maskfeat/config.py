@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import logging
 import math
 import operator
 import re
@@ -12,9 +13,12 @@ from typing import Any, Literal, TypeVar
 
 from .mask import check_masks
 
+log = logging.getLogger(__name__)
+
 IMAGENET: dict[str, Any] = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 KINETICS: dict[str, Any] = dict(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
 R = TypeVar("R", bound="Recipe")
+CHANGES = ("lr", "data")
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 BOUNDS = {
     "least": (operator.ge, "at least"),
@@ -84,8 +88,8 @@ class Recipe:
     cache_mb: int = key(
         0, "megabytes of decoded images that are kept where workers=0; the rest is decoded again", least=0
     )
-    precision: Literal["auto", "fp32", "bf16"] = key(
-        "auto", "arithmetic under autocast, weights are float32; 'auto' takes bf16 where the machine has it"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = key(
+        "auto", "arithmetic under autocast, weights are float32; 'auto' takes bf16 where the machine has it, else fp32"
     )
     parallel: Literal["ddp", "fsdp"] = key("ddp", "how several ranks share the model")
     compile: bool = key(False, "torch.compile the model")
@@ -100,7 +104,13 @@ class Recipe:
         0, "steps from one checkpoint to the next, beside those of evaluations; 0 for once an epoch", least=0
     )
     keep: int = key(2, "checkpoints to keep", least=1)
+    keep_best: Literal["", "val_loss", "knn_accuracy", "top1"] = key(
+        "", "also keep, in best.safetensors, the weights of the evaluation that was best by this"
+    )
+    extend: bool = key(False, "go on for more epochs or steps than the run began with; the schedule is drawn anew")
+    change: tuple[str, ...] = key((), "what else a run may go on with that it did not begin with: lr, data")
     tensorboard: bool = key(False, "also write the log for TensorBoard")
+    wandb: str = key("", "also send the log to this project of Weights & Biases")
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -117,6 +127,12 @@ class Recipe:
                 f"warmup_epochs={self.warmup_epochs:g} is not below epochs={self.epochs}, so that the rate would never "
                 f"reach lr; add warmup_epochs={self.epochs / 10:g}"
             )
+        if others := [name for name in self.change if name not in CHANGES]:
+            raise ValueError(_bad_choice("change", others[0], CHANGES))
+        if self.keep_best and not self.eval_every:
+            raise ValueError(f"keep_best={self.keep_best} needs evaluations; set eval_every=1 or more, got 0")
+        if self.precision == "fp16" and self.parallel == "fsdp":
+            raise ValueError("precision=fp16 scales its gradients on each rank; parallel must be 'ddp', got 'fsdp'")
         if self.encoder == "mvit" and self.frames < 2:
             raise ValueError(f"mvit needs clips of at least 2 frames, got frames={self.frames}")
         if self.encoder == "vit" and self.frames:
@@ -227,8 +243,10 @@ def override(recipe: Recipe, changes: "Iterable[str] | dict[str, Any]") -> Recip
 
     A new ``batch_size`` without a new ``lr`` scales ``lr``, ``warmup_lr`` and ``end_lr`` in proportion.
 
-    Raises ValueError for an unknown key, with the nearest one, and for a key that is given twice. A value that does not
-    fit the type or the range of its key is a ValueError, too.
+    Of a key that is given twice the last value counts, with a warning, as scripts add their own after those of a user.
+
+    Raises ValueError for an unknown key, with the nearest one, and for a value that does not fit the type or the range
+    of its key.
     """
     types = typing.get_type_hints(type(recipe))
     values = dict(changes) if isinstance(changes, dict) else {}
@@ -237,7 +255,7 @@ def override(recipe: Recipe, changes: "Iterable[str] | dict[str, Any]") -> Recip
         if not equals:
             raise ValueError(f"{text!r} is not of the form key=value{_nearest(name, [f'{key}=...' for key in types])}")
         if name in values:
-            raise ValueError(f"{name} is given twice, as {values[name]!r} and as {value!r}")
+            log.warning("%s is given twice: %s=%s counts, and not %s", name, name, value, values[name])
         values[name] = value
     for name, value in values.items():
         if name not in types or name == "name":
@@ -382,7 +400,7 @@ _SSV2: dict[str, Any] = dict(
     rand_augment="m7-n4-mstd0.5-inc1", test_clips=1, test_crops=3,
 )  # fmt: skip
 _TINY: dict[str, Any] = dict(
-    size="tiny", samples=2048, warmup_epochs=1.0, workers=0, cache_mb=512, precision="fp32", log_every=10, eval_every=5
+    size="tiny", warmup_epochs=1.0, workers=0, cache_mb=512, precision="fp32", log_every=10, eval_every=5
 )
 _TINY_VIT: dict[str, Any] = dict(_TINY, image_size=96, batch_size=16, epochs=20)
 _TINY_MVIT: dict[str, Any] = dict(_TINY, frames=4, image_size=64, batch_size=16, epochs=10)

@@ -24,7 +24,7 @@ LENGTH, RATE = 90, 30.0
 
 
 class Scenes:
-    """``samples`` scenes, by default 4096, or a quarter of that to validate on, ten classes in equal shares.
+    """``samples`` scenes, by default 2048, or a quarter of that to validate on, ten classes in equal shares.
 
     A still shows one of five shapes filled with stripes or checks; in a clip the label is the shape and whether it
     slides or spins. Labels survive mirroring.
@@ -35,7 +35,7 @@ class Scenes:
     def __init__(self, split: str, size: int, moving: bool, samples: int = 0):
         self.split, self.moving = split, moving
         self.grid = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)
-        self.samples = (samples or 4096) if split == "train" else max((samples or 4096) // 4, 1)
+        self.samples = (samples or 2048) if split == "train" else max((samples or 2048) // 4, 1)
 
     def __len__(self) -> int:
         return self.samples

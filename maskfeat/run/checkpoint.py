@@ -16,12 +16,16 @@ import logging
 import os
 import re
 import shutil
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from .. import config
 from ..config import Recipe
@@ -34,8 +38,9 @@ log = logging.getLogger(__name__)
 
 # A run may go on with other values of these keys. Another `accumulate` draws other masks; the rest changes nothing.
 FREE = {
-    "accumulate", "cache_mb", "compile", "device", "eval_every", "init", "keep", "knn", "knn_samples", "log_every",
-    "name", "out", "parallel", "recompute", "resume", "save_every", "tensorboard", "val_data", "workers",
+    "accumulate", "cache_mb", "change", "compile", "device", "eval_every", "extend", "init", "keep", "keep_best", "knn",
+    "knn_samples", "log_every", "name", "out", "parallel", "recompute", "resume", "save_every", "tensorboard",
+    "val_data", "wandb", "workers",
 }  # fmt: skip
 FORMAT = 2
 """Format 1 had neither checksums nor a fingerprint of the data; it is read as well."""
@@ -73,8 +78,8 @@ class Checkpoints:
             pending, self._pending = self._pending, None
             pending.result()
 
-    def load(self, path: Path, state: dict[str, Any]) -> int:
-        """Fill the tensors of ``state`` from the checkpoint at ``path``; the step at which it was taken.
+    def load(self, path: Path, state: dict[str, Any]) -> tuple[int, Recipe]:
+        """Fill the tensors of ``state`` from the checkpoint at ``path``; its step and its recipe.
 
         Raises ValueError if it is incomplete, damaged or belongs to another recipe or other data.
         """
@@ -89,26 +94,24 @@ class Checkpoints:
             raise ValueError(problem)
         if not checksums and self.world.rank == 0:
             log.warning("%s was written without checksums: damage to it would not be noticed", path)
-        reader = Reader(path, run["files"])
-        try:
-            dcp.load(state, storage_reader=reader, planner=Planner(), process_group=self.world.group)
-        except (CheckpointException, Exception) as error:  # damage shows in any way where there is no checksum
-            raise ValueError(f"the checkpoint {path} cannot be read: {one_line(error)}") from error
-        return run["step"]
+        _fill(state, path, Reader(path, run["files"]), self.world.group, alone=False)
+        return run["step"], saved
 
     def _check_data(self, path: Path, run: dict[str, Any], saved: Recipe) -> None:
         """ValueError unless the samples are those of the checkpoint, wherever they are now."""
         data = self.recipe.data
+        if "data" in self.recipe.change:
+            return
         if run.get("samples", self.samples) != self.samples:
             raise ValueError(
                 f"{path} was trained on {run['samples']} samples, and {data!r} now has {self.samples}; "
-                "choose another out, or the same data"
+                "choose another out, the same data, or change=data"
             )
         known = run.get("data")
         if known is not None and known != self.data:
             raise ValueError(
                 f"{path} was trained on other data than {data!r} now has, with as many samples: names, sizes or "
-                "classes differ; choose another out, or the same data"
+                "classes differ; choose another out, the same data, or change=data"
             )
         if saved.data == data or self.world.rank:
             return
@@ -184,6 +187,33 @@ def find_checkpoint(path: Path) -> Path:
     raise ValueError(f"{path} is not the folder of a run: it holds no complete checkpoint")
 
 
+def read_model(path: Path) -> tuple[dict[str, Tensor], Recipe]:
+    """The weights in a checkpoint and their recipe, as :func:`maskfeat.weights.files.read_weights` gives them.
+
+    Raises ValueError if it is incomplete or damaged.
+    """
+    run = read_run(path)
+    if problem := _damage(path, sorted(run.get("checksums", {}).items())):
+        raise ValueError(problem)
+    reader = Reader(path, run["files"])
+    weights = {
+        name.removeprefix("model."): torch.empty(info.size, dtype=info.properties.dtype)
+        for name, info in reader.metadata.state_dict_metadata.items()
+        if name.startswith("model.") and isinstance(info, TensorStorageMetadata)
+    }
+    _fill({"model": weights}, path, reader)
+    return weights, recipe_of(run["recipe"], path)
+
+
+def _fill(state: dict[str, Any], path: Path, reader: Reader, group: Any = None, alone: bool = True) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it is meant to be, if ``alone``
+            dcp.load(state, storage_reader=reader, planner=Planner(), process_group=group, no_dist=alone)
+    except (CheckpointException, Exception) as error:  # damage shows in any way where there is no checksum
+        raise ValueError(f"the checkpoint {path} cannot be read: {one_line(error)}") from error
+
+
 def read_run(path: Path) -> dict[str, Any]:
     """``run.json`` of the checkpoint at ``path``; ValueError if it is damaged, or a file is missing or cut short."""
     try:
@@ -228,10 +258,21 @@ def _writer(name: str) -> int:
     return int(numbered[1]) if numbered else 0
 
 
-def check_recipe(path: Path, saved: Recipe, wanted: Recipe) -> None:
-    """ValueError unless the two recipes train alike."""
+def differences(saved: Recipe, wanted: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Of the keys that decide how a run trains: those that differ, with both values."""
     there, here = config.to_dict(saved), config.to_dict(wanted)
-    differ = [name for name in there.keys() | here.keys() if name not in FREE and there.get(name) != here.get(name)]
+    names = sorted((there.keys() | here.keys()) - FREE)
+    return {name: (there.get(name), here.get(name)) for name in names if there.get(name) != here.get(name)}
+
+
+def check_recipe(path: Path, saved: Recipe, wanted: Recipe) -> None:
+    """ValueError unless the two recipes train alike, but for what ``extend`` and ``change`` of the second allow."""
+    allowed = {"epochs", "steps", "warmup_epochs"} if wanted.extend else set()
+    allowed |= {"lr", "warmup_lr", "end_lr"} if "lr" in wanted.change else set()
+    allowed |= {"samples"} if "data" in wanted.change else set()
+    differ = {name: values for name, values in differences(saved, wanted).items() if name not in allowed}
     if differ:
-        details = ", ".join(f"{name}={there.get(name)} there and {here.get(name)} here" for name in sorted(differ))
-        raise ValueError(f"{path} belongs to another run: {details}; choose another out, or the same settings")
+        details = ", ".join(f"{name}={there} there and {here} here" for name, (there, here) in differ.items())
+        keys = {"epochs": "extend=true", "steps": "extend=true", "lr": "change=lr", "samples": "change=data"}
+        advice = "".join(f", or add {key}" for key in sorted({keys[name] for name in differ if name in keys}))
+        raise ValueError(f"{path} belongs to another run: {details}; choose another out, or the same settings{advice}")

@@ -23,12 +23,14 @@ def device_named(name: str, precision: str = "fp32") -> torch.device:
     if (device.index or 0) >= count:
         raise ValueError(f"device={name}, but this machine has {count} of them, numbered from 0")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ValueError(f"{torch.cuda.get_device_name(device)} has no bf16 arithmetic; use precision=fp32")
+        raise ValueError(f"{torch.cuda.get_device_name(device)} has no bf16 arithmetic; use precision=fp16")
     return device
 
 
-def arithmetic(device: torch.device, precision: Literal["auto", "fp32", "bf16"]) -> Literal["fp32", "bf16"]:
-    """ "fp32" or "bf16"; for "auto" bf16 where the device has instructions for it, as it is slow where it has not."""
+def arithmetic(
+    device: torch.device, precision: Literal["auto", "fp32", "bf16", "fp16"]
+) -> Literal["fp32", "bf16", "fp16"]:
+    """ "fp32", "bf16" or "fp16"; for "auto" bf16 where the device has instructions for it, as others take long."""
     return precision if precision != "auto" else "bf16" if has_bf16(device.type) else "fp32"
 
 

@@ -1,6 +1,8 @@
-"""What a run says while it trains: a progress line, a log with one JSON object a line, and optionally TensorBoard."""
+"""What a run says while it trains: its progress, a log with one JSON object a line, TensorBoard, Weights & Biases."""
 
+import hashlib
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,19 +12,22 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..config import Recipe
+from ..config import Recipe, to_dict
 from ..weights.storage import write_atomically, writing
 
 
 class Progress:
-    """The progress line and the log ``OUT/log.jsonl`` of a run that stands at ``step`` of ``total``.
+    """The progress and the log ``OUT/log.jsonl`` of a run that stands at ``step`` of ``total``.
 
+    A terminal has a line that moves. Elsewhere every line of the log is also a line on stderr.
     Lines of the log beyond ``step`` come from a process that died after its last checkpoint; they are dropped.
     Other ranks than the first say nothing (``silent``).
     """
 
     def __init__(self, out: Path, recipe: Recipe, step: int, total: int, silent: bool = False):
         self.file, self.writer = Path(out) / "log.jsonl", None
+        self.wandb: Any = None
+        self.name, self.total = recipe.name, total
         self.last: dict[str, float] = {}  # line of the log
         self.silent = silent
         if silent:
@@ -40,7 +45,24 @@ class Progress:
                     f"tensorboard=true needs the package tensorboard: pip install tensorboard ({error})"
                 ) from error
             self.writer = SummaryWriter(str(out), purge_step=step + 1)
-        self.line = tqdm(total=total, initial=step, desc=recipe.name, unit="step", dynamic_ncols=True, smoothing=0.1)
+        if recipe.wandb:
+            try:
+                import wandb
+            except ImportError as error:
+                raise ValueError(
+                    f"wandb={recipe.wandb} needs the package wandb: pip install wandb ({error})"
+                ) from error
+            folder = self.file.parent
+            same = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a run goes on under its id
+            names = dict(project=recipe.wandb, name=folder.name, id=same, resume="allow")
+            self.wandb = wandb.init(dir=str(out), config=to_dict(recipe), **names)
+        self.moves = sys.stderr.isatty()
+        shape: dict[str, Any] = dict(desc=recipe.name, unit="step", dynamic_ncols=True, smoothing=0.1)
+        self.line: tqdm[Any] = tqdm(total=total, initial=step, disable=not self.moves, **shape)
+
+    def say(self, text: str) -> None:
+        if not self.silent:
+            tqdm.write(text, file=sys.stderr)
 
     def advance(self) -> None:
         if not self.silent:
@@ -57,8 +79,15 @@ class Progress:
                 for name, value in values.items():
                     if value is not None:
                         self.writer.add_scalar(name, value, step)
+        if self.wandb is not None:
+            self.wandb.log({name: value for name, value in values.items() if value is not None}, step=step)
         shown = {name: value for name, value in values.items() if value is not None and name != "eta_s"}
-        self.line.set_postfix_str("  ".join(_show(name, value) for name, value in shown.items()))
+        text = "  ".join(_show(name, value) for name, value in shown.items())
+        if self.moves:
+            self.line.set_postfix_str(text)
+        else:
+            left = f"  {seconds / 60:.1f} min left" if (seconds := values.get("eta_s")) else ""
+            self.say(f"{self.name}  step {step} of {self.total}  {text}{left}")
 
     def close(self) -> None:
         if not self.silent:
@@ -66,6 +95,8 @@ class Progress:
             if self.writer is not None:
                 with writing(self.file.parent):
                     self.writer.close()
+            if self.wandb is not None:
+                self.wandb.finish()
 
 
 class Stopwatch:

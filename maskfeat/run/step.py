@@ -55,7 +55,8 @@ def infer(
 
 def compute(network: Callable[..., Tensor], recipe: Recipe, device: torch.device, *inputs: Any) -> Tensor:
     """``network(*inputs)`` in the arithmetic of the recipe: the one place that turns autocast on."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=arithmetic(device, recipe.precision) == "bf16"):
+    kind = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[arithmetic(device, recipe.precision)]
+    with torch.autocast(device.type, kind, enabled=kind is not None):
         return network(*inputs)
 
 

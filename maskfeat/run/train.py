@@ -23,14 +23,15 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from .. import config
 from ..build import build
 from ..config import Finetune, Pretrain, Recipe
 from ..data.fingerprint import fingerprint
 from ..data.loader import TRAINING, make_loader
 from ..model import MaskFeat, trunk
 from ..sigterm import watch_sigterm
-from ..weights.files import EMA_WEIGHTS, WEIGHTS, initialise, save_weights
-from .checkpoint import Checkpoints, find_checkpoint, whole_checkpoints
+from ..weights.files import BEST_WEIGHTS, EMA_WEIGHTS, WEIGHTS, initialise, save_if_best, save_weights
+from .checkpoint import Checkpoints, differences, find_checkpoint, whole_checkpoints
 from .device import arithmetic
 from .distributed import Terminated, World, finite, join, share, synchronise, whole
 from .evaluate import evaluate_model, held_out
@@ -76,7 +77,8 @@ class Trainer:
         if recipe.precision == "auto":  # as a run goes on with the arithmetic with which it began
             recipe = dataclasses.replace(recipe, precision=arithmetic(world.device, "auto"))
             if world.rank == 0 and recipe.precision == "fp32":
-                log.warning("precision=auto: fp32, as this %s has no bf16 arithmetic", world.device.type.upper())
+                faster = "; precision=fp16 may be faster" if world.device.type == "cuda" else ""
+                log.warning("precision=auto: fp32, as this %s has no bf16%s", world.device.type.upper(), faster)
         self.recipe, self.world, self.build = recipe, world, build
         self.out = run_folder(recipe)
         place: dict[str, Any] = dict(rank=world.rank, world=world.size)
@@ -85,9 +87,11 @@ class Trainer:
         if self.epoch_steps == 0:
             raise ValueError(f"the data do not fill a batch of {recipe.batch_size}; choose a smaller batch_size")
         if recipe.eval_every:
-            held_out(recipe, world)  # missing data are an error now, not after an epoch
+            self.held_out = len(held_out(recipe, world).source)  # missing data are an error now, not after an epoch
         self.total = recipe.steps or recipe.epochs * self.epoch_steps
         self.step, self.skipped, self.data_seconds = 0, 0, 0.0
+        self.changed: dict[str, tuple[Any, Any]] = {}  # of the recipe, since the checkpoint
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
 
         torch.manual_seed(recipe.seed)
         self.module = build(recipe)
@@ -118,6 +122,9 @@ class Trainer:
         if self.resumed:
             self.resume(self.resumed)
         progress = Progress(self.out, recipe, self.step, self.total, silent=self.world.rank > 0)
+        progress.say(self.outline())
+        if self.changed:
+            progress.log(self.step, lr=self.learning_rate(self.step), total_steps=self.total)
         # Clocks in the targets would break a compiled graph.
         targets = self.module.targets if isinstance(self.module, MaskFeat) and not recipe.compile else ()
         watch = Stopwatch(targets, self.world.device) if targets else None
@@ -165,6 +172,31 @@ class Trainer:
             self.checkpoints.wait()
         return results
 
+    def outline(self) -> str:
+        """What the run is, before it begins: a line each for data, input, model, arithmetic, steps and files."""
+        recipe, source = self.recipe, self.data.source
+        used = len(self.data.batches.chosen)
+        of_all = f" of {len(source):,}" if used < len(source) else ""
+        classes = f", {source.classes} classes" if source.classes else ""
+        tested = f", {self.held_out:,} held out" if recipe.eval_every else ""
+        shape = " x ".join(map(str, [3, *([recipe.frames] if recipe.frames else []), *[recipe.image_size] * 2]))
+        hidden = f", {recipe.mask_ratio:.0%} hidden by {recipe.mask} masks" if isinstance(recipe, Pretrain) else ""
+        parameters = sum(parameter.numel() for parameter in self.module.parameters())
+        epochs = f"{self.total / self.epoch_steps:g} epochs of {self.epoch_steps:,}"
+        begins = f"goes on after step {self.step:,}" if self.step else "begins"
+        lines = {
+            "data": f"{recipe.data}: {used:,}{of_all} samples to train on{classes}{tested}",
+            "input": f"{shape} pixels{hidden}",
+            "model": f"{recipe.encoder} {recipe.size}, {parameters / 1e6:.1f} million parameters",
+            "device": f"{self.world.device}, {recipe.precision}, processes: {self.world.size}",
+            "steps": f"{self.total:,}, {epochs}, {recipe.batch_size} samples each",
+            "changed": ", ".join(f"{key} {before} -> {now}" for key, (before, now) in self.changed.items()),
+            "out": f"{self.out}, with log.jsonl, weights.safetensors and checkpoints; {begins}",
+        }
+        return "\n".join(
+            [f"{config.task(recipe)} {recipe.name}", *(f"  {key:7} {text}" for key, text in lines.items() if text)]
+        )
+
     def steps(self) -> Iterator[Tensor]:
         """Make the steps that are left, epoch by epoch; the loss of each, over this rank's parts."""
         while self.step < self.total:
@@ -193,11 +225,13 @@ class Trainer:
             generator = seed_everything(recipe.seed, TRAINING, self.step, part)
             with synchronise(self.model, last=part == parts[-1]):
                 loss = part_loss(self.model, batch, recipe, generator, world.device, count) / len(parts)
-                loss.backward()
+                self.scaler.scale(loss).backward()
             total += loss.detach()
+        self.scaler.unscale_(self.optimizer)
         if recipe.clip_grad:
             nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_grad)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad()
         if self.ema:
             self.ema.update(self.module)
@@ -255,7 +289,11 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """What changes while training, by parameter name."""
         model, optimizer = get_state_dict(self.model, self.optimizer)
-        return {"model": model, "optimizer": optimizer} | ({"ema": self.ema.state_dict()} if self.ema else {})
+        state = {"model": model, "optimizer": optimizer} | ({"ema": self.ema.state_dict()} if self.ema else {})
+        if self.scaler.is_enabled():
+            scale = self.scaler.state_dict()
+            state["scaler"] = torch.tensor([scale["scale"], scale["_growth_tracker"]], dtype=torch.float64)
+        return state
 
     def checkpoint_to_resume(self) -> Path | None:
         """The checkpoint that the recipe's ``resume`` names, if there is one.
@@ -273,15 +311,28 @@ class Trainer:
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint."""
         state = self.state()
-        self.step = self.checkpoints.load(path, state)
+        self.step, saved = self.checkpoints.load(path, state)
+        self.changed = differences(saved, self.recipe)
+        if "data" not in self.recipe.change:
+            self.changed.pop("data", None)  # the same data have moved
+        if self.step > self.total:
+            raise ValueError(
+                f"{path} has made {self.step} steps, and this recipe ends after {self.total}; "
+                f"extend it to steps={self.step} or epochs={-(-self.step // self.epoch_steps)} at least"
+            )
         set_state_dict(self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
+        if self.scaler.is_enabled():
+            scale, tracker = state["scaler"].tolist()
+            self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": scale, "_growth_tracker": int(tracker)})
 
     def evaluate(self) -> dict[str, float]:
         """Write the weights, and their average if there is one, as safetensors, and evaluate them if wanted."""
         weights: dict[str, Any] = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
         results = self._evaluate(weights, WEIGHTS)
+        if self.recipe.keep_best and self.world.rank == 0:
+            save_if_best(self.out / BEST_WEIGHTS, weights, self.recipe, self.step, results)
         if self.ema:
             average = {name: whole(tensor) for name, tensor in self.ema.state_dict().items()}
             results |= {f"ema_{name}": value for name, value in self._evaluate(average, EMA_WEIGHTS).items()}

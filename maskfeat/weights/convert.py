@@ -33,15 +33,19 @@ LEFT_OUT = {
 """Tensors of a file that are left out: networks that make targets, and heads that do not predict HOG."""
 
 
-def convert(source: Path, output: Path, to: str = "maskfeat") -> str:
+def convert(
+    source: Path, output: Path, to: str = "maskfeat", ours: tuple[dict[str, Tensor], Recipe] | None = None
+) -> str:
     """Read the weights at ``source``, of whatever project, and write them for "maskfeat", "timm" or "huggingface".
+
+    ours: weights and recipe, where ``source`` is a checkpoint of a run and has been read.
 
     Returns a report of what was checked. Raises FileNotFoundError or ValueError for files that are not there, not
     understood or do not fit the other project, or if a check fails.
     """
     if to != "huggingface" and output.suffix != ".safetensors":
         raise ValueError(f"weights are written to a file such as {output.with_suffix('.safetensors')}, not to {output}")
-    model, recipe, report = read(source)
+    model, recipe, report = read(source, ours)
     if to == "maskfeat":
         save_weights(output, model.state_dict(), recipe, 0)
         return f"{report}\n{output}: {recipe.encoder} {recipe.size}; {_read_back(output, model.state_dict())}"
@@ -69,12 +73,12 @@ def load_slowfast(file: "str | Path") -> nn.Module:
     return _read_slowfast(_read_file(Path(file)), Path(file))[0]
 
 
-def read(source: Path) -> tuple[nn.Module, Recipe, str]:
+def read(source: Path, ours: tuple[dict[str, Tensor], Recipe] | None = None) -> tuple[nn.Module, Recipe, str]:
     """The model at ``source``, its recipe, and a line on what was read."""
     if source.is_dir() and (source / "model.safetensors").exists():
         source = source / "model.safetensors"
-    if source.is_dir() or _has_recipe(source):
-        weights, recipe = read_weights(source)
+    if ours or source.is_dir() or _has_recipe(source):
+        weights, recipe = ours or read_weights(source)
         model = build(recipe)
         load_strictly(model, weights, source)
         return model.eval(), recipe, f"{source}: {recipe.encoder} {recipe.size} of maskfeat"

@@ -13,12 +13,26 @@ from ..encoders.vit import resize_positions
 from ..model import MaskFeat, trunk
 from .storage import one_line, read_tensors, save_tensors
 
-WEIGHTS, EMA_WEIGHTS = "weights.safetensors", "weights_ema.safetensors"
+WEIGHTS, EMA_WEIGHTS, BEST_WEIGHTS = "weights.safetensors", "weights_ema.safetensors", "best.safetensors"
 
 
-def save_weights(path: Path, weights: dict[str, Tensor], recipe: Recipe, step: int) -> None:
+def save_weights(path: Path, weights: dict[str, Tensor], recipe: Recipe, step: int, **header: str) -> None:
     """Weights alone, as safetensors with the recipe in the header."""
-    save_tensors(path, weights, {"format": "pt", "recipe": json.dumps(config.to_dict(recipe)), "step": str(step)})
+    header |= {"format": "pt", "recipe": json.dumps(config.to_dict(recipe)), "step": str(step)}
+    save_tensors(path, weights, header)
+
+
+def save_if_best(path: Path, weights: dict[str, Tensor], recipe: Recipe, step: int, results: dict[str, float]) -> None:
+    """Save weights unless those at ``path`` were better by the measure ``recipe.keep_best``.
+
+    Raises ValueError if this measure is not among the results.
+    """
+    if recipe.keep_best not in results:
+        raise ValueError(f"keep_best must be one of {', '.join(map(repr, results))} here, got {recipe.keep_best!r}")
+    value = results[recipe.keep_best]
+    before = read_tensors(path)[1].get(recipe.keep_best) if path.exists() else None
+    if before is None or (value < float(before) if recipe.keep_best == "val_loss" else value > float(before)):
+        save_weights(path, weights, recipe, step, **{recipe.keep_best: repr(value)})
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Recipe]:

@@ -93,6 +93,23 @@ def test_mistakes_are_one_line(run, capsys, arguments, message):
         main(["--traceback", *[str(run / "ft") if argument == "FT" else argument for argument in arguments]])
 
 
+def test_options_and_settings_come_in_any_order(run, tmp_path, capsys):
+    output, weights, setting = ["--output", "PNG"], run / "pt", "samples=8"
+    orders = ([*output, weights, setting], [weights, setting, *output], [weights, *output, setting])
+    for i, order in enumerate(orders):
+        picture = tmp_path / f"{i}.png"
+        status, out, _ = command(capsys, "show", *[picture if word == "PNG" else word for word in order])
+        assert status == 0 and picture.exists() and out.strip() == str(picture)
+    for words in (
+        ["show", run / "pt", "--outptu", "x"],
+        ["recipes", "vit_tiny", "lr=1"],
+        ["show", run / "pt", "--x=1"],
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(word) for word in words])
+        assert stopped.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err
+
+
 def test_a_command_that_does_not_exist(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["train"])

@@ -117,9 +117,19 @@ def test_generators_of_other_code_that_hide_nothing_are_refused():
         override(get_recipe("mvit_s_k400"), ["mask_ratio=0.01", "mask_compat=slowfast"])
 
 
-def test_a_key_that_is_given_twice():
-    with pytest.raises(ValueError, match="lr is given twice, as '1' and as '2'"):
-        override(get_recipe("vit_tiny"), ["lr=1", "epochs=3", "lr=2"])
+def test_of_a_key_that_is_given_twice_the_last_counts(caplog):
+    assert override(get_recipe("vit_tiny"), ["lr=1", "epochs=3", "lr=2"]).lr == 2
+    assert "lr is given twice: lr=2 counts, and not 1" in caplog.text
+
+
+def test_gradients_are_not_scaled_over_shards():
+    with pytest.raises(ValueError, match=r"precision=fp16 .* parallel must be 'ddp', got 'fsdp'"):
+        override(get_recipe("vit_tiny"), ["precision=fp16", "parallel=fsdp"])
+
+
+def test_a_recipe_takes_all_of_the_data():
+    """What is rendered has no end; there are 2,048 scenes where nothing is said."""
+    assert {recipe.samples for recipe in RECIPES.values()} == {0}
 
 
 def test_a_choice_that_is_not_text_is_checked_too():

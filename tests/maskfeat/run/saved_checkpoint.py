@@ -24,7 +24,7 @@ def saved(folder, world):
 
 def loaded(checkpoints, path):
     state = {"model": {"weight": torch.zeros(3, 4)}, "optimizer": {"lr": 0.0, "betas": (0.0, 0.0)}}
-    return checkpoints.load(path, state), state
+    return checkpoints.load(path, state)[0], state
 
 
 def legacy(path):

@@ -48,6 +48,7 @@ def assert_same_run(folder, other):
             (1, 2, 3, 5),
         ),
         ("vit_tiny_ft", ["drop_path=0.5", "mixup=0.8", "cutmix=1", "erasing=0.5", "ema=0.9", "accumulate=2"], (2, 5)),
+        ("vit_tiny_ft", ["precision=fp16", "head_init=1000"], (3,)),  # with steps left out, as gradients overflow
     ],
 )
 def test_a_run_goes_on_from_a_step_as_if_it_had_not_stopped(tmp_path, name, changes, steps):
@@ -155,7 +156,7 @@ def test_a_checkpoint_is_a_copy_of_the_moment(tmp_path, world):
     tensor.fill_(1)
     checkpoints.wait()
     loaded = {"tensor": torch.full_like(tensor, 2)}
-    assert checkpoints.load(find_checkpoint(tmp_path), loaded) == 1
+    assert checkpoints.load(find_checkpoint(tmp_path), loaded)[0] == 1
     assert (loaded["tensor"] == 0).all()
 
 
