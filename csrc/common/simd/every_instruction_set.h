@@ -1,6 +1,7 @@
 // Compiles a CPU kernel once per instruction set. The .cpp file of a kernel defines CPU_KERNEL, the name of the
 // kernel's file, and then includes this file inside its anonymous namespace. DISPATCH(function, arguments...) then
-// calls the function of the kernel that was compiled for this machine. There is no include guard.
+// calls the function of the kernel that was compiled for this machine. AVX2_KERNEL is defined where a kernel may name instructions of
+// AVX2. There is no include guard.
 
 // The lanes of `a` and `b` that are named. GCC before 12 is used for arm64 only, and names as many lanes as `a` has.
 #if defined(__clang__) || __GNUC__ >= 12
@@ -21,8 +22,10 @@ constexpr int kVectorBytes = 16;
 #pragma GCC target("arch=x86-64-v3")
 namespace avx2 {
 constexpr int kVectorBytes = 32;
+#define AVX2_KERNEL
 #include "common/simd/vector.h"
 #include CPU_KERNEL
+#undef AVX2_KERNEL
 }  // namespace avx2
 #pragma GCC pop_options
 

@@ -8,6 +8,10 @@
 #include <type_traits>
 #include <utility>
 
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
 #include "common/simd/instruction_set.h"
 #include "hog/math.h"
 

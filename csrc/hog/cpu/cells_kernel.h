@@ -146,6 +146,19 @@ inline void compute_patch_cells(const ImageView& image, const PatchView& patches
   }
 }
 
+#ifdef AVX2_KERNEL
+#include "hog/cpu/cells_8x8.h"
+#else
+template <typename... Arguments>
+bool byte_cell_rows(const Arguments&...) {
+  return false;
+}
+template <typename... Arguments>
+bool byte_patch_cells(const Arguments&...) {
+  return false;
+}
+#endif
+
 // Calls run(t, line, pixels), whose types are T, Line and the pixel type that belong to the dtype of the image.
 template <typename Run>
 inline void with_types(const ImageView& image, const Run& run) {
@@ -160,6 +173,7 @@ inline void with_types(const ImageView& image, const Run& run) {
 }
 
 void cell_rows(const ImageView& image, const CellPlan& plan, void* out, int64_t begin, int64_t end) {
+  if (byte_cell_rows(image, plan, static_cast<float*>(out), begin, end)) return;
   with_types(image, [&](auto t, auto line, auto pixels) {
     compute_cell_rows<decltype(t), decltype(line)>(image, plan, pixels, static_cast<decltype(t)*>(out), begin, end);
   });
@@ -167,6 +181,7 @@ void cell_rows(const ImageView& image, const CellPlan& plan, void* out, int64_t 
 
 void patch_cells(const ImageView& image, const PatchView& patches, const CellPlan& plan, void* out, int64_t begin,
                  int64_t end) {
+  if (byte_patch_cells(image, patches, plan, static_cast<float*>(out), begin, end)) return;
   with_types(image, [&](auto t, auto line, auto pixels) {
     compute_patch_cells<decltype(t), decltype(line)>(image, patches, plan, pixels, static_cast<decltype(t)*>(out),
                                                      begin, end);

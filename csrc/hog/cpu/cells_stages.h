@@ -117,8 +117,9 @@ inline void weigh_row(const CellTile<T, Line>& tile, int64_t side, int64_t y, in
 }
 
 // The walks over a slice, each of which compares some of the edges. The magnitude buffer holds squares. The first walk
-// takes their roots, one row ahead of the comparisons, so that both overlap. It keeps the roots unless it is the only
-// walk. Where a window weights the magnitudes, the buffer holds magnitudes from the start.
+// takes their roots, one row ahead of the comparisons, so that both overlap. After the last row comes the first one of
+// the next columns. The walk keeps the roots unless it is the only one. Where a window weights the magnitudes, the buffer
+// holds magnitudes from the start.
 enum class Walk { only, first, first_of_weighted, later };
 
 // bin: the sums S_k of each column of a slice, for the edges k = first + 1 .. first + PAIRS and the edges bins - k.
@@ -131,22 +132,23 @@ inline void bin_columns(const CellTile<T, Line>& tile, int64_t bins, int64_t fir
   constexpr int64_t kLanes = kVectorBytes / sizeof(T);
   const int64_t stride = tile.stride;
   const auto at = [](T* from) -> Vector& { return *reinterpret_cast<Vector*>(from); };
+  const auto magnitude_of = [&](int64_t x, int64_t y) {
+    Vector magnitude = at(tile.magnitude + y * stride + x);
+    if (WALK == Walk::only || WALK == Walk::first)
+      for (int64_t i = 0; i < kLanes; ++i) magnitude[i] = std::sqrt(magnitude[i]);
+    if (WALK == Walk::first) at(tile.magnitude + y * stride + x) = magnitude;
+    return magnitude;
+  };
+  Vector next = magnitude_of(0, 0);
   for (int64_t x = 0; x < columns; x += kLanes) {
     prefetcher.step();
     T* const sums = tile.sums + x;
     Vector total{}, lower[PAIRS + 1]{}, upper[PAIRS + 1]{};
-    const auto magnitude_of = [&](int64_t y) {
-      Vector magnitude = at(tile.magnitude + y * stride + x);
-      if (WALK == Walk::only || WALK == Walk::first)
-        for (int64_t i = 0; i < kLanes; ++i) magnitude[i] = std::sqrt(magnitude[i]);
-      if (WALK == Walk::first) at(tile.magnitude + y * stride + x) = magnitude;
-      return magnitude;
-    };
-    Vector next = magnitude_of(0);
     for (int64_t y = 0; y < rows; ++y) {
       const Vector gx = at(tile.gx + y * stride + x), gy = at(tile.gy + y * stride + x), minus_gy = -gy;
       const Vector magnitude = next;
-      if (y + 1 < rows) next = magnitude_of(y + 1);
+      const bool is_last = y + 1 == rows;
+      next = magnitude_of(is_last ? x + kLanes : x, is_last ? 0 : y + 1);
       if (WALK != Walk::later) total += magnitude;
       for (int p = 0; p < PAIRS; ++p) {
         const Vector product = gx * tile.cotangent[first + p];
