@@ -25,6 +25,8 @@ examples:
   torchrun --nproc-per-node 8 -m maskfeat pretrain vit_b_in1k data=/data/imagenet out=runs/vit_b
   maskfeat finetune vit_b_in1k_ft init=runs/vit_b data=/data/imagenet out=runs/vit_b_ft
   maskfeat eval runs/vit_b_ft
+  maskfeat probe runs/vit_b data=/data/imagenet
+  maskfeat plot runs/vit_b runs/other --output curves.png
   maskfeat show runs/vit_b --output panel.png
   maskfeat export runs/mvit_s val_data=/data/ava/clips.csv --output features
   maskfeat convert in1k_VIT_B_MaskFeat_PT_epoch_01600.pyth vit_b.safetensors
@@ -89,7 +91,17 @@ def _parser() -> argparse.ArgumentParser:
     weights = ("weights", "a run folder, one of its checkpoints, or a file of weights")
     command("pretrain", _pretrain, "pre-train an encoder by masked feature prediction", recipe)
     command("finetune", _finetune, "train a classifier, as a rule from pre-trained weights (init=...)", recipe)
-    command("eval", _eval, "accuracy of a classifier with the recipe's test views, or held-out loss", weights)
+    evaluate = command(
+        "eval", _eval, "accuracy of a classifier with the recipe's test views, or held-out loss", weights
+    )
+    evaluate.add_argument("--confusion", metavar="PNG", help="also draw which classes are taken for which")
+    probe = command("probe", _probe, "accuracy of linear classifiers on frozen features of several blocks", weights)
+    probe.add_argument("--depths", type=_depths, default=(), help="blocks, from 0, as 3,7,11; by default four")
+    probe.add_argument("--rates", type=_rates, default=(), help="learning rates that are tried, as 0.1,0.3")
+    probe.add_argument("--epochs", type=int, default=30, help="passes over the training samples (%(default)s)")
+    plot = command("plot", _plot, "learning curves of one or more runs, as a picture")
+    plot.add_argument("runs", nargs="+", help="run folders")
+    plot.add_argument("--output", default="curves.png", help="the PNG to write (%(default)s)")
     command("knn", _knn, "accuracy of the nearest neighbours in the features of an encoder", weights)
     show = command("show", _show, "picture of masked input, prediction, target and original", weights)
     show.add_argument("--output", default="panel.png", help="the PNG to write (%(default)s)")
@@ -140,7 +152,15 @@ def _eval(options: argparse.Namespace) -> None:
 
     model, recipe = _load(options)
     with join(recipe.device, recipe.precision) as world:
+        if options.confusion and not isinstance(recipe, Finetune):
+            raise ValueError(f"--confusion needs a classifier; {recipe.name} was pre-trained")
         _print(evaluate_model(model.to(world.device), recipe, world, split="test"))
+        if options.confusion and isinstance(recipe, Finetune):
+            from .run.evaluate import confusion_matrix, held_out
+            from .run.plots import confusion
+
+            matrix = confusion_matrix(model, held_out(recipe, world, "test"), recipe, world)
+            confusion(matrix, Path(options.confusion))
 
 
 def _knn(options: argparse.Namespace) -> None:
@@ -150,6 +170,43 @@ def _knn(options: argparse.Namespace) -> None:
     model, recipe = _load(options)
     with join(recipe.device, recipe.precision) as world:
         _print({"knn_accuracy": knn_accuracy(model.to(world.device), recipe, world)})
+
+
+def _probe(options: argparse.Namespace) -> None:
+    from .run.distributed import join
+    from .run.probe import RATES, probe
+
+    model, recipe = _load(options)
+    if options.epochs < 1:
+        raise ValueError(f"--epochs must be at least 1, got {options.epochs}")
+    with join(recipe.device, recipe.precision) as world:
+        found = probe(model.to(world.device), recipe, world, options.depths, options.rates or RATES, options.epochs)
+        for entry in found:
+            _print(entry)
+
+
+def _depths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers of blocks, as 3,7,11, got {text!r}") from None
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        rates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        rates = ()
+    if not rates or not all(0 < rate < float("inf") for rate in rates):
+        raise argparse.ArgumentTypeError(f"must be rates above 0, as 0.1,0.3, got {text!r}")
+    return rates
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from .run.plots import curves
+
+    curves([Path(run) for run in options.runs], Path(options.output))
+    print(options.output)
 
 
 def _show(options: argparse.Namespace) -> None:

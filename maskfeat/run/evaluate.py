@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,23 +73,40 @@ def classifier_accuracy(
 
     Returns ``val_loss``, ``top1``, ``top5`` and ``samples``. Raises ValueError if there is no labelled sample.
     """
-    device, training = world.device, model.training
-    model.eval()
+    device = world.device
     sums = torch.zeros(4, device=device)
+    for probabilities, labels in _classified(model, loader, recipe, device):
+        right = probabilities.topk(min(5, probabilities.shape[1])).indices == labels.unsqueeze(1)
+        losses = F.nll_loss(probabilities.clamp_min(torch.finfo(torch.float32).tiny).log(), labels, reduction="sum")
+        sums += torch.stack([losses, right[:, 0].sum(), right.sum(), torch.full_like(losses, len(labels))])
+    loss, first, fifth, samples = world.sum(sums).tolist()
+    if not samples:
+        raise ValueError(f"there is no labelled sample to evaluate in {recipe.val_data or recipe.data!r}")
+    return {"val_loss": loss / samples, "top1": first / samples, "top5": fifth / samples, "samples": int(samples)}
+
+
+@torch.no_grad()
+def confusion_matrix(model: nn.Module, loader: Loader, recipe: Finetune, world: World) -> Tensor:
+    """How many samples of each class (row) were taken for each class (column), over all ranks: int64 ``[C, C]``."""
+    counts = torch.zeros(recipe.classes, recipe.classes, dtype=torch.int64, device=world.device)
+    for probabilities, labels in _classified(model, loader, recipe, world.device):
+        counts.index_put_((labels, probabilities.argmax(1)), torch.ones_like(labels), accumulate=True)
+    return world.sum(counts).cpu()
+
+
+def _classified(
+    model: nn.Module, loader: Loader, recipe: Finetune, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:  # [B, classes], [B]
+    """Probabilities, the mean over the views of a sample, and labels."""
+    training = model.training
+    model.eval()
     for batch in loader:
         if "labels" not in batch:
             raise ValueError(f"evaluation needs labels, and {recipe.val_data or recipe.data!r} has none")
         labels = batch["labels"].to(device, non_blocking=True)
         scores = infer(model, batch["images"], recipe, device)
-        probabilities = scores.float().softmax(-1).unflatten(0, (len(labels), -1)).mean(1)
-        right = probabilities.topk(min(5, probabilities.shape[1])).indices == labels.unsqueeze(1)
-        losses = F.nll_loss(probabilities.clamp_min(torch.finfo(torch.float32).tiny).log(), labels, reduction="sum")
-        sums += torch.stack([losses, right[:, 0].sum(), right.sum(), torch.full_like(losses, len(labels))])
+        yield scores.float().softmax(-1).unflatten(0, (len(labels), -1)).mean(1), labels
     model.train(training)
-    loss, first, fifth, samples = world.sum(sums).tolist()
-    if not samples:
-        raise ValueError(f"there is no labelled sample to evaluate in {recipe.val_data or recipe.data!r}")
-    return {"val_loss": loss / samples, "top1": first / samples, "top5": fifth / samples, "samples": int(samples)}
 
 
 def knn_accuracy(model: nn.Module, recipe: Recipe, world: World) -> float:
