@@ -3,11 +3,15 @@
 import sys
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from ..hog.plan import Region, block_shape, pack
 from ..hog.spec import HogSpec
+
+Array = Any
+"""An array of NumPy, or a tensor of torch, which a module that must not import torch cannot name."""
 
 _numpy_ops: ModuleType | None
 try:
@@ -16,7 +20,7 @@ except ModuleNotFoundError:  # not built; a module that does not load raises
     _numpy_ops = None
 
 
-def compiled(what: str, instead: str = ""):
+def compiled(what: str, instead: str = "") -> ModuleType:
     """The compiled module, or RuntimeError that names what needs it."""
     if _numpy_ops is None:
         raise RuntimeError(
@@ -26,17 +30,17 @@ def compiled(what: str, instead: str = ""):
     return _numpy_ops
 
 
-def is_tensor(x) -> bool:
+def is_tensor(x: object) -> bool:
     """Whether ``x`` is a torch.Tensor, which nobody has before torch is imported."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
 
 
 def hog_blocks(
-    x,  # [..., C, H, W]: a tensor of a dtype of fused_hog, or an array, uint8, float16, float32 or float64
+    x: Array,  # [..., C, H, W]: a tensor of a dtype of fused_hog, or an array, uint8, float16, float32 or float64
     spec: HogSpec,
     region: Region,
-):  # [..., (C unless the strongest is taken), *block_shape(spec, region)]
+) -> Array:  # [..., (C unless the strongest is taken), *block_shape(spec, region)]
     """Blocks of histograms, float64 for float64 images, else float32: a tensor on the device of ``x``, or an array.
 
     Raises RuntimeError where ``x`` is an array and the module for arrays is not built.
@@ -52,7 +56,7 @@ def hog_blocks(
     return ops.hog_blocks(x, *pack(spec), region, block_shape(spec, region))
 
 
-def on_cpu(x):
+def on_cpu(x: Array) -> tuple[Array, int | None]:
     """(x, threads): a tensor that the compiled kernels of the CPU would compute, as an array that shares its memory.
 
     Threads are those of torch for such a tensor, None for an array, and 1 for tensors that stay what they are.
@@ -67,13 +71,13 @@ def on_cpu(x):
 
 
 def like(
-    x,  # an array or a tensor
+    x: Array,
     values: np.ndarray,
-):
+) -> Array:
     """``values`` as what ``x`` is: the array itself, or a tensor on the device of ``x``."""
     return sys.modules["torch"].from_numpy(values).to(x.device) if is_tensor(x) else values
 
 
-def to_numpy(x) -> np.ndarray:
+def to_numpy(x: Array) -> np.ndarray:
     """The values of an array or a tensor."""
     return x.detach().cpu().numpy() if is_tensor(x) else np.asarray(x)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import arrays
-from .arrays import is_tensor, like
+from .arrays import Array, is_tensor, like
 
 
 def in_threads(function: Callable[[Any], Any], items: Iterable[Any], threads: int) -> list[Any]:
@@ -22,10 +22,10 @@ def in_threads(function: Callable[[Any], Any], items: Iterable[Any], threads: in
 
 
 def resize_linear_exact(
-    x,  # [..., H, W] uint8, an array or a tensor
+    x: Array,  # [..., H, W] uint8
     height: int,
     width: int,
-):  # [..., height, width] uint8
+) -> Array:  # [..., height, width] uint8
     """``cv2.resize`` with INTER_LINEAR_EXACT, bit by bit: linear between pixel centres, in fixed point.
 
     The weights have 8 bits; rows are interpolated along x first and kept with these 8 bits; then along y, with one
@@ -90,11 +90,11 @@ def group_rectangles(
     means = np.rint(sums[large] * (1.0 / count)[:, None]).astype(int)
     begin, end, margin = means[:, :2], means[:, :2] + means[:, 2:], np.rint(means[:, 2:] * eps).astype(int)
 
-    def is_inside_another(i):
+    def is_inside_another(i: int) -> bool:
         outer = (count > max(3, count[i])) | (count[i] < 3)
         outer &= (begin[i] >= begin - margin).all(1) & (end[i] <= end + margin).all(1)
         outer[i] = False
-        return outer.any()
+        return bool(outer.any())
 
     kept = [i for i in range(len(means)) if not is_inside_another(i)]
     return means[kept], best[kept]
@@ -103,7 +103,8 @@ def group_rectangles(
 def _classes(rectangles: np.ndarray, eps: float) -> np.ndarray:  # [N] int64
     """The class of each rectangle, in the order of their first members."""
     if arrays._numpy_ops is not None:
-        return arrays._numpy_ops.similar_classes(rectangles, eps)
+        found: np.ndarray = arrays._numpy_ops.similar_classes(rectangles, eps)
+        return found
     begin, size = rectangles[:, :2], rectangles[:, 2:]
     corners, labels, classes = np.hstack([begin, begin + size]), np.full(len(rectangles), -1), 0
     for first in range(len(rectangles)):

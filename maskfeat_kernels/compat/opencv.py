@@ -8,20 +8,24 @@ contrib wheel has). To move from one to the other, give ``_gammaCorrection`` by 
 """
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
 from . import arrays
-from .arrays import is_tensor, like, on_cpu, to_numpy
+from .arrays import Array, is_tensor, like, on_cpu, to_numpy
 from .detection import clip_rectangles, group_rectangles, group_rectangles_meanshift, in_threads, resize_linear_exact
 from .opencv_checks import as_bool, as_integer, as_number, as_pair, as_pixels, as_places, error
-from .opencv_files import ORDER, PARAMETERS, opencv, read, write
-from .opencv_windows import Windows, planes
+from .opencv_files import ORDER, PARAMETERS, FileName, opencv, read, write
+from .opencv_windows import Places, Windows, planes
+
+Found = tuple[np.ndarray, np.ndarray] | tuple[tuple[()], tuple[()]]
+"""(places, scores), or ((), ()) for none."""
 
 _threads: int | None = None  # None for the default
 
 
-def setNumThreads(nthreads) -> None:
+def setNumThreads(nthreads: int) -> None:
     """Threads for ``detectMultiScale`` on arrays; 0 and 1 for none besides the caller's, below 0 for the default.
 
     The default is OMP_NUM_THREADS where it is set, else the cores that this process may use. Tensors on the CPU have as
@@ -64,20 +68,20 @@ class HOGDescriptor(Windows):
 
     def __init__(
         self,
-        _winSize=None,
-        _blockSize=None,
-        _blockStride=None,
-        _cellSize=None,
-        _nbins=None,
-        _derivAperture=1,
-        _winSigma=-1.0,
-        _histogramNormType=0,
-        _L2HysThreshold=0.2,
-        _gammaCorrection=None,
-        _nlevels=64,
-        _signedGradient=False,
+        _winSize: Sequence[int] | FileName | None = None,
+        _blockSize: Sequence[int] | None = None,
+        _blockStride: Sequence[int] | None = None,
+        _cellSize: Sequence[int] | None = None,
+        _nbins: int | None = None,
+        _derivAperture: int | None = 1,
+        _winSigma: float | None = -1.0,
+        _histogramNormType: int | None = 0,
+        _L2HysThreshold: float | None = 0.2,
+        _gammaCorrection: bool | None = None,
+        _nlevels: int | None = 64,
+        _signedGradient: bool | None = False,
         *,
-        filename=None,
+        filename: FileName | None = None,
     ):
         shape = {"winSize": _winSize, "blockSize": _blockSize, "blockStride": _blockStride, "cellSize": _cellSize}
         given = [value for value in (*shape.values(), _nbins) if value is not None]
@@ -106,7 +110,13 @@ class HOGDescriptor(Windows):
         if filename is not None:
             self.load(filename)
 
-    def compute(self, img, winStride=None, padding=None, locations=()):
+    def compute(
+        self,
+        img: Array,
+        winStride: Sequence[int] | None = None,
+        padding: Sequence[int] | None = None,
+        locations: Places | None = (),
+    ) -> Array:
         """The features of all windows of an image, one after the other: row by row, or those at ``locations``.
 
         Args:
@@ -132,7 +142,7 @@ class HOGDescriptor(Windows):
         columns, rows = like(x, columns), like(x, rows)
         return blocks[columns[None, :, :, None], rows[:, None, None, :]].reshape(-1)
 
-    def setSVMDetector(self, svmdetector) -> None:
+    def setSVMDetector(self, svmdetector: Array | None) -> None:
         """Take the weights of a linear classifier, and perhaps its offset: an array or a tensor; None drops them."""
         weights = np.empty(0) if svmdetector is None else to_numpy(svmdetector)
         before, self.svmDetector = self.svmDetector, weights.astype(np.float32).reshape(-1)
@@ -145,14 +155,16 @@ class HOGDescriptor(Windows):
     @staticmethod
     def getDefaultPeopleDetector() -> np.ndarray:  # [3781] float32
         """The installed OpenCV's classifier of people of 64 x 128 pixels."""
-        return opencv("HOGDescriptor", "the people detector").getDefaultPeopleDetector()
+        weights: np.ndarray = opencv("HOGDescriptor", "the people detector").getDefaultPeopleDetector()
+        return weights
 
     @staticmethod
     def getDaimlerPeopleDetector() -> np.ndarray:  # [1981] float32
         """The installed OpenCV's classifier of people of 48 x 96 pixels."""
-        return opencv("HOGDescriptor", "the people detector").getDaimlerPeopleDetector()
+        weights: np.ndarray = opencv("HOGDescriptor", "the people detector").getDaimlerPeopleDetector()
+        return weights
 
-    def load(self, filename, objname="") -> bool:
+    def load(self, filename: FileName, objname: str = "") -> bool:
         """Take parameters and detector from a file that OpenCV, or :meth:`save`, has written.
 
         The installed OpenCV reads it. ``objname`` is the object's name in the file, by default the first's. Raises
@@ -172,7 +184,7 @@ class HOGDescriptor(Windows):
         self.__dict__.update(other.__dict__)
         return True
 
-    def save(self, filename, objname="") -> None:
+    def save(self, filename: FileName, objname: str = "") -> None:
         """Write parameters and detector in OpenCV's form, as YAML, XML or JSON by the name's ending.
 
         The installed OpenCV writes it. ``objname`` is the object's name in the file, by default the file's.
@@ -181,7 +193,14 @@ class HOGDescriptor(Windows):
         values |= {name: int(values[name]) for name in ("gammaCorrection", "signedGradient")}
         write(filename, objname, values | ({"SVMDetector": self.svmDetector} if len(self.svmDetector) else {}))
 
-    def computeGradient(self, img, grad=None, angleOfs=None, paddingTL=None, paddingBR=None):
+    def computeGradient(
+        self,
+        img: Array,
+        grad: np.ndarray | None = None,
+        angleOfs: np.ndarray | None = None,
+        paddingTL: Sequence[int] | None = None,
+        paddingBR: Sequence[int] | None = None,
+    ) -> tuple[Array, Array]:
         """The votes of each pixel, and the bins that they are for, bit for bit OpenCV's where it uses AVX2.
 
         Args:
@@ -206,16 +225,17 @@ class HOGDescriptor(Windows):
         compute = arrays.compiled("computeGradient").opencv_gradient
         results = compute(planes(x), self.nbins, self.gammaCorrection, self.signedGradient, before, after)
         if is_tensor(img):
-            return tuple(like(img, result) for result in results)
-        for out, result in zip((grad, angleOfs), results, strict=True):
-            if isinstance(out, np.ndarray) and out.shape == result.shape and out.dtype == result.dtype:
-                out[...] = result
-        return tuple(
-            out if isinstance(out, np.ndarray) and out.shape == result.shape and out.dtype == result.dtype else result
-            for out, result in zip((grad, angleOfs), results, strict=True)
-        )
+            return like(img, results[0]), like(img, results[1])
+        return _put(results[0], grad), _put(results[1], angleOfs)
 
-    def detect(self, img, hitThreshold=0.0, winStride=None, padding=None, searchLocations=None):
+    def detect(
+        self,
+        img: Array,
+        hitThreshold: float | None = 0.0,
+        winStride: Sequence[int] | None = None,
+        padding: Sequence[int] | None = None,
+        searchLocations: Places | None = None,
+    ) -> Found:
         """The windows that the detector takes for what it was trained on.
 
         Returns (places [N, 2] int32, scores [N] float64), arrays also where ``img`` is a tensor, or ((), ()) for none.
@@ -226,14 +246,14 @@ class HOGDescriptor(Windows):
 
     def detectMultiScale(
         self,
-        img,
-        hitThreshold=0.0,
-        winStride=None,
-        padding=None,
-        scale=1.05,
-        groupThreshold=2.0,
-        useMeanshiftGrouping=False,
-    ):
+        img: Array,
+        hitThreshold: float | None = 0.0,
+        winStride: Sequence[int] | None = None,
+        padding: Sequence[int] | None = None,
+        scale: float | None = 1.05,
+        groupThreshold: float | None = 2.0,
+        useMeanshiftGrouping: bool | None = False,
+    ) -> Found:
         """:meth:`detect` on the image and on ``nlevels`` copies of it, each smaller by ``scale``, and the hits grouped.
 
         No stride is that of the blocks here. Returns (rectangles [N, 4] int32: x, y, width, height; scores [N]
@@ -249,7 +269,7 @@ class HOGDescriptor(Windows):
         group = as_number("groupThreshold", 2.0 if groupThreshold is None else groupThreshold)
         by_mean_shift = as_bool("useMeanshiftGrouping", useMeanshiftGrouping or False)
 
-        def hits(factor):
+        def hits(factor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             size = round(height / factor), round(width / factor)
             level = x if size == (height, width) else resize_linear_exact(x, *size)
             places, scores = self._detect(level, stride, pad, threshold, as_opencv=by_mean_shift)
@@ -282,5 +302,13 @@ HOGDescriptor_DESCR_FORMAT_COL_BY_COL = HOGDESCRIPTOR_DESCR_FORMAT_COL_BY_COL = 
 HOGDescriptor_DESCR_FORMAT_ROW_BY_ROW = HOGDESCRIPTOR_DESCR_FORMAT_ROW_BY_ROW = 1
 
 
-def _threshold(value) -> float:
+def _put(result: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    """``result``, in ``out`` where that is an array of its shape and dtype."""
+    if not isinstance(out, np.ndarray) or out.shape != result.shape or out.dtype != result.dtype:
+        return result
+    out[...] = result
+    return out
+
+
+def _threshold(value: float | None) -> float:
     return as_number("hitThreshold", 0.0 if value is None else value)

@@ -1,17 +1,18 @@
 """The arguments of OpenCV's methods, checked."""
 
 import operator
+from typing import Any
 
 import numpy as np
 
-from .arrays import is_tensor
+from .arrays import Array, is_tensor
 
 
 class error(ValueError):
     """What ``cv2.error`` is in OpenCV: an argument that makes no sense."""
 
 
-def as_pixels(img):  # [C, H, W] or [H, W]
+def as_pixels(img: Any) -> Array:  # [C, H, W] or [H, W]
     """Bring an image from OpenCV's axes, [H, W], [H, W, 1] or [H, W, 3], to the axes of the kernels."""
     if not (is_tensor(img) or isinstance(img, np.ndarray)):
         raise error(f"img must be a NumPy array or a torch tensor, got {type(img).__name__}")
@@ -24,7 +25,7 @@ def as_pixels(img):  # [C, H, W] or [H, W]
     return img.permute(2, 0, 1) if is_tensor(img) else img.transpose(2, 0, 1)
 
 
-def as_pair(name: str, value, least: int | None = None) -> tuple[int, int]:
+def as_pair(name: str, value: Any, least: int | None = None) -> tuple[int, int]:
     """Check a size: two integers in a tuple, a list or an array, or None for (0, 0)."""
     value = (0, 0) if value is None else value
     try:
@@ -37,7 +38,7 @@ def as_pair(name: str, value, least: int | None = None) -> tuple[int, int]:
     return pair
 
 
-def as_integer(name: str, value, least: int | None = None) -> int:
+def as_integer(name: str, value: Any, least: int | None = None) -> int:
     """Check an integer: it fits into 32 bits, and is no truth value."""
     try:
         if isinstance(value, (bool, np.bool_)):
@@ -50,7 +51,7 @@ def as_integer(name: str, value, least: int | None = None) -> int:
     return number
 
 
-def as_number(name: str, value) -> float:
+def as_number(name: str, value: Any) -> float:
     """Check a number and return it as a float. OpenCV takes no truth value for a number."""
     try:
         if isinstance(value, (bool, np.bool_, str, bytes)) or np.ndim(value):
@@ -60,14 +61,14 @@ def as_number(name: str, value) -> float:
         raise error(f"{name} must be a number, got {value!r}") from None
 
 
-def as_bool(name: str, value) -> bool:
+def as_bool(name: str, value: Any) -> bool:
     """Check a truth value, of Python or NumPy, or an integer in its place."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     return as_integer(name, value) != 0
 
 
-def as_places(locations) -> np.ndarray:  # [N, 2] int64
+def as_places(locations: Any) -> np.ndarray:  # [N, 2] int64
     """Check a list of (x, y), both integers."""
     try:
         places = np.asarray(locations)

@@ -8,6 +8,7 @@ import numpy as np
 
 from .opencv_checks import as_integer, as_pair, error
 
+FileName = str | bytes | os.PathLike[Any]
 PAIRS = ("winSize", "blockSize", "blockStride", "cellSize")
 INTEGERS, REALS = ("nbins", "derivAperture", "histogramNormType", "nlevels"), ("winSigma", "L2HysThreshold")
 ORDER = (
@@ -20,7 +21,7 @@ PARAMETERS = [name for name in ORDER if name not in ("derivAperture", "histogram
 TYPE_NAME = "opencv-object-detector-hog"
 
 
-def read(filename, objname: str) -> dict[str, Any]:
+def read(filename: FileName, objname: str) -> dict[str, Any]:
     """The parameters and the detector in a file; :class:`error` names a file that holds none."""
     name = _name(filename)
     if not os.path.isfile(name):
@@ -30,7 +31,7 @@ def read(filename, objname: str) -> dict[str, Any]:
         if not file.open(name, 0):
             raise error(f"cannot read {name!r}")
         node = file.getNode(_name(objname)) if objname else file.getFirstTopLevelNode()
-        values = {key: _value(node.getNode(key)) for key in node.keys()} if node.isMap() else {}  # noqa: SIM118
+        values: dict[str, Any] = {key: _value(node.getNode(key)) for key in node.keys()} if node.isMap() else {}  # noqa: SIM118
     except own as reason:
         raise error(f"cannot read {name!r}: not a file of OpenCV ({_reason(reason)})") from None
     finally:
@@ -49,7 +50,7 @@ def read(filename, objname: str) -> dict[str, Any]:
     return values
 
 
-def write(filename, objname: str, values: dict[str, Any]) -> None:
+def write(filename: FileName, objname: str, values: dict[str, Any]) -> None:
     """Parameters, in OpenCV's order, and the detector, if it has weights."""
     name = _name(filename)
     folder = os.path.dirname(name) or "."
@@ -75,7 +76,7 @@ def write(filename, objname: str, values: dict[str, Any]) -> None:
         file.release()
 
 
-def opencv(name: str, what: str):
+def opencv(name: str, what: str) -> Any:
     """Something of the installed OpenCV, for what is its own."""
     try:
         import cv2
@@ -85,7 +86,7 @@ def opencv(name: str, what: str):
         raise RuntimeError(f"{what} needs an OpenCV with {name}: pip install 'opencv-python-headless<5'") from None
 
 
-def _name(filename) -> str:
+def _name(filename: FileName) -> str:
     try:
         return os.fsdecode(filename)
     except TypeError:
@@ -99,13 +100,13 @@ def _object_name(filename: str) -> str:
     return name if re.match(r"[A-Za-z_]", name) else "_" + name
 
 
-def _value(node):
+def _value(node: Any) -> "list[Any] | float | None":
     """A number, a list of numbers, or None for what is none of these."""
     if node.isSeq():
         return [_value(node.at(i)) for i in range(node.size())]
     return int(node.real()) if node.isInt() else node.real() if node.isReal() else None
 
 
-def _reason(problem) -> str:
+def _reason(problem: Exception) -> str:
     """The words of an error of OpenCV, in a line."""
     return " ".join(str(problem).split("error: ")[-1].split())

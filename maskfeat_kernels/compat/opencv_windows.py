@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ import numpy as np
 from ..hog.plan import Region
 from ..hog.spec import OPENCV, HogSpec
 from . import arrays
-from .arrays import hog_blocks, is_tensor, like, to_numpy
+from .arrays import Array, hog_blocks, is_tensor, like, to_numpy
 from .opencv_checks import as_bool, as_integer, as_number, as_pair, as_pixels, as_places, error
 
+Size = tuple[int, int]  # across, down
+Places = Sequence[Sequence[int]] | np.ndarray  # [N, 2]: x, y
 FEATURE_ERROR = 5e-6
 """By which features may differ from OpenCV's; scores nearer to a threshold than this allows are OpenCV's own."""
 NARROWEST = 1e-18
@@ -26,9 +29,19 @@ class Windows:
     blockStride: tuple[int, int]
     cellSize: tuple[int, int]
     nlevels: int
+    nbins: int
     svmDetector: Any  # () or an array [features] or [features + 1], float32
 
-    def _set_parameters(self, *, nbins, winSigma, L2HysThreshold, gammaCorrection, signedGradient, **sizes):
+    def _set_parameters(
+        self,
+        *,
+        nbins: Any,
+        winSigma: Any,
+        L2HysThreshold: Any,
+        gammaCorrection: Any,
+        signedGradient: Any,
+        **sizes: Any,
+    ) -> None:
         """Check all, and then keep them."""
         pairs = {name: as_pair(name, value, least=1) for name, value in sizes.items()}
         nbins = as_integer("nbins", nbins, least=1)
@@ -89,7 +102,7 @@ class Windows:
         )
         return across, down
 
-    def _prepare(self, img, stride, default, padding):
+    def _prepare(self, img: Any, stride: Any, default: Size, padding: Any) -> tuple[Array, Size, Size]:
         """(pixels [C, H, W] or [H, W], stride, padding): what a method is given, checked and completed."""
         self.getDescriptorSize()
         stride, padding = as_pair("winStride", stride), as_pair("padding", padding)
@@ -106,7 +119,9 @@ class Windows:
             raise error(f"img with its padding is {size[0]} x {size[1]} pixels, smaller than winSize {self.winSize}")
         return x, stride, padding
 
-    def _blocks(self, x, padding, left, top, width, height, stride):  # [columns, rows, entries]
+    def _blocks(
+        self, x: Array, padding: Size, left: int, top: int, width: int, height: int, stride: Size
+    ) -> Array:  # [columns, rows, entries]
         """The blocks of a rectangle in the image, at each stride."""
         spec = _spec(
             self.nbins,
@@ -123,7 +138,7 @@ class Windows:
         blocks = hog_blocks(x, spec, Region(top, left, height, width, tie_column))
         return blocks.reshape(*blocks.shape[:2], -1)
 
-    def _dense(self, x, stride, padding):
+    def _dense(self, x: Array, stride: Size, padding: Size) -> tuple[Array, np.ndarray, np.ndarray]:
         """(blocks, columns, rows): the blocks of all windows, each once, and where those of a window are:
         [windows across, blocks across] and [windows down, blocks down]."""
         step = _common(stride, self.blockStride)
@@ -133,12 +148,13 @@ class Windows:
         columns, rows = map(_places_of_blocks, room, stride, self._window_blocks, self.blockStride, step)
         return blocks, columns, rows
 
-    def _fits(self, x, padding, places: np.ndarray) -> np.ndarray:  # [windows] bool
+    def _fits(self, x: Array, padding: Size, places: np.ndarray) -> np.ndarray:  # [windows] bool
         """Which windows lie in the image and its padding."""
         last = x.shape[-1] + padding[0] - self.winSize[0], x.shape[-2] + padding[1] - self.winSize[1]
-        return np.all((places >= (-padding[0], -padding[1])) & (places <= last), axis=1)
+        fits: np.ndarray = np.all((places >= (-padding[0], -padding[1])) & (places <= last), axis=1)
+        return fits
 
-    def _located(self, x, padding, places: np.ndarray):  # [windows, features]
+    def _located(self, x: Array, padding: Size, places: np.ndarray) -> Array:  # [windows, features]
         """The features of windows at any places; those whose blocks lie on one grid share them if that is less work."""
         fits = self._fits(x, padding, places)
         result = like(x, np.zeros((len(places), self.getDescriptorSize()), np.float32))
@@ -158,7 +174,15 @@ class Windows:
                 result[like(x, some)] = windows.reshape(len(some), -1)
         return result
 
-    def _detect(self, x, stride, padding, threshold, locations=None, as_opencv=False):
+    def _detect(
+        self,
+        x: Array,
+        stride: Size,
+        padding: Size,
+        threshold: float,
+        locations: Places | None = None,
+        as_opencv: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(places [N, 2] int64, scores [N] float64) of the windows whose score is not below the threshold.
 
         Scores near the threshold, or all of them ``as_opencv``, are computed in the order of OpenCV's sums.
@@ -185,15 +209,21 @@ class Windows:
         hit = scores >= threshold
         return places[hit], scores[hit]
 
-    def _opencv_scores(self, x, padding, weights, offset: float, places: np.ndarray) -> np.ndarray:  # [N] float64
+    def _opencv_scores(
+        self, x: Array, padding: Size, weights: np.ndarray, offset: float, places: np.ndarray
+    ) -> np.ndarray:  # [N] float64
         """The scores of windows, bit for bit."""
         if len(places) == 0:
             return np.zeros(0)
         sizes = self.winSize, self.blockSize, self.blockStride, self.cellSize
         rest = self.nbins, self.getWinSigma(), self.L2HysThreshold, self.gammaCorrection, self.signedGradient
-        return arrays.compiled("detection").opencv_scores(planes(x), sizes, *rest, padding, weights, offset, places)
+        ops = arrays.compiled("detection")
+        scores: np.ndarray = ops.opencv_scores(planes(x), sizes, *rest, padding, weights, offset, places)
+        return scores
 
-    def _dense_scores(self, x, stride, padding, weights, offset):
+    def _dense_scores(
+        self, x: Array, stride: Size, padding: Size, weights: np.ndarray, offset: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(places [N, 2] int64, scores [N] float64) of all windows, row by row."""
         step = _common(stride, self.blockStride)
         if any(pad % g for pad, g in zip(padding, step, strict=True)):
@@ -233,7 +263,9 @@ class Windows:
 
 
 @functools.lru_cache
-def _spec(bins, cell, block, stride, gamma, signed, sigma, clip) -> HogSpec:
+def _spec(
+    bins: int, cell: Size, block: Size, stride: Size, gamma: bool, signed: bool, sigma: float, clip: float
+) -> HogSpec:
     return OPENCV.replace(
         bins=bins,
         cell=cell,
@@ -261,7 +293,7 @@ def _common(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
     return math.gcd(a[0], b[0]), math.gcd(a[1], b[1])
 
 
-def planes(x) -> np.ndarray:  # [C, H, W]
+def planes(x: Array) -> np.ndarray:  # [C, H, W]
     """Make an array of three axes of an image, with one channel if it has no axis for channels."""
-    x = to_numpy(x)
-    return x if x.ndim == 3 else x[None]
+    pixels = to_numpy(x)
+    return pixels if pixels.ndim == 3 else pixels[None]

@@ -9,23 +9,23 @@ import numpy as np
 
 from ..hog.plan import whole
 from ..hog.spec import SKIMAGE, HogSpec
-from .arrays import hog_blocks, is_tensor, like, to_numpy
+from .arrays import Array, hog_blocks, is_tensor, like, to_numpy
 
 NORMS = {"L1": "l1", "L1-sqrt": "l1-sqrt", "L2": "l2", "L2-Hys": "l2-hys"}
 
 
 def hog(
-    image,  # [H, W], or with channel_axis [H, W, C] in any order
-    orientations=9,
-    pixels_per_cell=(8, 8),
-    cells_per_block=(3, 3),
-    block_norm="L2-Hys",
-    visualize=False,
-    transform_sqrt=False,
-    feature_vector=True,
+    image: Any,  # [H, W], or with channel_axis [H, W, C] in any order
+    orientations: int = 9,
+    pixels_per_cell: tuple[int, int] = (8, 8),
+    cells_per_block: tuple[int, int] = (3, 3),
+    block_norm: str = "L2-Hys",
+    visualize: bool = False,
+    transform_sqrt: bool = False,
+    feature_vector: bool = True,
     *,
-    channel_axis=None,
-):  # [R * C * block_rows * block_columns * orientations], or with these five axes; and [H, W]
+    channel_axis: int | None = None,
+) -> Any:  # [R * C * block_rows * block_columns * orientations], or with these five axes; and [H, W]
     r"""Histograms of oriented gradients with the definition, parameters and errors of scikit-image's ``hog``.
 
     The gradient is the pixel after minus the pixel before, of the strongest channel. A pixel votes with its length for
@@ -88,7 +88,7 @@ def hog(
     return result, like(x, picture)
 
 
-def _spec(x, *parameters) -> HogSpec:
+def _spec(x: Array, *parameters: Any) -> HogSpec:
     """Made once; torch.compile, which warns of a cache that it would trace into, has its own."""
     if is_tensor(x):
         import torch
@@ -107,7 +107,7 @@ def _new_spec(
 _cached_spec = functools.lru_cache(_new_spec)
 
 
-def _arithmetic(x) -> str:
+def _arithmetic(x: Array) -> str:
     """The arithmetic of the spec: scikit-image's, but "exact" on backends that have no other, and for bytes.
 
     Gradients of bytes are not rounded, so both give the same result for them.
@@ -122,7 +122,7 @@ def _arithmetic(x) -> str:
     return "exact" if x.dtype == np.uint8 else "skimage"
 
 
-def _pixels(image, sqrt: bool, channel_axis):
+def _pixels(image: Any, sqrt: bool, channel_axis: Any) -> tuple[Array, bool]:
     """(pixels, wide): [C, H, W] or [H, W] of a dtype of the kernels; whether the result is float64."""
     if is_tensor(image):
         from ..checks import check_dense
@@ -157,14 +157,14 @@ def _pixels(image, sqrt: bool, channel_axis):
     return (x.astype(np.float64, copy=False) if wide and (sqrt or x.dtype != np.uint8) else x), wide
 
 
-def _as(x, wide: bool):
+def _as(x: Array, wide: bool) -> Array:
     """Results as float64, or float32."""
     if is_tensor(x):
         return x.double() if wide else x
     return x.astype(np.float64 if wide else np.float32, copy=False)
 
 
-def _whole(name: str, value) -> int:
+def _whole(name: str, value: Any) -> int:
     if value % 1 != 0:
         raise ValueError(f"{name} must be whole numbers of pixels, got {value!r}")
     return int(value)
