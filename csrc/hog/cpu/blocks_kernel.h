@@ -154,7 +154,7 @@ inline void write_blocks(const BlockTile<T>& tile, int64_t row, T* out) {
   const auto cells_of = [&](int64_t block, int64_t k) {
     return tile.cells + (row * plan.y.block_step + k) % down * tile.cell_pitch + block * plan.x.block_step * bins;
   };
-  // This pass gathers all blocks before the next one reads them, since its loads do not line up with these stores.
+  // All blocks are gathered before the first is read. A load that overlaps two recent stores would have to wait for them.
   for (int64_t b = 0; b < tile.at.count; ++b) {
     T* const v = tile.blocks + b * padded;
     T* end = v;

@@ -22,7 +22,8 @@ namespace {
 struct MirrorCopies {
   int period, upright, first_upright, mirrored, first_mirrored;
 
-  // The copies in which pixels first to last, of `size`, meet the range from lower to upper.
+  // Finds the copies of an axis of `size` pixels in which one of the pixels `first` to `last` stands between `lower` and
+  // `upper`.
   __device__ MirrorCopies(int first, int last, int size, int lower, int upper) {
     period = size > 1 ? 2 * (size - 1) : 1;
     first_upright = -floor_of(last - lower, period);

@@ -20,7 +20,8 @@ __device__ void load_tables(const BlockWork<T>& work, T* table, int32_t* starts)
   for (int i = thread; i < work.start_count; i += kThreads) starts[i] = work.start[i];
 }
 
-// The offsets in memory of the rows or columns begin to begin + count - 1 of the plane that mirror images tile.
+// Mirror images of the image tile a plane without end. For rows (or columns) `begin` to begin + count - 1 of that plane,
+// writes the offset in memory of the row (or column) of the image that stands there.
 __device__ inline void load_offsets(int64_t* at, int begin, int count, int size, int64_t stride) {
   for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) at[i] = mirror(begin + i, size) * stride;
 }
