@@ -23,6 +23,14 @@
 // It needs the vectors of votes.h.
 #include "hog/cpu/normalise.h"
 
+// sum + a where `is_a` holds, sum + b where `is_b` holds, else sum. Never do both hold. Vectors of 64 bytes have masked
+// additions. The others select before they add, which gives the same bits.
+template <typename V, typename Mask>
+inline V add_one_of(V sum, Mask is_a, V a, Mask is_b, V b) {
+  if constexpr (sizeof(V) == 64) return add_where(add_where(sum, is_a, a), is_b, b);
+  return sum + (is_b ? b : (is_a ? a : V{}));
+}
+
 // cell: the sums of each column over the rows [begin, end), for the bins first to first + N - 1.
 template <int N, bool LINEAR, typename T>
 inline void sum_down(const BlockTile<T>& tile, int64_t first, int64_t begin, int64_t end, const T* weights,
@@ -42,11 +50,9 @@ inline void sum_down(const BlockTile<T>& tile, int64_t first, int64_t begin, int
       if (LINEAR) {
         const V above = load_vector<V>(votes + stride) * weights[y - begin];
         sums[0] = add_where(sums[0], bin == bin_before, above);
-        for (int k = 0; k < N; ++k) {
-          const VInt here = bin == first_bin + k;
-          sums[k] = add_where(sums[k], here, vote);
-          if (k + 1 < N) sums[k + 1] = add_where(sums[k + 1], here, above);
-        }
+        sums[0] = add_where(sums[0], bin == first_bin, vote);
+        for (int k = 1; k < N; ++k)
+          sums[k] = add_one_of(sums[k], bin == first_bin + k, vote, bin == first_bin + (k - 1), above);
       } else {
         for (int k = 0; k < N; ++k) sums[k] = add_where(sums[k], bin == first_bin + k, vote);
       }
