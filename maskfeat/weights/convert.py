@@ -7,7 +7,6 @@ compared tensor by tensor. That a converted model computes what its project comp
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,22 @@ from ..encoders.vit import SIZES as VIT_SIZES
 from ..encoders.vit import VisionTransformer
 from ..model import trunk
 from .files import load_strictly, read_weights, resize_weights, save_weights
-from .layout import LAYOUTS, MVIT_LAYOUTS, depth_of, rename, rename_mvit
+from .layout import LAYOUTS, MVIT_LAYOUTS, depth_of, rename, rename_mvit, unwrap
 from .storage import one_line, read_tensors, save_tensors, write_atomically
+from .torch_files import read_file
+
+SLOWFAST_DEFAULTS: dict[str, dict[str, Any]] = {
+    "MODEL": dict(MODEL_NAME="SlowFast", NUM_CLASSES=400),
+    "DATA": dict(TRAIN_CROP_SIZE=224, NUM_FRAMES=8),
+    "MASK": dict(PRETRAIN_DEPTH=[15]),
+    "MVIT": dict(EMBED_DIM=96, DEPTH=16, NUM_HEADS=1, DIM_MUL=[], PATCH_KERNEL=[3, 7, 7]),
+}
+"""What a cfg that does not say it means, as in SlowFast's ``config/defaults.py``."""
 
 LEFT_OUT = {
     "mmpretrain": ("target_generator.", "data_preprocessor."),
     "huggingface": ("pooler.", "decoder."),
-    "timm": (),
+    "timm": ("decoder",),  # MAE's
 }
 """Tensors of a file that are left out: networks that make targets, and heads that do not predict HOG."""
 
@@ -70,7 +78,7 @@ def load_slowfast(file: "str | Path") -> nn.Module:
     A pre-training file gives a :class:`~maskfeat.model.MaskFeat`, a fine-tuned one a classifier. The file is read with
     ``weights_only=True``. Raises ValueError for files and models that are not understood.
     """
-    return _read_slowfast(_read_file(Path(file)), Path(file))[0]
+    return _read_slowfast(read_file(Path(file)), Path(file))[0]
 
 
 def read(source: Path, ours: tuple[dict[str, Tensor], Recipe] | None = None) -> tuple[nn.Module, Recipe, str]:
@@ -82,11 +90,15 @@ def read(source: Path, ours: tuple[dict[str, Tensor], Recipe] | None = None) -> 
         model = build(recipe)
         load_strictly(model, weights, source)
         return model.eval(), recipe, f"{source}: {recipe.encoder} {recipe.size} of maskfeat"
-    file = _read_file(source)
+    file = read_file(source)
     if "model_state" in file:
         return _read_slowfast(file, source)
     tensors = _tensors(file.get("state_dict", file.get("model", file)), source)
-    tensors = fold_batch_norm({name.removeprefix("vit."): tensor for name, tensor in tensors.items()})
+    tensors = fold_batch_norm(unwrap({name.removeprefix("vit."): tensor for name, tensor in tensors.items()}))
+    if tensors.get(f"{LAYOUTS['timm'][Pretrain].patch}.weight", torch.empty(0)).ndim == 5:
+        raise ValueError(
+            f"{source} is a ViT for video, as of VideoMAE; here ViTs read images, and video is read by MViT"
+        )
     if "backbone.blocks.0.attn.pool_q.weight" in tensors:
         return _read_mmpretrain_mvit(tensors, source)
     for project in ("mmpretrain", "huggingface", "timm"):
@@ -103,6 +115,8 @@ def _read_vit(tensors: dict[str, Tensor], project: str, source: Path) -> tuple[n
     kind = Finetune if classifies else Pretrain
     layout, own = layouts[kind], LAYOUTS["maskfeat"][kind]
     missing = [name for name in (layout.pos, f"{layout.patch}.weight") if name not in tensors]
+    if layout.pos in missing and any("rel_pos" in name or "relative_position" in name for name in tensors):
+        raise ValueError(f"{source} is a ViT with relative positions, as of SimMIM or BEiT; here they are absolute")
     if missing:
         raise ValueError(f"{source} is no ViT as {project} has them: there is no {', '.join(missing)}")
     weights = rename(tensors, layout, own)
@@ -201,6 +215,7 @@ def slowfast_recipe(cfg: str, name: str) -> Recipe:
 
 
 def _slowfast_recipe(cfg: dict[str, Any], name: str) -> Recipe:
+    cfg = {part: {**values, **cfg.get(part, {})} for part, values in SLOWFAST_DEFAULTS.items()}
     model, data = cfg["MVIT"], cfg["DATA"]
     shape = dict(name=name, image_size=data["TRAIN_CROP_SIZE"], drop_path=float(model.get("DROPPATH_RATE", 0)))
     parts = dict(embed_dim=model["EMBED_DIM"], depth=model["DEPTH"], num_heads=model["NUM_HEADS"])
@@ -262,27 +277,6 @@ def _read_back(file: Path, tensors: Mapping[str, Tensor]) -> str:
 
 def _has_recipe(path: Path) -> bool:
     return path.suffix == ".safetensors" and path.is_file() and "recipe" in read_tensors(path)[1]
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    if path.suffix == ".safetensors":
-        return read_tensors(path)[0]
-    with open(path, "rb") as file:
-        first = file.read(8)
-    if not first.startswith((b"PK", b"\x80")):  # a zip file, or in old versions a pickle
-        raise ValueError(f"{path} is no checkpoint of torch, and not named .safetensors; it begins with {first!r}")
-    try:
-        file = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # loading may fail in any way on a damaged or unsafe file
-        # The reason stands amid advice, such as to read the file without precaution.
-        found = re.search(r"(?:WeightsUnpickler error:\s*|Trying to load )(.*?)(?:\. Please use|\.?\n|$)", str(error))
-        reason = found[1] if found else f"{type(error).__name__} {one_line(error)}"
-        raise ValueError(f"{path} cannot be read as tensors alone: {reason}") from error
-    if not isinstance(file, dict):
-        raise ValueError(f"{path} holds a {type(file).__name__}, not a dictionary of tensors")
-    return file
 
 
 def _tensors(values: Any, source: Path) -> dict[str, Tensor]:

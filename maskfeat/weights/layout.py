@@ -98,6 +98,23 @@ MVIT_LAYOUTS: dict[str, dict[type, Layout]] = {
 }
 
 
+WRAPPERS = ("module.", "_orig_mod.", "model.", "student.", "backbone.", "encoder.")
+"""What is put before all names by DDP, torch.compile, and classes that hold an encoder."""
+
+
+def unwrap(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what a wrapper has put before the names of all of an encoder; decoders have names besides."""
+    found = dict(tensors)
+    known = {f"{LAYOUTS[project][Pretrain].patch}.weight" for project in ("mmpretrain", "huggingface", "timm")}
+    while not known & found.keys():
+        inside = [name for name in found if not name.startswith(("decoder", "mask_token", "head", "fc_norm"))]
+        prefix = next((p for p in WRAPPERS if inside and all(name.startswith(p) for name in inside)), None)
+        if prefix is None:
+            break
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    return found
+
+
 def rename(tensors: Mapping[str, Tensor], source: Layout, target: Layout) -> dict[str, Tensor]:
     """The tensors of a ViT that ``source`` names, as ``target`` names them; queries, keys, values split or joined."""
     found: dict[str, Tensor] = {}

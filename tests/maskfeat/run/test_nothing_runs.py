@@ -143,7 +143,7 @@ def test_names_and_labels_of_data_run_nothing(tmp_path):
 
 
 READERS = {
-    ("maskfeat/weights/convert.py", "torch.load(weights_only=True)"),
+    ("maskfeat/weights/torch_files.py", "torch.load(weights_only=True)"),
     ("maskfeat/run/checkpoint_files.py", "torch.load(weights_only=True)"),
     ("maskfeat/run/checkpoint_files.py", "_Unpickler()"),
     ("maskfeat/weights/convert.py", "yaml.safe_load()"),
