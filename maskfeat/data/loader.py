@@ -98,20 +98,23 @@ class Loader:
             batches = iter(loader)
         except OSError as error:  # of starting the workers: the semaphores of their queues are in shared memory too
             raise OSError(f"{processes.SHARED_MEMORY} ({error})") if error.errno == errno.ENOSPC else error from None
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                raise processes.loader_failure(error) or error from error
-            if "error" in batch:
-                raise batch["error"] from RuntimeError(batch["traceback"])
-            for failure in batch.pop("failures"):
-                self.skipped += 1
-                log.warning("skipped %s", failure)
-            if len(batch["images"]):
-                yield batch
+        try:
+            while True:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except RuntimeError as error:
+                    raise processes.loader_failure(error) or error from error
+                if "error" in batch:
+                    raise batch["error"] from RuntimeError(batch["traceback"])
+                for failure in batch.pop("failures"):
+                    self.skipped += 1
+                    log.warning("skipped %s", failure)
+                if len(batch["images"]):
+                    yield batch
+        finally:
+            del batches  # ends the workers now; an error that was in a batch would keep both until garbage is collected
 
     def names(self, indices: Tensor) -> list[str]:  # [B]
         return [self.source.name(index) for index in indices.tolist()]

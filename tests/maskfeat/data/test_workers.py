@@ -1,5 +1,6 @@
 """Loader processes never keep a run from its end, and what goes wrong in them is said as in the run itself."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -126,11 +127,12 @@ def test_full_shared_memory_is_told_from_within_the_worker(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     with pytest.raises(OSError, match=r"fewer workers or workers=0, .* enlarge /dev/shm .*No space left"):
         list(make_loader(recipe, "train", seed=0, workers=1))
+    assert multiprocessing.active_children() == []
 
 
 def test_a_loader_that_is_stuck_is_an_error(monkeypatch):
     monkeypatch.setattr(processes, "LONGEST_WAIT", 1)
-    monkeypatch.setattr(loader.Batches, "__getitem__", lambda self, number: time.sleep(4))
+    monkeypatch.setattr(loader.Batches, "__getitem__", lambda self, number: time.sleep(2))
     recipe = override(get_recipe("vit_tiny"), ["image_size=32", "batch_size=8", "samples=8"])
     with pytest.raises(OSError, match=r"no batch came within 1 s: .* stuck\. .* \(workers=0\)"):
         list(make_loader(recipe, "train", seed=0, workers=1))
