@@ -23,6 +23,11 @@ COMPILED = [name for name in BACKENDS if name not in ("reference", "triton")]
 OPAQUE = [name for name in BACKENDS if name != "reference"]
 """Backends that are opaque ops to PyTorch's transforms; the reference is plain torch, which needs no test there."""
 
+if "triton" in BACKENDS and not torch.cuda.is_available():
+    from triton_interpreter import hasten
+
+    hasten()
+
 
 def device_of(backend: str) -> str:
     """The device that the tests run a backend on."""

@@ -19,6 +19,8 @@ from maskfeat_kernels.hog.plan import Region, whole
 from maskfeat_kernels.hog.spec import CHOICES, DALAL_TRIGGS, OPENCV, SKIMAGE
 from maskfeat_kernels.testing import byte_images
 
+triton = pytest.importorskip("triton")
+tl = pytest.importorskip("triton.language")
 launch = pytest.importorskip("maskfeat_kernels.hog.triton.launch")
 
 PRESETS = {
@@ -34,6 +36,11 @@ GRADIENT_TOLERANCE = 1e-10
 """The same, divided by the smallest entry of a block, some hundredths: the root of "l1-sqrt" is steep there."""
 
 slow = pytest.mark.slow
+
+
+@triton.jit
+def _add(numbers, out):
+    tl.store(out, tl.load(numbers) + tl.load(numbers + 1))
 
 
 def smooth_images(*shape: int, seed: int = 0) -> torch.Tensor:  # [*shape], float64
@@ -143,6 +150,16 @@ def test_bins_on_bytes_are_exact(bins, step, signed, angle_from):
     want.scatter_(-1, bin_of.unsqueeze(-1), torch.hypot(gx.double(), gy.double()).unsqueeze(-1))
     assert torch.equal(got > 0, want > 0)
     torch.testing.assert_close(got, want.float(), rtol=2e-7, atol=0)
+
+
+@pytest.mark.skipif(device_of("triton") != "cpu", reason="the interpreter is for machines without a GPU")
+def test_the_interpreter_sees_a_sum_that_overflows():
+    out = torch.zeros(1, dtype=torch.int64)
+    _add[(1,)](torch.tensor([-1, 2**31 - 1], dtype=torch.int32), out)
+    assert int(out) == 2**31 - 2
+    for numbers in ([1, 2**31 - 1], [-1, -(2**31)]):
+        with pytest.raises(Exception, match="int32 overflow detected for operation add"):
+            _add[(1,)](torch.tensor(numbers, dtype=torch.int32), out)
 
 
 @pytest.mark.parametrize("norm", CHOICES["norm"])
