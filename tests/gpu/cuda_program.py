@@ -5,7 +5,9 @@ watches. A program takes tensors and numbers and hands back tensors; it holds ne
 access belongs to the kernel and every array ends where its allocation ends.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import math
 import os
@@ -13,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -40,6 +43,12 @@ ON_DEVICE = ("memcheck", "racecheck", "initcheck")
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
 
 
+SESSION = "MASKFEAT_TEST_SESSION"
+"""Set by conftest.py: a folder that is removed when the tests are over."""
+
+Changes = tuple[tuple[str, str], ...]
+
+
 @dataclasses.dataclass
 class Result:
     """The exit status (0, the error of a launch, or the checker's), the tensors written, and what was said."""
@@ -57,11 +66,11 @@ class Out:
     dtype: torch.dtype = torch.float32
 
 
-def run(kernel: str, checker: str, *arguments, seed: int = 0, change: tuple[str, str] | None = None) -> Result:
+def run(kernel: str, checker: str, *arguments, seed: int = 0, changes: Changes = ()) -> Result:
     """Run a program. Arguments: an int, a Tensor (any strides) or :class:`Out` (contiguous).
 
-    ``seed`` chooses the order in which the host takes blocks and threads. ``change`` is a text of the kernel's source,
-    and what stands there instead.
+    ``seed`` chooses the order in which the host takes blocks and threads. ``changes`` are texts of the kernel's
+    source, and what stands there instead.
     """
     environment = {**os.environ, "CUDA_ON_HOST_SEED": str(seed)}
     environment["TSAN_OPTIONS"] = "halt_on_error=1"
@@ -79,7 +88,7 @@ def run(kernel: str, checker: str, *arguments, seed: int = 0, change: tuple[str,
                 written.append((argument, path))
             else:
                 words.append(str(argument))
-        command = [*_watcher(checker), program(kernel, checker, change), *words]
+        command = [*_watcher(checker), program(kernel, checker, changes), *words]
         done = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )
@@ -96,20 +105,22 @@ def checked(kernel: str, checker: str, *arguments, **options) -> list[Tensor]:
 
 
 @functools.cache
-def program(kernel: str, checker: str, change: tuple[str, str] | None = None) -> Path:
-    """The program of a kernel, as it is or with a change of its source, built once a session."""
+def program(kernel: str, checker: str, changes: Changes = ()) -> Path:
+    """The program of a kernel, as it is or with changes of its source, built once a session."""
     driver = SHIM / f"{kernel}_driver.cpp"
     if checker in ON_DEVICE:
         return built_by_nvcc(kernel, driver)
     source, target, csrc = KERNELS[kernel], kernel_object(kernel, checker), CSRC
-    if change is not None:
-        csrc = _changed(kernel, *change)
+    if changes:
+        csrc = _changed(kernel, changes)
         source, target = csrc / source.relative_to(CSRC), csrc / "changed.kernel.o"
     sanitizer = (ON_HOST[checker], "-fno-sanitize-recover=all")
     script = f"-Wl,-T,{SHIM / 'shared_memory.ld'}"
-    _call("g++", *HOST_FLAGS, f"-I{csrc}", *sanitizer, "-x", "c++", "-c", source, "-o", target)
-    plain = map(_plain_object, (driver, SHIM / "cuda_on_host.cpp", *NEEDED.get(kernel, ())))
-    _call("g++", *sanitizer, target, *plain, script, "-o", target.with_suffix(""))
+    plain = [_plain_object(part) for part in (driver, SHIM / "cuda_on_host.cpp", *NEEDED.get(kernel, ()))]
+    with _once(target.with_suffix("")) as to_do:
+        if to_do:
+            _call("g++", *HOST_FLAGS, f"-I{csrc}", *sanitizer, "-x", "c++", "-c", source, "-o", target)
+            _call("g++", *sanitizer, target, *plain, script, "-o", target.with_suffix(""))
     return target.with_suffix("")
 
 
@@ -118,16 +129,27 @@ def kernel_object(kernel: str, checker: str) -> Path:
     return _folder() / f"{kernel}-{checker}.kernel.o"
 
 
-def _changed(kernel: str, old: str, new: str) -> Path:
-    """A copy of csrc where ``new`` stands instead of ``old``, which is once in the folder of a kernel."""
-    room = KERNELS[kernel].parent
-    found = [path for path in room.iterdir() if old in path.read_text()]
-    if sum(path.read_text().count(old) for path in found) != 1:
-        raise ValueError(f"{old!r} must occur once in {room}")
+def _changed(kernel: str, changes: Changes) -> Path:
+    """A copy of csrc where the second of two texts stands instead of the first, which is once in a kernel's folder."""
     folder = Path(tempfile.mkdtemp(dir=_folder()))
     shutil.copytree(CSRC, folder, dirs_exist_ok=True)
-    (folder / found[0].relative_to(CSRC)).write_text(found[0].read_text().replace(old, new))
+    room = folder / KERNELS[kernel].parent.relative_to(CSRC)
+    for old, new in changes:
+        found = [path for path in room.iterdir() if old in path.read_text()]
+        if sum(path.read_text().count(old) for path in found) != 1:
+            raise ValueError(f"{old!r} must occur once in {room.relative_to(folder)}")
+        found[0].write_text(found[0].read_text().replace(old, new))
     return folder
+
+
+@contextlib.contextmanager
+def _once(target: Path) -> Iterator[bool]:
+    """Whether a file of :func:`_folder` is to be made. Another process that asks meanwhile waits until it is there."""
+    done = target.with_name(f"{target.name}.done")
+    with target.with_name(f"{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not done.exists()
+        done.touch()
 
 
 def why_not(checker: str) -> str | None:
@@ -153,16 +175,22 @@ def built_by_nvcc(kernel: str, driver: Path, arch: str = "native") -> Path:
 def _plain_object(source: Path) -> Path:
     """What surrounds the kernel, without instrumentation."""
     target = _folder() / f"{source.stem}.o"
-    _call("g++", *HOST_FLAGS, f"-I{CSRC}", "-O1", "-c", source, "-o", target)
+    with _once(target) as to_do:
+        if to_do:
+            _call("g++", *HOST_FLAGS, f"-I{CSRC}", "-O1", "-c", source, "-o", target)
     return target
 
 
 @functools.cache
 def _folder() -> Path:
+    """That of the session, which pytest's workers share; in a program without pytest, one of its own."""
+    if SESSION in os.environ:
+        return Path(os.environ[SESSION])
     _folder.keep = tempfile.TemporaryDirectory()
     return Path(_folder.keep.name)
 
 
+@functools.cache
 def _watcher(checker: str) -> list[str]:
     if checker in ON_DEVICE:
         return ["compute-sanitizer", "--tool", checker, "--error-exitcode", "99"]

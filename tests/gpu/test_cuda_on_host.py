@@ -81,8 +81,8 @@ def test_hog_of_interleaved_channels_and_of_a_crop(dtype):
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the CPU kernel is not built")
+@pytest.mark.parametrize("bins", [1, 9, 10, 18, *(pytest.param(bins, marks=pytest.mark.slow) for bins in range(2, 9))])
 @pytest.mark.parametrize("dtype", [torch.uint8, *FLOATS])
-@pytest.mark.parametrize("bins", [*range(1, 11), 18])
 def test_hog_has_the_bits_of_the_cpu(dtype, bins):
     """Where eight pixels side by side are aligned, and where they are not, or not side by side."""
     checker, spec = usable("address"), HogSpec(bins=bins)

@@ -144,9 +144,9 @@ def test_an_error_in_a_branch_of_the_device_is_seen(branch):
     right, wrong, dtype = ERRORS[branch]
     spec = SPECS["eight bins"]
     call, results = hog_calls(spec, dtype)["aligned"], []
-    for change in (None, (right, wrong)):
+    for changes in ((), ((right, wrong),)):
         out = Out((3, 3, 8, 6, 8))
-        results += checked("hog", usable("address"), WHOLE, *hog_words(call.x, spec), out, change=change)
+        results += checked("hog", usable("address"), WHOLE, *hog_words(call.x, spec), out, changes=changes)
     same_bits(results[0], call.expected())
     with pytest.raises(AssertionError, match="differ"):
         same_bits(results[1], call.expected())
