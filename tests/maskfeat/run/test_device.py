@@ -40,7 +40,7 @@ def test_other_targets(tmp_path, target):
 
 
 def test_video(tmp_path):
-    clips = ["precision=fp32", "steps=2", "depths=9"]
+    clips = ["precision=fp32", "steps=2", "depths=4", "batch_size=4"]
     found = run(tmp_path / "here", *clips, name="mvit_tiny")
     expected = run(tmp_path / "cpu", *clips, name="mvit_tiny", device="cpu")
     assert found == pytest.approx(expected, rel=1e-3)
@@ -60,7 +60,8 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path):
 
 def test_all_that_follows_pretraining(tmp_path, capsys):
     """Evaluation, neighbours, a picture, a classifier from these weights, and its features: as they are typed."""
-    small = ["image_size=32", "patch_size=8", "batch_size=8", "samples=32", "steps=2", f"device={DEVICE}", "workers=1"]
+    small = ["size=micro", "image_size=32", "patch_size=8", "batch_size=8", "samples=32", "steps=2", "workers=1"]
+    small.append(f"device={DEVICE}")
     pretrained, tuned = str(tmp_path / "pt"), str(tmp_path / "ft")
     commands = [
         ["pretrain", "vit_tiny", *small, "mask_stride=8", "knn=5", f"out={pretrained}"],
