@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import rivals, timing
-from benchmarks.cases import accuracy, hog, memory, moves, tokens, training
+from benchmarks.cases import SUITES, accuracy, hog, memory, moves, tokens, training
 from benchmarks.cases.accuracy import Contender, judge
 from benchmarks.machine import ROOT
 from benchmarks.rivals import (
@@ -179,10 +179,14 @@ def test_the_truth_in_strips_is_the_truth():
     assert hog.operations(1, bins=9) == 50, "as DESIGN.md counts them"
 
 
-def test_the_cases_are_tests_of_pytest_benchmark():
+@pytest.mark.parametrize("suites", [["mask"], pytest.param(list(SUITES), marks=pytest.mark.slow)], ids=len)
+def test_the_cases_are_tests_of_pytest_benchmark(suites):
+    """Collecting a suite makes the inputs of all of its cases."""
     pytest.importorskip("pytest_benchmark")
     beside_nothing = {name: value for name, value in os.environ.items() if "XDIST" not in name}  # or it times nothing
-    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "-q", "-k", "One and call and token"]
+    code = f"from benchmarks import cases; cases.SUITES = { {suite: SUITES[suite] for suite in suites} }; "
+    code += "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "benchmarks", "--benchmark-only", "-q", "-k", "One and call and token"]
     run = subprocess.run(command, cwd=ROOT, env=beside_nothing, capture_output=True, text=True)
     assert run.returncode == 0 and "3 passed" in run.stdout, run.stdout
 
@@ -219,7 +223,7 @@ def test_processes_have_to_agree(factor, monkeypatch):
         lambda: hog.against_others(QUICK, 1),
         lambda: hog.gray(1),
         lambda: hog.dtypes_and_layouts(QUICK, 1),
-        lambda: hog.parameters(QUICK, 1),
+        pytest.param(lambda: hog.parameters(QUICK, 1), marks=pytest.mark.slow),  # the libraries on ten choices
         lambda: hog.batches(QUICK),
         lambda: hog.overhead(QUICK),
         lambda: tokens.targets(QUICK, 1),

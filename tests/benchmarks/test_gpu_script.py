@@ -61,7 +61,8 @@ def test_what_is_killed_leaves_its_log_and_its_results(run, deaf, monkeypatch):
     assert ("asked to end" in log) is not deaf.startswith("import")
 
 
-def test_the_end_of_a_part_ends_its_steps(tmp_path):
+def test_the_end_of_a_part_ends_its_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "PATIENCE", 1)
     over = Run(tmp_path, time.monotonic(), dry=True)
     outcomes = over.steps(*(python(f"late {i}", "import time; time.sleep(60)", log=f"{i}.log") for i in range(2)))
     assert [outcome.status for outcome in outcomes] == [None, None]

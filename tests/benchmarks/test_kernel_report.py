@@ -37,9 +37,16 @@ __global__ void BOUNDS cumulate(const float* x, float* out) {
 """
 
 
+# The kernels of HOG take nvcc 10 to 25 s an architecture, those of tokens 5.
+COMPILES = [
+    pytest.param(source, arch, marks=() if source.parent.name == "tokens" and arch == 90 else slow)
+    for source in CUDA_SOURCES
+    for arch in (80, 90, 100)
+]
+
+
 @needs_nvcc
-@pytest.mark.parametrize("architecture", [pytest.param(80, marks=slow), 90, pytest.param(100, marks=slow)])
-@pytest.mark.parametrize("source", CUDA_SOURCES, ids=lambda path: path.name)
+@pytest.mark.parametrize("source, architecture", COMPILES, ids=lambda value: getattr(value, "name", None))
 def test_no_cuda_kernel_spills(source, architecture):
     kernels = cuda_kernels([source], (architecture,))
     assert {kernel.target for kernel in kernels} == {f"sm_{architecture}"}

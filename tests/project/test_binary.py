@@ -137,6 +137,7 @@ ask("./second.so")
 """
 
 
+@pytest.mark.slow  # compiles torch's headers, 10 s
 def test_a_stream_that_the_linker_has_lost_is_found_in_libtorch_cuda_or_refused(tmp_path):
     if torch.version.cuda or torch.version.hip:
         pytest.skip("this torch has its own libtorch_cuda.so, which test_slow finds")
