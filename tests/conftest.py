@@ -29,6 +29,13 @@ if "triton" in BACKENDS and not torch.cuda.is_available():
 
     hasten()
 
+LONG = {
+    *("test_cuda_on_host", "test_hog_blocks_cuda_on_host", "test_benchmarks", "test_kernel_report", "test_manifest"),
+    *("test_hog_blocks_gradient", "test_hog_blocks_compile", "test_hog_compile", "test_hog_exact_bins", "test_build"),
+    *("test_hog_tokens", "test_hog", "test_workers", "test_checkpoint", "test_convert", "test_triton_on_stub"),
+}
+"""Files whose tests take ten seconds or more together."""
+
 
 def device_of(backend: str) -> str:
     """The device that the tests run a backend on."""
@@ -57,11 +64,15 @@ def pytest_collection_modifyitems(config, items):
     Its interpreter takes tenths of a second for the smallest image, and its compiler more for each new set of
     parameters, so that it runs a part of the larger tables: ``@pytest.mark.sampled(lambda parameters: condition)``
     (pytest would take a function with a name for the test).
+
+    Workers, which take a file at a time, begin with those that take long. So they end together.
     """
     left_out = [item for item in items if not _is_asked_for(item)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if _is_asked_for(item)]
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 def _is_asked_for(item) -> bool:
