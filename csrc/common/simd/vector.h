@@ -41,6 +41,20 @@ inline Wide convert(V v) {
   }
 }
 
+// The same into several vectors. For arm64, GCC would take the upper half of 16-bit integers apart lane by lane.
+template <typename Wide, typename V, size_t PARTS>
+inline void convert_parts(V v, Wide (&parts)[PARTS]) {
+  if constexpr (sizeof(v[0]) == sizeof(int16_t) && sizeof(V) == 16) {
+    using Int = decltype(Wide{} == Wide{});
+    parts[0] = __builtin_convertvector(Int(SHUFFLE(v, v, 0, 0, 1, 1, 2, 2, 3, 3)) >> 16, Wide);
+    parts[1] = __builtin_convertvector(Int(SHUFFLE(v, v, 4, 4, 5, 5, 6, 6, 7, 7)) >> 16, Wide);
+  } else {
+    Vector<std::decay_t<decltype(v[0])>, sizeof(Wide) / sizeof(parts[0][0])> narrow[PARTS];
+    std::memcpy(narrow, &v, sizeof(v));
+    for (size_t part = 0; part < PARTS; ++part) parts[part] = convert<Wide>(narrow[part]);
+  }
+}
+
 // The lanes of `a`, followed by those of `b`.
 template <typename V, int... LANE>
 inline auto concatenate(V a, V b, std::integer_sequence<int, LANE...>) {

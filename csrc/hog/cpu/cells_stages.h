@@ -90,15 +90,13 @@ inline void gradient_columns(const CellTile<T, Line>& tile, Columns from, int64_
       Neighbours dx = smooth<Neighbours>(up_across, mid_across, down_across);
       Neighbours dy = smooth<Neighbours>(up_l - down_l, up_m - down_m, up_r - down_r);
       fold(dx, dy);
-      Vector<Line, kWideLanes> part_x[kLanes / kWideLanes], part_y[kLanes / kWideLanes];
-      std::memcpy(part_x, &dx, sizeof(dx));
-      std::memcpy(part_y, &dy, sizeof(dy));
+      Wide wide_x[kLanes / kWideLanes], wide_y[kLanes / kWideLanes];
+      convert_parts(dx, wide_x), convert_parts(dy, wide_y);
       for (int64_t part = 0; part < kLanes / kWideLanes; ++part) {
         const int64_t at = y * stride + x + part * kWideLanes;
-        const Wide wide_x = convert<Wide>(part_x[part]), wide_y = convert<Wide>(part_y[part]);
-        store_vector<Wide>(wide_x, tile.gx + at);
-        store_vector<Wide>(wide_y, tile.gy + at);
-        store_vector<Wide>(wide_x * wide_x + wide_y * wide_y, tile.magnitude + at);
+        store_vector<Wide>(wide_x[part], tile.gx + at);
+        store_vector<Wide>(wide_y[part], tile.gy + at);
+        store_vector<Wide>(wide_x[part] * wide_x[part] + wide_y[part] * wide_y[part], tile.magnitude + at);
       }
       up_l = mid_l, up_m = mid_m, up_r = mid_r, up_across = mid_across;
       mid_l = down_l, mid_m = down_m, mid_r = down_r, mid_across = down_across;
