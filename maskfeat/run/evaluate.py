@@ -218,7 +218,11 @@ def export_features(encoder: nn.Module, loader: Loader, folder: "str | Path", de
 
     A row of each is one view of a sample. Its number in the data is in ``indices``. Its file or key is in ``names``, a
     JSON list in the metadata. Samples that cannot be read have no row.
+
+    Raises FileExistsError if the folder holds features already: those of another call would be mixed with them.
     """
+    if any(Path(folder).glob("batch_*.safetensors")):
+        raise FileExistsError(f"{folder} holds features already; choose another --output, or remove it")
     device, recipe, training = torch.device(device), loader.recipe, encoder.training
     Path(folder).mkdir(parents=True, exist_ok=True)
     encoder.eval()

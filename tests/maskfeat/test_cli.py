@@ -66,6 +66,8 @@ def test_export(run, tmp_path, capsys):
         saved = load_file(tmp_path / folder / "batch_000000.safetensors")
         assert saved["features"].shape == (2, 192, 4, 4) and saved["labels"].tolist() == [0, 1]
         assert saved["indices"].tolist() == [0, 1]
+    status, _, err = command(capsys, "export", run / "pt", "samples=8", "--output", tmp_path / "pt")
+    assert status == 1 and f"{tmp_path / 'pt'} holds features already; choose another --output" in err
 
 
 def test_convert(run, tmp_path, capsys):
