@@ -24,6 +24,8 @@ def fingerprint(source: Any) -> str:
 
     Files: their names below the folder that all have in common, their sizes and their classes. Shards: their names and
     sizes, the keys and places of the samples, and some labels. Of any other source the name of its class counts.
+
+    Raises OSError naming a file that cannot be read. One that is not there counts as that, as its sample is skipped.
     """
     if isinstance(source, DecodedOnce):
         source = source.source
@@ -57,7 +59,7 @@ def _sizes(paths: Iterable[bytes]) -> list[int]:
     for path in paths:
         try:
             sizes.append(os.stat(path).st_size)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             sizes.append(-1)
     return sizes
 
@@ -66,9 +68,10 @@ def _label(source: Shards, index: int) -> str:
     offset, size = source.labels[index].tolist()
     if not size:
         return ""
+    shard = source.shards[source.spans[index][0]]
     try:
-        with open(source.shards[source.spans[index][0]], "rb") as file:
+        with open(shard, "rb") as file:
             file.seek(offset)
             return file.read(min(size, 64)).hex()
-    except OSError:
-        return "?"
+    except OSError as error:  # reading does not say which file it was
+        raise OSError(f"{shard}: a label cannot be read ({error})") from error

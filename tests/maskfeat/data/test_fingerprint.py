@@ -66,6 +66,20 @@ def test_fingerprints(tmp_path):
     assert len({*lists.values(), of(folder), shards[0], other}) == len(lists) + 3
 
 
+def test_what_cannot_be_read_is_named(tmp_path):
+    """A file that is not there is one of the samples that are skipped. What cannot be told may be another next time."""
+    folder = media.image_folder(tmp_path / "a", each=3)
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "list.txt").write_text("loop.jpg 0")
+    with pytest.raises(OSError, match=r"/a/loop\.jpg"):
+        fingerprint(open_source(str(folder / "list.txt"), "train", False, train_data=""))
+    shard = media.write_shard(tmp_path / "s.tar", {"a.jpg": media.jpeg(1), "a.cls": b"0"})
+    source = open_source(str(shard), "train", False, train_data=str(shard))
+    shard.unlink()
+    with pytest.raises(OSError, match=r"s\.tar"):
+        fingerprint(source)
+
+
 def test_old_checkpoints_without_a_fingerprint_go_by_the_number(tmp_path, world):
     path, checkpoints = saved(tmp_path / "out", world)
     (path / "run.json").write_text(json.dumps(legacy(path)))
