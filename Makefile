@@ -59,7 +59,7 @@ test-slow: setup  ## run the tests that are marked slow
 bench: setup  ## measure ours against its rivals and write benchmarks/results/
 	$(PY) -m benchmarks $(BENCH)
 
-results: setup  ## bring the results in README.md and docs/benchmarks.md up to date with benchmarks/results/
+results: setup  ## bring the table in README.md up to date with benchmarks/results/
 	$(PY) -m benchmarks results
 
 gpu:  ## on a machine with a GPU: calls, benchmarks and training in 4 minutes, tests and the rest in 7 (GPU=--dry-run)

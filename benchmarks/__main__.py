@@ -7,7 +7,7 @@
                          [--only PATTERN] [--without BACKEND:OP ...]
     python -m benchmarks report FILE... [--out FOLDER]    tables and plots from JSON alone, machines side by side
     python -m benchmarks report FILE... --join JSON       one report of runs of different cases on one machine
-    python -m benchmarks results [--check]                the results in README.md and docs/benchmarks.md
+    python -m benchmarks results [--check]                the table of README.md, from benchmarks/results
 """
 
 import argparse
@@ -16,28 +16,24 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
 
 import maskfeat_kernels
-from benchmarks import commits, documents, machine, report, rivals, timing
+from benchmarks import commits, machine, report, rivals, timing
 from benchmarks.cases import OPS, SUITES, cases
 from benchmarks.timing import Settings
 from maskfeat_kernels.backend import BACKENDS
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = machine.ROOT / report.RESULTS
 
 
-def run(
-    suites: list[str], settings: Settings, keep: Callable[[dict], None] = lambda result: None, only: str = ""
-) -> dict:
+def run(suites: list[str], settings: Settings, folder: Path | None, only: str) -> dict:
     """Measure, telling the progress; the report has all that tables and plots are made from.
 
-    A case that fails (a wrong result, no memory, no compiler) has its error in place of rows, and the next one follows.
-    ``keep`` is given the report after each case, so that a run which is cut short is not lost.
+    It is written into ``folder`` after each case, under the name of device and hardware, so that a run which is cut
+    short is not lost.
     """
     threads = sorted({1, settings.threads}) if settings.device == "cpu" else [1]
     absent = rivals.absent(settings.device)
@@ -66,13 +62,16 @@ def run(
         done = {"suite": suite, "title": case.title, "axis": case.axis, "rows": []}
         try:
             done["rows"] = case.measure(case.prepare(), settings)
-        except Exception as error:
+        except Exception as error:  # in any way: a wrong result, no memory, no compiler; the other cases follow
             traceback.print_exc()
             done["failed"] = timing.told(error)
         result["cases"].append(done)
         print(*report.table(done), "", sep="\n", flush=True)
-        keep(result)
-    result |= {"finished": True, "seconds": round(time.monotonic() - begin, 1)}
+        if i == len(todo) - 1:
+            result |= {"finished": True, "seconds": round(time.monotonic() - begin, 1)}
+        if folder:
+            name = f"{settings.device}_{machine.slug(machine.name_of(result['environment']))}"
+            report.write(result, folder / f"{name}.json")
     return result
 
 
@@ -92,29 +91,23 @@ def parse(words: list[str]) -> argparse.Namespace:
         "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     choices = [*SUITES, "all"]
-    parser.add_argument("suites", nargs="*", default=["all"], metavar="SUITE", help=f"of {', '.join(choices)}")
     add = parser.add_argument
+    add("suites", nargs="*", default="all", choices=choices, metavar="SUITE", help=f"of {', '.join(choices)}")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=int, default=machine.usable_cpus(), metavar="N", help="the most to use, for the curve")
     add("--quick", action="store_true", help="small cases and few samples")
     add("--out", type=Path, metavar="FOLDER", help="where to write (default for a full run: benchmarks/results)")
     add("--only", default="", metavar="PATTERN", help='cases in whose "suite: title" this regular expression is found')
-    add("--without", nargs="+", default=[], metavar="BACKEND:OP", help="leave out what is known to be wrong there")
+    known = [f"{backend}:{op}" for backend in BACKENDS for op in OPS]
+    add("--without", nargs="+", default=[], choices=known, metavar="BACKEND:OP", help="leave out what is wrong there")
     add("--base", metavar="COMMIT", help="compare with this commit, built in a throw-away worktree")
     options = parser.parse_args(words)
-    for suite in options.suites:
-        if suite not in choices:
-            parser.error(f"there is no suite {suite!r}; there are {', '.join(choices)}")
     if not 1 <= options.threads <= machine.usable_cpus():
         parser.error(f"--threads must be from 1 to the {machine.usable_cpus()} usable CPUs, got {options.threads}")
     try:
         re.compile(options.only)
     except re.error as error:
         parser.error(f"--only must be a regular expression, got {options.only!r}: {error}")
-    known = [f"{backend}:{op}" for backend in BACKENDS for op in OPS]
-    for name in options.without:
-        if name not in known:
-            parser.error(f"--without {name}: there are {', '.join(known)}")
     if options.base and (options.only or options.without):
         parser.error("--base compares whole suites: neither --only nor --without")
     if options.base and options.suites == ["accuracy"]:
@@ -127,7 +120,7 @@ def main(words: list[str]) -> int:
     if words[:1] == ["report"]:
         return report.main(words[1:])
     if words[:1] == ["results"]:
-        return documents.main(words[1:])
+        return report.results(words[1:])
     options = parse(words)
     settings = Settings(options.device, options.threads, options.quick, frozenset(options.without))
     complete = set(options.suites) == set(SUITES) and not (options.quick or options.only or options.without)
@@ -146,12 +139,12 @@ def main(words: list[str]) -> int:
     print(f"commit {machine.told_commit(machine.commit())}\n", flush=True)
     if maskfeat_kernels.available_backends(options.device) == ["reference"]:
         print("The extension is not built (make setup): fused_hog below is the plain torch backend.\n", flush=True)
-    result = run(options.suites, settings, partial(keep_in, folder) if folder else lambda result: None, options.only)
+    result = run(options.suites, settings, folder, options.only)
     if not result["cases"]:
         print("python -m benchmarks: no case is left of --only and --without", file=sys.stderr)
         return 2
     if folder:
-        print(f"wrote {keep_in(folder, result)}, and the tables beside it, in {result['seconds']:.0f} s")
+        print(f"wrote the report and its tables into {folder}, in {result['seconds']:.0f} s")
     failed = []
     for case in result["cases"]:
         title = f"{case['suite']}: {case['title']}"
@@ -179,13 +172,6 @@ def refusal(options: argparse.Namespace, for_results: bool) -> str | None:
             "or write them elsewhere with --out FOLDER"
         )
     return None
-
-
-def keep_in(folder: Path, result: dict) -> Path:
-    """Write the report into ``folder``, under the name of its device and hardware."""
-    path = folder / f"{result['device']}_{machine.slug(machine.name_of(result['environment']))}.json"
-    report.write(result, path)
-    return path
 
 
 if __name__ == "__main__":

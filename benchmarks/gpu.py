@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -99,40 +100,34 @@ class Run:
 
     def steps(self, *steps: Step) -> list[Outcome]:
         """Run steps side by side, on each CPU one at the most, each until its limit or the end of the part."""
-        waiting, running, ended = list(steps), [], []
-        try:
-            while waiting or running:
-                if waiting and len(running) < (os.cpu_count() or 1):
-                    step = waiting.pop(0)
-                    self.tell(f"$ {shlex.join(step.command)}")
-                    running.append(Started(step, self.deadline, self.folder / step.log))
-                    continue
-                time.sleep(0.05)
-                for started in running:
-                    started.end_if_late()
-                for started in [started for started in running if started.process.poll() is not None]:
-                    running.remove(started)
-                    ended.append(started.outcome())
+        ended, processes = [], []
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            futures = [pool.submit(self._run, step, processes) for step in steps]
+            try:
+                for future in as_completed(futures):
+                    ended.append(future.result())
                     self.tell(str(ended[-1]))
-        finally:
-            for started in running:
-                started.signal(signal.SIGKILL)
+            finally:
+                for future in futures:
+                    future.cancel()
+                while any(future.running() for future in futures):  # after an interrupt
+                    for process in processes:
+                        send(process, signal.SIGKILL)
+                    time.sleep(0.05)
         self.outcomes += ended
         return ended
 
+    def _run(self, step: Step, processes: list[subprocess.Popen]) -> Outcome:
+        """One step, in a group of processes of its own, so that it ends with all that it started.
 
-class Started:
-    """A step under way, in a group of processes of its own, so that it ends with all that it started."""
-
-    def __init__(self, step: Step, deadline: float, log: Path) -> None:
-        self.step, self.log, self.asked = step, log, False
-        self.begin = time.monotonic()
-        self.limit = max(1.0, min(step.limit, deadline - self.begin))
-        found = shutil.which(step.command[0])
-        command = step.command if found else ["sh", "-c", "echo there is no program $0; exit 127", step.command[0]]
-        with log.open("ab") as file:
-            self.process = subprocess.Popen(
-                command,
+        Asked to end once it is late, pytest tells what has failed so far. What does not hear is killed after some
+        patience.
+        """
+        self.tell(f"$ {shlex.join(step.command)}")
+        found, begin, path = shutil.which(step.command[0]), time.monotonic(), self.folder / step.log
+        with path.open("ab") as file:
+            process = subprocess.Popen(
+                step.command if found else ["sh", "-c", "echo there is no program $0; exit 127", step.command[0]],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **step.environment},
                 stdin=subprocess.DEVNULL,
@@ -140,28 +135,26 @@ class Started:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-
-    def signal(self, number: int) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, number)
-
-    def end_if_late(self) -> None:
-        """Asked to end, pytest tells what has failed so far; what does not hear is killed after some patience."""
-        late = time.monotonic() - self.begin - self.limit
-        if late >= PATIENCE:
-            self.signal(signal.SIGKILL)
-        elif late >= 0 and not self.asked:
-            self.asked = True  # once: a second interrupt would cut short what it tells
-            self.signal(signal.SIGINT)
-
-    def outcome(self) -> Outcome:
-        log, status = self.log.read_text(errors="replace"), self.process.returncode
-        if self.asked:
-            status = None
-        elif status and self.step.of_a_tool and CANNOT.search(log):
+        processes.append(process)
+        late = False
+        for limit, number in ((min(step.limit, self.deadline - begin), signal.SIGINT), (PATIENCE, signal.SIGKILL)):
+            try:
+                process.wait(max(1.0, limit))
+                break
+            except subprocess.TimeoutExpired:
+                late = True
+                send(process, number)
+        process.wait()
+        log, status = path.read_text(errors="replace"), None if late else process.returncode
+        if status and step.of_a_tool and CANNOT.search(log):
             status = "cannot"
-        seconds = time.monotonic() - self.begin
-        return Outcome(self.step, status, seconds, last_line(log, self.step.name))
+        return Outcome(step, status, time.monotonic() - begin, last_line(log, step.name))
+
+
+def send(process: subprocess.Popen, number: int) -> None:
+    """A signal to a process and all that it started, if it has not ended."""
+    if process.poll() is None:
+        os.killpg(process.pid, number)
 
 
 def last_line(log: str, name: str) -> str:

@@ -3,7 +3,7 @@
 CUDA C++ kernels (``*.cu`` of csrc) are compiled by nvcc, Triton kernels (``triton`` of maskfeat_kernels) ahead of time.
 Occupancy is an estimate: the share of a multiprocessor's threads that its registers and shared memory have room for::
 
-    python -m benchmarks.kernel_report [--json] [--only cuda|triton]
+    python -m benchmarks.kernel_report [--only cuda|triton]
 """
 
 import argparse
@@ -20,8 +20,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import machine
+from benchmarks.report import aligned
 
-ROOT = Path(__file__).parent.parent
+ROOT = machine.ROOT
 CUDA_SOURCES = sorted((ROOT / "csrc").rglob("*.cu"))
 TRITON_MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -45,9 +46,6 @@ DYNAMIC_SHARED: dict[str, int] = {
 }
 """Bytes of dynamic shared memory that a CUDA C++ kernel is launched with, by its name in the report: where the launch
 chooses, what it aims at, or as much as the blocks of OpenCV take."""
-
-MAX_REGISTERS: dict[str, int] = {}
-"""Limits below those of the hardware, by the name in the report without its template arguments."""
 
 SHARED_BYTES = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}  # of a multiprocessor
 WARPS, BLOCKS, REGISTERS = 64, 32, 65536  # of a multiprocessor, on all three
@@ -74,16 +72,9 @@ class CompileError(RuntimeError):
 
 
 def faults(kernels: list[Kernel]) -> list[str]:
-    """What must not be: a spill, or more registers than MAX_REGISTERS."""
-    found = []
-    for kernel in kernels:
-        where = f"{kernel.name} on {kernel.target}"
-        limit = MAX_REGISTERS.get(kernel.name.partition("<")[0])
-        if kernel.spills:
-            found.append(f"{where} spills {kernel.spills} {'registers' if kernel.target[:3] == 'gfx' else 'bytes'}")
-        if limit is not None and kernel.registers > limit:
-            found.append(f"{where} takes {kernel.registers} registers, more than {limit}")
-    return found
+    """What must not be: a spill."""
+    units = {True: "registers", False: "bytes"}
+    return [f"{k.name} on {k.target} spills {k.spills} {units['gfx' in k.target]}" for k in kernels if k.spills]
 
 
 # NVIDIA: both languages end in PTX, and ptxas says what it made of it
@@ -132,18 +123,11 @@ def kernels_of_ptx(language: str, ptx: str, ptxas: str, dynamic_shared: int | No
 
 def ptxas_facts(said: str) -> dict[str, dict[str, int]]:
     """Registers, stack, spills and static shared memory of each kernel (mangled name) in the output of ``ptxas -v``."""
-
-    def count(pattern: str, text: str) -> int:
-        return sum(map(int, re.findall(pattern, text)))
-
+    patterns = {"registers": r"Used (\d+) registers", "stack": r"(\d+) bytes stack frame"}
+    patterns |= {"spills": r"(\d+) bytes spill (?:stores|loads)", "static_shared": r"(\d+) bytes smem"}
     parts = re.split(r"Compiling entry function '(\S+)' for '\w+'", said)
     return {
-        symbol: {
-            "registers": count(r"Used (\d+) registers", text),
-            "stack": count(r"(\d+) bytes stack frame", text),
-            "spills": count(r"(\d+) bytes spill (?:stores|loads)", text),
-            "static_shared": count(r"(\d+) bytes smem", text),
-        }
+        symbol: {fact: sum(map(int, re.findall(pattern, text))) for fact, pattern in patterns.items()}
         for symbol, text in zip(parts[1::2], parts[2::2], strict=True)
     }
 
@@ -252,45 +236,32 @@ def _call(*command) -> str:
 
 def table(kernels: list[Kernel]) -> list[str]:
     """The lines of a Markdown table: a row a kernel, "20 / 22" where the targets differ."""
-    by_name: dict[tuple[str, str], list[Kernel]] = {}
+    by_name: dict[tuple[str, str], list[dict]] = {}
     for kernel in kernels:
-        by_name.setdefault((kernel.language, kernel.name), []).append(kernel)
-
-    def cell(values: list) -> str:
-        return " / ".join(map(str, values if len(set(values)) > 1 else values[:1]))
-
-    fields = ("threads", "registers", "stack", "spills", "static_shared", "dynamic_shared")
-    rows = [("", "", "targets", *(field.replace("_", " ") for field in fields), "occupancy %")]
-    for (language, name), group in by_name.items():
-        numbers = (cell([getattr(kernel, field) for kernel in group]) for field in fields)
-        share = cell([round(100 * kernel.occupancy) for kernel in group])
-        rows.append((language, name, cell([kernel.target for kernel in group]), *numbers, share))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
+        facts = dataclasses.asdict(kernel) | {"occupancy %": round(100 * kernel.occupancy)}
+        by_name.setdefault((kernel.language, kernel.name), []).append(facts)
+    fields = [*[field.name for field in dataclasses.fields(Kernel)][2:-1], "occupancy %"]
+    rows = [["", "", *(field.replace("_", " ") for field in fields)]]
+    for names, group in by_name.items():
+        values = [list(map(str, (facts[field] for facts in group))) for field in fields]
+        rows.append([*names, *(" / ".join(v if len(set(v)) > 1 else v[:1]) for v in values)])
+    return aligned(rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
     parser.add_argument("--only", choices=("cuda", "triton"), help="kernels of one language")
     parser.add_argument("--triton-process", nargs="*", metavar="MODULE", help=argparse.SUPPRESS)
     parser.add_argument("--targets", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.triton_process is not None:
-        print(
-            json.dumps(
-                [dataclasses.asdict(kernel) for kernel in compile_triton(options.triton_process, options.targets)]
-            )
-        )
+        compiled = compile_triton(options.triton_process, options.targets)
+        print(json.dumps([dataclasses.asdict(kernel) for kernel in compiled]))
         return
     kernels = [] if options.only == "triton" else cuda_kernels(CUDA_SOURCES)
     if options.only != "cuda":
         kernels += triton_kernels(TRITON_MODULES)
-    if options.json:
-        print(json.dumps([dataclasses.asdict(kernel) for kernel in kernels], indent=1))
-    else:
-        print(*table(kernels), sep="\n")
+    print(*table(kernels), sep="\n")
     if found := faults(kernels):
         sys.exit("\n".join(found))
 

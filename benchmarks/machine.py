@@ -43,18 +43,13 @@ def environment(device: "torch.device | str" = "cpu") -> dict:
         properties = torch.cuda.get_device_properties(device)
         facts |= {"gpu": properties.name, "multiprocessors": properties.multi_processor_count}
         facts |= {"gpu_memory": properties.total_memory, "cuda": torch.version.cuda}
-        facts |= nvidia_smi(device, driver="driver_version", most_mhz="clocks.max.sm", power_limit="power.limit")
+        queries = {"driver": "driver_version", "most_mhz": "clocks.max.sm", "power_limit": "power.limit"}
+        asked = [f"--query-gpu={','.join(queries.values())}", "--format=csv,noheader", f"--id={device.index or 0}"]
+        facts |= dict.fromkeys(queries, "unknown")
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):  # there is no nvidia-smi, or it does not say
+            run = subprocess.run(["nvidia-smi", *asked], capture_output=True, text=True, check=True)
+            facts |= zip(queries, (word.strip() for word in run.stdout.split(",")), strict=True)
     return facts
-
-
-def nvidia_smi(device: torch.device, **queries: str) -> dict[str, str]:
-    """What the tool of the driver answers, "unknown" where there is none or it does not say."""
-    asked = [f"--query-gpu={','.join(queries.values())}", "--format=csv,noheader", f"--id={device.index or 0}"]
-    try:
-        run = subprocess.run(["nvidia-smi", *asked], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return dict.fromkeys(queries, "unknown")
-    return dict(zip(queries, (word.strip() for word in run.stdout.split(",")), strict=True))
 
 
 def versions() -> dict[str, str]:
@@ -104,7 +99,7 @@ def flags() -> dict[str, str]:
 def commit(tree: Path = ROOT) -> str | None:
     """The commit of the sources; outside a git repository what MASKFEAT_COMMIT says, or None.
 
-    Followed by "+" if tracked files differ from it. The results, and the documents that have them, do not count.
+    Followed by "+" if tracked files differ from it. The results, and the README that has some, do not count.
     """
     elsewhere = os.environ.get("MASKFEAT_COMMIT")
     git = ["git", "-C", str(tree)]
@@ -115,7 +110,7 @@ def commit(tree: Path = ROOT) -> str | None:
     if head.returncode:
         return elsewhere
     status = [*git, "status", "--porcelain", "--untracked-files=no", "--", ":/"]
-    status += [f":(top,exclude){name}" for name in ("benchmarks/results", "docs/benchmarks.md", "README.md")]
+    status += [f":(top,exclude){name}" for name in ("benchmarks/results", "README.md")]
     changes = subprocess.run(status, capture_output=True, text=True, check=True)
     return head.stdout.strip() + ("+" if changes.stdout else "")
 

@@ -1,7 +1,5 @@
 """The plots of reports: time along an axis, and the roofline. They need matplotlib, and no display."""
 
-import hashlib
-import json
 from functools import partial
 from pathlib import Path
 
@@ -24,18 +22,8 @@ def draw(reports: list[dict], stem: Path, names: "set[str] | None" = None) -> li
     paths = []
     for name in drawn if names is None else drawn.keys() & names:
         paths.append(stem.with_name(f"{stem.name}_{name}.png"))
-        FigureCanvasAgg(drawn[name]()).print_png(str(paths[-1]), metadata={"Report": fingerprint(reports)})
+        FigureCanvasAgg(drawn[name]()).print_png(str(paths[-1]))
     return paths
-
-
-def fingerprint(reports: list[dict]) -> str:
-    """Of all that a plot is made from: the reports and this file. Versions of matplotlib draw other pixels of them."""
-    code = Path(__file__).read_bytes()
-    return hashlib.sha256(json.dumps(reports, sort_keys=True).encode() + code).hexdigest()
-
-
-def is_drawn_from(plot: Path, report: dict) -> bool:
-    return plot.exists() and fingerprint([report]).encode() in plot.read_bytes()
 
 
 def curve(reports: list[dict], suite: str, title: str) -> Figure:

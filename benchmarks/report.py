@@ -1,4 +1,4 @@
-"""A report: JSON with every sample, and Markdown tables that are made from that JSON alone.
+"""A report: JSON with every sample, and Markdown tables that are made from that JSON alone; the README has a short one.
 
 ``{"device", "quick", "threads", "environment", "ceilings", "cannot", "absent", "finished", "cases"}``. "finished" is
 false while cases are to come. A case is ``{"suite", "title", "axis", "rows"}``. A case or a row that could not be
@@ -15,7 +15,19 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.machine import name_of, told_commit
+from benchmarks.machine import ROOT, name_of, told_commit
+from benchmarks.timing import is_ours
+
+RESULTS = "benchmarks/results"
+BEGIN, END = "<!-- results: begin (make results) -->", "<!-- results: end -->"
+MAIN = r"hog: (RGB 224x224, batch \d+, from memory|Gray .*)"
+"""The cases of the README."""
+
+HEAD = """\
+**{name}**, {how}. Times are of an image where images are counted, else of a call. Bold is faster than ours. Of RGB, \
+OpenCV, scikit-image and hogpp keep the strongest channel at each pixel: a third of our histograms. Commit {commit}, \
+{date}, load before {load}.{cut} [All tables]({tables}) have spread, settings and versions."""
+
 
 LEGEND = """\
 Times are medians (p20 to p80) of the samples, the rivals taken in turn. "(!)" marks a spread of more than a factor of \
@@ -32,17 +44,17 @@ photographs. The libraries are judged on gray. hogpp and fasthog are judged by t
 definitions are written nowhere else."""
 
 
+def share(value: float) -> str:
+    """0.1234 as "12 %". Small shares keep two digits, and nothing but zero becomes "0"."""
+    return "0" if value == 0 else f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.2g} %"
+
+
 def _number(key: str, scale: float = 1.0, digits: int = 3) -> Callable[[dict], str | None]:
     return lambda row: f"{scale * row[key]:.{digits}g}" if key in row else None
 
 
 def _share(key: str) -> Callable[[dict], str | None]:
     return lambda row: share(row[key]) if key in row else None
-
-
-def share(value: float) -> str:
-    """0.1234 as "12 %". Small shares keep two digits, and nothing but zero becomes "0"."""
-    return "0" if value == 0 else f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.2g} %"
 
 
 def _time(row: dict) -> str | None:
@@ -56,6 +68,10 @@ def _spread(row: dict) -> str | None:
     return f"{p20:.4g} to {p80:.4g}{' (!)' if p80 > 2 * p20 else ''}"
 
 
+def _ratio(row: dict) -> str | None:
+    return "{median:.3g} ({p20:.3g} to {p80:.3g})".format(**row["ratio"]) if "ratio" in row else None
+
+
 def _error(row: dict) -> str | None:
     if "max_error" in row:
         return "-" if row["max_error"] is None else f"{row['max_error']:.1e}"
@@ -66,17 +82,13 @@ def _pixels(row: dict) -> str | None:
     return share(row["pixels_wrong"]) if "pixels_wrong" in row else "no single bin" if "cells_off" in row else None
 
 
-RATIO = "{median:.3g} ({p20:.3g} to {p80:.3g})"
-
 COLUMNS: dict[str, Callable[[dict], str | None]] = {
     "": lambda row: row["name"],
     "input": lambda row: row.get("given"),
     "threads": lambda row: str(row["threads"]) if "threads" in row else None,
     "ms": _time,
     "p20 to p80": _spread,
-    "time ratio": lambda row: (
-        "{median:.3g} ({p20:.3g} to {p80:.3g})".format(**row["ratio"]) if "ratio" in row else None
-    ),
+    "time ratio": _ratio,
     "to": lambda row: row["ratio"]["to"] if "ratio" in row else None,
     "images/s": _number("items_per_second", digits=4),
     "GB/s": _number("bytes_per_second", 1e-9),
@@ -141,18 +153,10 @@ def is_finished(report: dict) -> bool:
 def markdown(report: dict) -> str:
     """One machine: every table, and what the rivals cannot do."""
     lines = [f"# Benchmarks on {name_of(report['environment'])}", "", about(report), "", LEGEND]
-    above = "; ".join(
-        f"{row['name']} ({case['title']}: {100 * row['share_of_arithmetic']:.0f} %)"
-        for case in report["cases"]
-        for row in case["rows"]
-        if row.get("share_of_arithmetic", 0) > 1
-    )
-    if above:
-        lines += ["", f"Warning: more arithmetic than the measured ceiling, which cannot be trusted: {above}."]
     for case in report["cases"]:
         lines += ["", f"## {case['suite']}: {case['title']}", "", *table(case)]
-        told = ", ".join(f"{series} {power:.2f}" for series, power in exponents(case).items())
-        lines += ["", f"Exponent of time against pixels, from 256x256 on: {told}."] if told else []
+        if powers := exponents(case):
+            lines += ["", f"Exponent of time against pixels, from 256x256 on: {powers}."]
     lines += ["", "## What the rivals cannot do", "", *(f"* {name}: {note}" for name, note in report["cannot"].items())]
     lines += ["", "Absent from this run:", "", *(f"* {name}: {why}" for name, why in report["absent"].items())]
     return "\n".join(lines) + "\n"
@@ -166,14 +170,14 @@ def curves(case: dict) -> dict[str, list[dict]]:
     return result
 
 
-def exponents(case: dict) -> dict[str, float]:
+def exponents(case: dict) -> str:
     """The power of the pixels that time grows with, for each series of three sizes or more: 1 means proportional."""
-    result = {}
+    told = []
     for series, rows in curves(case).items() if (case["axis"] or "").startswith("pixels") else ():
         points = [(math.log(r["at"]), math.log(r["seconds"]["median"])) for r in rows if r["at"] >= 256**2]
         if len(points) >= 3:
-            result[series] = statistics.linear_regression(*zip(*points, strict=True)).slope
-    return result
+            told.append(f"{series} {statistics.linear_regression(*zip(*points, strict=True)).slope:.2f}")
+    return ", ".join(told)
 
 
 def side_by_side(reports: list[dict]) -> str:
@@ -183,13 +187,12 @@ def side_by_side(reports: list[dict]) -> str:
     tables: dict[str, dict[str, list[str]]] = {}  # by title and name: a cell for each machine
     for i, report in enumerate(reports):
         for case in report["cases"]:
-            rows = tables.setdefault(f"{case['suite']}: {common_title(case)}", {})
             for row in case["rows"]:
+                rows = tables.setdefault(f"{case['suite']}: {common_title(case)}", {})
                 name = ", ".join(filter(None, [row["name"], row.get("given")]))
                 rows.setdefault(name, [""] * len(reports))[i] = _brief(row)
     for title, rows in tables.items():
-        if rows:
-            lines += ["", f"## {title}", "", *aligned([["", *names], *([name, *rows[name]] for name in rows)])]
+        lines += ["", f"## {title}", "", *aligned([["", *names], *([name, *rows[name]] for name in rows)])]
     return "\n".join(lines) + "\n"
 
 
@@ -211,11 +214,12 @@ def _brief(row: dict) -> str:
 def write(report: dict, path: Path) -> None:
     """Write ``path`` (.json, raw samples included), and beside it the tables made from what was written (.md)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_rounded(report), indent=1)
+    six_digits = json.loads(json.dumps(report), parse_float=lambda digits: float(f"{float(digits):.6g}"))
+    text = json.dumps(six_digits, indent=1)
     # A list of samples on one line.
     text = re.sub(r"\[\s+(-?[\d.][^\[\]{}\"]*?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]", text)
     write_at_once(path, text + "\n")
-    write_at_once(path.with_suffix(".md"), markdown(json.loads(text)))
+    write_at_once(path.with_suffix(".md"), markdown(six_digits))
 
 
 def write_at_once(path: Path, text: str) -> None:
@@ -223,15 +227,6 @@ def write_at_once(path: Path, text: str) -> None:
     beside = path.with_name(f"{path.name}.new")
     beside.write_text(text)
     os.replace(beside, path)
-
-
-def _rounded(value):
-    """With six digits, more than any clock has to say."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items()}
-    return [_rounded(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def read(path: Path) -> dict:
@@ -258,6 +253,95 @@ def joined(reports: list[dict]) -> dict:
         "only": "",
         "seconds": sum(report.get("seconds", 0.0) for report in reports),
     }
+
+
+def summary(report: dict) -> list[str]:
+    """A line for each row of MAIN that others are compared with: its time, and how many times as long others take.
+
+    A rival that is faster is bold.
+    """
+    lines = [["case", "row", "its time", "how many times as long others take"]]
+    for case in report["cases"]:
+        title = f"{case['suite']}: {case['title']}"
+        if not re.fullmatch(MAIN, title):
+            continue
+        if "failed" in case:
+            lines.append([title, f"failed: {case['failed']}", "", ""])
+        for row in case["rows"]:
+            others = "; ".join(times(o) for o in case["rows"] if o.get("ratio", {}).get("to") == row["name"])
+            if others or "failed" in row:
+                words = ["", f"failed: {row['failed']}"] if "failed" in row else [time_of(row), others]
+                lines.append([title, row["name"], *words])
+                title = ""
+    return aligned(lines)
+
+
+def times(row: dict) -> str:
+    name, ratio = row["name"].removeprefix("theirs: "), row["ratio"]["median"]
+    word = f"{name} {ratio:,.0f}" if ratio >= 10 else f"{name} {ratio:.2g}"
+    return f"**{word}**" if ratio < 1 and is_ours(row["ratio"]["to"]) and not is_ours(row["name"]) else word
+
+
+def time_of(row: dict) -> str:
+    """Of an image where the row counts images, else of a call; and the share of a copy's bandwidth."""
+    us = 1e6 / row["items_per_second"] if "items_per_second" in row else 1e6 * row["seconds"]["median"]
+    word = f"{us:.3g} us" if us < 100 else f"{us:,.0f} us" if us < 1e4 else f"{us / 1e3:,.0f} ms"
+    return word + (f", {share(row['share_of_copy'])} of a copy" if "share_of_copy" in row else "")
+
+
+def block(reports: dict[str, dict]) -> str:
+    """What stands between the marks of the README, from reports by file name."""
+    if quick := [stem for stem, report in reports.items() if report["quick"]]:
+        raise ValueError(f"the results must be of full runs; quick ones are {', '.join(quick)}")
+    parts = []
+    for stem, report in reports.items():
+        facts, on_gpu = report["environment"], report["device"] == "cuda"
+        head = HEAD.format(
+            name=name_of(facts),
+            how="replay of CUDA graphs" if on_gpu else "one thread where nothing else is said",
+            commit=told_commit(facts["commit"]),
+            date=facts["date"][:10],
+            load=facts["load_before"],
+            cut="" if is_finished(report) else " The run was cut short.",
+            tables=f"{RESULTS}/{stem}.md",
+        )
+        parts += [head, "\n".join(summary(report))]
+    if all(report["device"] == "cpu" for report in reports.values()):
+        parts.append("On GPUs: **not yet measured**. `make gpu` measures.")
+    return "\n\n".join([BEGIN, *parts, END])
+
+
+def with_block(path: Path, new: str) -> str:
+    """The text of a document with what stands between the marks replaced."""
+    text = path.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end or BEGIN in rest or END in before + after:
+        raise ValueError(f"{path.name} must have one {BEGIN} and after it one {END}")
+    return before + new + after
+
+
+def results(words: list[str], root: Path = ROOT) -> int:
+    """``make results``: the table of the README; tables and plots beside the reports in ``benchmarks/results/``.
+
+    With --check nothing is written, and it fails if a table is stale.
+    """
+    if words not in ([], ["--check"]):
+        raise SystemExit(f"python -m benchmarks results [--check], got {' '.join(words)}")
+    reports = {path.stem: read(path) for path in sorted((root / RESULTS).glob("*.json"))}
+    new = {root / RESULTS / f"{stem}.md": markdown(report) for stem, report in reports.items()}
+    new[root / "README.md"] = with_block(root / "README.md", block(reports))
+    stale = [path for path, text in new.items() if not path.exists() or path.read_text() != text]
+    for path in [] if words else stale:
+        write_at_once(path, new[path])
+    if stale and not words and importlib.util.find_spec("matplotlib"):
+        from benchmarks import plots
+
+        for stem, report in reports.items():
+            plots.draw([report], root / RESULTS / stem, {"time-and-pixels", "roofline"})
+    names = ", ".join(path.name for path in stale)
+    print(f"{'stale, run make results' if words else 'written'}: {names}" if names else "all is up to date")
+    return int(bool(words and stale))
 
 
 def main(words: list[str]) -> int:

@@ -184,7 +184,7 @@ def is_right(name: str, device: str) -> bool:
         CALLS[call](backend, device)
         if device == "cuda":
             torch.cuda.synchronize()
-    except Exception as error:
+    except Exception as error:  # a wrong number, a launch that fails, a refusal: the others are called all the same
         told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         print(f"{traceback.format_exc()}{name} WRONG: {told}", flush=True)
         return False

@@ -79,6 +79,10 @@ class Settings:
         """For :func:`measure`: a case ends after its rounds, or earlier when its seconds have passed."""
         return {"rounds": 3, "seconds": 0.0} if self.quick else {"rounds": 30, "seconds": 5.0}
 
+    def batch(self, quick: int, cpu: int, gpu: int) -> int:
+        """Images of a batch."""
+        return quick if self.quick else cpu if self.device == "cpu" else gpu
+
 
 def measure_rivals(rivals: list[Rival], settings: Settings) -> list[dict]:
     return measure(rivals, device=settings.device, **settings.limits)
@@ -148,7 +152,16 @@ def measure(
 
     for rival, row, _ in able:
         taken = samples[rival.name]
-        row |= {"seconds": summary(taken), **_rates(row["bytes"], rival, taken, ceilings[rival.threads])}
+        row["seconds"], most = summary(taken), ceilings[rival.threads]
+        median = row["seconds"]["median"]
+        if row["bytes"]:
+            row["bytes_per_second"] = row["bytes"] / median
+            row["share_of_copy"] = row["bytes_per_second"] / most["copy_bytes_per_second"]
+        if rival.operations:
+            row["operations"] = rival.operations
+            row["share_of_arithmetic"] = rival.operations / median / most["operations_per_second"]
+        if rival.items:
+            row["items_per_second"] = rival.items / median
         if rival.versus in samples:
             ratios = [mine / other for mine, other in zip(taken, samples[rival.versus], strict=True)]
             row["ratio"] = {"to": rival.versus, **summary(ratios)}
@@ -163,7 +176,7 @@ def failing_alone(row: dict):
     """Where a rival fails, its row says so and the others go on; ours may not fail."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # a library may fail in any way: a wrong result, no memory, no compiler
         if is_ours(row["name"]):
             raise
         traceback.print_exc()
@@ -173,20 +186,6 @@ def failing_alone(row: dict):
 def told(error: Exception) -> str:
     """An error in a line."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def _rates(nbytes: int, rival: Rival, taken: list[float], ceilings: dict) -> dict:
-    """What is done per second, and the share of what the machine can do."""
-    median, rates = summary(taken)["median"], {}
-    if nbytes:
-        rates["bytes_per_second"] = nbytes / median
-        rates["share_of_copy"] = nbytes / median / ceilings["copy_bytes_per_second"]
-    if rival.operations:
-        rates["operations"] = rival.operations
-        rates["share_of_arithmetic"] = rival.operations / median / ceilings["operations_per_second"]
-    if rival.items:
-        rates["items_per_second"] = rival.items / median
-    return rates
 
 
 def check(rival: Rival, device: "torch.device | str" = "cpu") -> dict:

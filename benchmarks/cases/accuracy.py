@@ -25,26 +25,25 @@ OFF = 1e-3
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-INPUTS = ("bytes", "floats /255, mean, deviation")
+BYTES, FLOATS = "bytes", "floats /255, mean, deviation"
 
 
 @dataclasses.dataclass
 class Contender:
     """An implementation, what it takes, and the truth.
 
-    cells: gives the histograms of cells of 8x8 pixels, [..., bins] with the bins on axis ``bins_axis``.
-    pixels: the same of cells of one pixel, whose only bin that is not zero is that of the pixel; None where a pixel has
-        more than one bin.
+    hog: gives the histograms of cells of 8x8 pixels, [..., bins] with the bins on axis ``bins_axis``; with ``cell=1``
+        those of single pixels, whose only bin that is not zero is that of the pixel.
+    exact_pixels: None where a pixel has more than one bin.
     """
 
     name: str
     given: str
-    cells: Callable[[Any], Any]
-    pixels: Callable[[Any], Any] | None
+    hog: Callable[..., Any]
     x: Any
-    exact_cells: Any
-    exact_pixels: Any
     bins_axis: int
+    exact_cells: Any
+    exact_pixels: Any = None
 
 
 def accuracy(settings: Settings) -> list[Case]:
@@ -58,26 +57,20 @@ def contenders(settings: Settings, batch: int) -> list[Contender]:
     floats = normalised(planes)
     truth = [_truth(fused_hog, planes, backend="reference", cell=side) for side in (8, 1)]
     result = []
-
-    def add(name: str, given: int, hog, x: Tensor) -> None:
-        result.append(Contender(name, INPUTS[given], hog, partial(hog, cell=1), x, *truth, 2))
-
     for name, backend in our_backends(settings).items():
         run = partial(fused_hog, backend=backend)
-        add(f"{name} uint8", 0, run, planes)
+        result.append(Contender(f"{name} uint8", BYTES, run, planes, 2, *truth))
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            add(f"{name} {short(dtype)}", 0, run, planes.to(dtype))
-            add(f"{name} {short(dtype)}", 1, run, floats.to(dtype))
-        add(f"{name} float64", 1, run, normalised(planes, torch.float64))
+            result.append(Contender(f"{name} {short(dtype)}", BYTES, run, planes.to(dtype), 2, *truth))
+            result.append(Contender(f"{name} {short(dtype)}", FLOATS, run, floats.to(dtype), 2, *truth))
+        result.append(Contender(f"{name} float64", FLOATS, run, normalised(planes, torch.float64), 2, *truth))
     layers = {"reference layer float32": r.hog_layer, "reference layer fp16 autocast": r.hog_layer_autocast}
     if not settings.quick:
         layers["reference layer compiled"] = r.hog_layer_compiled(settings.device)
+    inputs = ((BYTES, planes.float()), (FLOATS, floats))
+    result += [Contender(name, given, layer, x, 2, *truth) for name, layer in layers.items() for given, x in inputs]
     soft = _truth(r.soft_conv_hog, planes)
-    for name, layer in layers.items():
-        for given, x in enumerate((planes.float(), floats)):
-            add(name, given, layer, x)
-    for given, x in zip(INPUTS, (planes.float(), floats), strict=True):
-        result.append(Contender("soft conv HOG float32", given, r.soft_conv_hog, None, x, soft, None, 2))
+    result += [Contender("soft conv HOG float32", given, r.soft_conv_hog, x, 2, soft) for given, x in inputs]
     return result + (libraries(images) if settings.device == "cpu" else [])
 
 
@@ -85,23 +78,19 @@ def libraries(images: np.ndarray) -> list[Contender]:
     """On gray, so that the choice of a channel, which is no rounding, does not enter."""
     gray = np.ascontiguousarray(images[..., 1])
     floats = np.ascontiguousarray(normalised(torch.from_numpy(images).movedim(-1, 1)).numpy()[:, 1])
-    result = []
-
-    def add(name: str, given: int, hog, x: np.ndarray, exact, exact_pixels=None) -> None:
-        pixels = None if exact_pixels is None else partial(hog, cell=1)
-        result.append(Contender(name, INPUTS[given], hog, pixels, x, exact, exact_pixels, -1))
-
     truth = [r.exact_skimage_hog(gray, cell=side) for side in (8, 1)]
-    add("scikit-image uint8", 0, r.skimage_hog, gray, *truth)
-    add("scikit-image float32", 1, r.skimage_hog, floats, *truth)
+    result = [
+        Contender("scikit-image uint8", BYTES, r.skimage_hog, gray, -1, *truth),
+        Contender("scikit-image float32", FLOATS, r.skimage_hog, floats, -1, *truth),
+    ]
     if r.is_there("cv2"):
-        add("OpenCV uint8", 0, r.opencv_hog, gray, r.exact_opencv_hog(gray))
+        result.append(Contender("OpenCV uint8", BYTES, r.opencv_hog, gray, -1, r.exact_opencv_hog(gray)))
     if r.is_there("hogpp"):  # judged by its own, which of bytes is float64
-        for given, x in enumerate((gray.astype(np.float32), floats)):
-            add("hogpp float32", given, r.hogpp_hog, x, r.hogpp_hog(gray))
+        for given, x in ((BYTES, gray.astype(np.float32)), (FLOATS, floats)):
+            result.append(Contender("hogpp float32", given, r.hogpp_hog, x, -1, r.hogpp_hog(gray)))
     if r.is_there("fasthog"):  # by its own too
         exact = r.fasthog_hog(gray.astype(np.float64))
-        add("fasthog float64", 1, r.fasthog_hog, floats.astype(np.float64), exact)
+        result.append(Contender("fasthog float64", FLOATS, r.fasthog_hog, floats.astype(np.float64), -1, exact))
     return result
 
 
@@ -125,11 +114,11 @@ def judge(contenders: list[Contender], settings: Settings) -> list[dict]:
 
 
 def shares(c: Contender) -> dict:
-    error = (_float64(c.cells(c.x)) - _float64(c.exact_cells)).abs().amax(c.bins_axis)
+    error = (_float64(c.hog(c.x)) - _float64(c.exact_cells)).abs().amax(c.bins_axis)
     facts = {"cells": error.numel(), "cells_off": (error > OFF).double().mean().item()}
     facts["largest_error"] = error.max().item()
-    if c.pixels is not None:
-        bins, exact_bins = _bin(c.pixels(c.x), c.bins_axis), _bin(c.exact_pixels, c.bins_axis)
+    if c.exact_pixels is not None:
+        bins, exact_bins = _bin(c.hog(c.x, cell=1), c.bins_axis), _bin(c.exact_pixels, c.bins_axis)
         wrong = (bins != exact_bins)[exact_bins >= 0]
         facts |= {"pixels": wrong.numel(), "pixels_wrong": wrong.double().mean().item()}
     return facts

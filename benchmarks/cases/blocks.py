@@ -25,23 +25,19 @@ is said where it is a rival: OPENCV_TOLERANCE."""
 
 def blocks(settings: Settings) -> list[Case]:
     """SKIMAGE and OPENCV. The suite hog has MASKFEAT; here it is once more, by the kernels of blocks."""
-    more = f"RGB 224x224, batch {batch_of(settings)}, from memory"
+    more = f"RGB 224x224, batch {settings.batch(2, 16, 256)}, from memory"
     cases = [Case(f"{name}, {more}", partial(forward, settings, name)) for name in ("SKIMAGE", "OPENCV")]
     return [*cases, Case(f"MASKFEAT by the kernels of blocks, {more}", partial(one_cell_blocks, settings))]
 
 
 def gradients(settings: Settings) -> list[Case]:
-    more = f"RGB 224x224, batch {batch_of(settings)}, float32"
+    more = f"RGB 224x224, batch {settings.batch(2, 16, 256)}, float32"
     return [Case(f"{name} and its gradient, {more}", partial(backward, settings, name)) for name in DIALECTS]
-
-
-def batch_of(settings: Settings) -> int:
-    return 2 if settings.quick else 16 if settings.device == "cpu" else 256
 
 
 def forward(settings: Settings, name: str) -> list[Rival]:
     """Bytes and float32. The copy reads the pixels and writes them, which is the least that a pass over them takes."""
-    spec, batch = DIALECTS[name], batch_of(settings)
+    spec, batch = DIALECTS[name], settings.batch(2, 16, 256)
     planes, rivals = photographs(batch, settings.device)[0], []
     truth = repeated(planes, lambda x: fused_hog(x.to(EXACT[name]), spec, backend="reference"))
     for x in (planes, planes.float()):
@@ -57,7 +53,7 @@ def forward(settings: Settings, name: str) -> list[Rival]:
 
 def one_cell_blocks(settings: Settings) -> list[Rival]:
     """MASKFEAT by its own kernels, and as blocks of one cell by those of blocks: what its own kernels are worth."""
-    planes, rivals = photographs(batch_of(settings), settings.device)[0], []
+    planes, rivals = photographs(settings.batch(2, 16, 256), settings.device)[0], []
     truth = repeated(planes, lambda x: fused_hog(x.double(), backend="reference"))
     gate = {"tolerance": SKIMAGE_TOLERANCE, "items": len(planes)}
     for x in (planes, planes.float()):
@@ -76,7 +72,7 @@ def by_blocks(backend: str, x: Tensor) -> Tensor:
 
 def backward(settings: Settings, name: str) -> list[Rival]:
     """A call computes the histograms, and the gradient of their weighted sum to the pixels."""
-    spec, batch = DIALECTS[name], batch_of(settings)
+    spec, batch = DIALECTS[name], settings.batch(2, 16, 256)
     planes, rivals = photographs(batch, settings.device)[0].float(), []
     truth = repeated(planes, lambda x: gradient(spec, "reference", x.to(EXACT[name], copy=True).requires_grad_()))
     inputs = [x.requires_grad_() for x in timing.rotating(planes, settings.device)]

@@ -15,8 +15,7 @@ LAYER = "reference layer float32"
 
 
 def hog(settings: Settings) -> list[Case]:
-    on_cpu, quick = settings.device == "cpu", settings.quick
-    few, some, many = (1, 2, 2) if quick else (1, 8, 16 if on_cpu else 256)
+    on_cpu, few, some, many = settings.device == "cpu", 1, settings.batch(2, 8, 8), settings.batch(2, 16, 256)
     cases = [
         Case(f"RGB 224x224, batch {few}", partial(against_others, settings, few)),
         Case(f"RGB 224x224, batch {many}, from memory", partial(against_others, settings, many, cold=True)),
@@ -242,15 +241,21 @@ def overhead(settings: Settings) -> list[Rival]:
     return rivals
 
 
-def ours_along(settings: Settings, batch: int, more: str, layer: bool, side: int = 224, **place) -> list[Rival]:
-    """One place on a curve: each of our backends on bytes and float32, and the reference layer if asked for."""
+def ours_along(
+    settings: Settings, batch: int, more: str, layer: bool, side: int = 224, to: str = "", **place
+) -> list[Rival]:
+    """One place on a curve: each of our backends on bytes and float32, and the reference layer if asked for.
+
+    to: what follows in the name of the place that ours are compared with; "" for none.
+    """
     planes, truth = photographs(batch, settings.device, side)
     place["operations"] = operations(planes.numel())
     rivals = []
     for name, backend in our_backends(settings).items():
         for x in (planes, planes.float()):
             series, run = f"{name} {short(x.dtype)}", partial(fused_hog, backend=backend)
-            rivals.append(Rival(f"{series}{more}", run, [x], truth, series=series, **place))
+            versus = f"{series}{to}" if to else None
+            rivals.append(Rival(f"{series}{more}", run, [x], truth, versus, series=series, **place))
     if layer:
         place |= {"versus": f"fused_hog float32{more}", "series": LAYER}
         rivals.append(Rival(f"{LAYER}{more}", r.hog_layer, [planes.float()], truth, **place))
@@ -282,17 +287,9 @@ def batches(settings: Settings) -> list[Rival]:
 
 def threads(settings: Settings, batch: int) -> list[Rival]:
     """Ours are compared with one thread, the others with ours on as many threads."""
-    planes, truth = photographs(batch, "cpu")
-    rivals = []
+    rivals, images = [], r.photograph_batch(batch)
     for count in sorted({1, settings.threads} | {2**k for k in range(10) if 2**k < settings.threads}):
-        more, job = f", threads {count}", {"at": count, "threads": count, **job_of(planes, batch)}
-        for series, run, x in (
-            ("fused_hog uint8", fused_hog, planes),
-            ("fused_hog float32", fused_hog, planes.float()),
-            (LAYER, r.hog_layer, planes.float()),
-        ):
-            versus = f"{series}, threads 1" if count > 1 else None
-            versus = f"fused_hog float32{more}" if series == LAYER else versus
-            rivals.append(Rival(f"{series}{more}", run, [x], truth, versus, series=series, **job))
-        rivals += libraries(r.photograph_batch(batch), names=("OpenCV",), more=more, **job)
+        more, place = f", threads {count}", {"at": count, "threads": count, "items": batch}
+        rivals += ours_along(settings, batch, more, True, to=", threads 1" if count > 1 else "", **place)
+        rivals += libraries(images, names=("OpenCV",), more=more, operations=operations(images.size), **place)
     return rivals

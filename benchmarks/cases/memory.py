@@ -3,7 +3,6 @@
 This file is also the program of these processes, and so it imports torch nowhere but for those who need it.
 """
 
-import argparse
 import ctypes
 import gc
 import importlib
@@ -48,53 +47,43 @@ def measure_processes(contenders: list[tuple[str, int]], settings) -> list[dict]
 
     taken: dict[str, list[dict]] = {name: [] for name, _ in contenders}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "images.npy")
-        np.save(path, photograph_batch(contenders[0][1]))
+        images = Path(folder, "images.npy")
+        np.save(images, photograph_batch(contenders[0][1]))
         for _ in range(1 if settings.quick else 3):
-            for name, _ in contenders:
-                command = [sys.executable, "-m", "benchmarks.cases.memory", name, str(path), settings.device]
-                begin = ["--result", str(Path(folder, f"{name}.npy")), "--begin", str(time.time())]
-                run = subprocess.run([*command, *begin], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+            for name in taken:
+                words = [name, images, settings.device, Path(folder, f"{name}.npy"), time.time()]
+                command = [sys.executable, "-m", "benchmarks.cases.memory", *map(str, words)]
+                run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
                 taken[name].append(json.loads(run.stdout.splitlines()[-1]))
-        results = {name: np.load(Path(folder, f"{name}.npy")) for name in taken}
-    for name in COMPARED.keys() & results.keys():
-        error = np.abs(results[name].ravel() - results[COMPARED[name]].ravel()).max()
-        if not error <= 1e-5:
-            raise WrongResult(f"{name} and {COMPARED[name]} differ by {error:.2g}, allowed are 1e-05")
+        results = {name: np.load(Path(folder, f"{name}.npy")).ravel() for name in taken}
     rows = []
     for name, facts in taken.items():
-        samples = [f["cold_start"] for f in facts]
+        samples, ours = [f["cold_start"] for f in facts], COMPARED.get(name)
         row = {"name": name, "threads": 1, "seconds": summary(samples)}
-        row["import_seconds"] = summary([f["import"] for f in facts])["median"]
-        row["peak_bytes"] = summary([f["peak_bytes"] for f in facts])["median"]
-        if COMPARED.get(name) in taken:
-            ours = [f["cold_start"] for f in taken[COMPARED[name]]]
-            ratios = [mine / other for mine, other in zip(samples, ours, strict=True)]
-            row["ratio"] = {"to": COMPARED[name], **summary(ratios)}
+        row |= {key: summary([f[key] for f in facts])["median"] for key in ("import_seconds", "peak_bytes")}
+        if ours in taken:
+            error = np.abs(results[name] - results[ours]).max()
+            if not error <= 1e-5:
+                raise WrongResult(f"{name} and {ours} differ by {error:.2g}, allowed are 1e-05")
+            ratios = [mine / f["cold_start"] for mine, f in zip(samples, taken[ours], strict=True)]
+            row["ratio"] = {"to": ours, **summary(ratios)}
         rows.append({**row, "result_bytes": facts[0]["result_bytes"], "samples": samples})
     return rows
 
 
-def main() -> None:
-    """The process of one rival."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("name", choices=list(LOADERS))
-    parser.add_argument("images", type=Path)
-    parser.add_argument("device")
-    parser.add_argument("--result", type=Path, required=True, help="where the result goes")
-    parser.add_argument("--begin", type=float, required=True, help="time.time() when the process was asked for")
-    options = parser.parse_args()
+def process_of(name: str, images: str, device: str, to: str, asked_for: str) -> None:
+    """The process of one rival, which was asked for at that time.time(). The result of all images goes to a file."""
     begin = time.time()
-    hog, planes = LOADERS[options.name](options.device)
-    imported = time.time() - begin
-    images = np.load(options.images)
-    first = hog(planes(images[:1]))
-    if options.device == "cuda":  # which is still at work when the call returns
+    hog, planes = LOADERS[name](device)
+    facts = {"import_seconds": time.time() - begin}
+    batch = np.load(images)
+    first = hog(planes(batch[:1]))
+    if device == "cuda":  # which is still at work when the call returns
         first.cpu()
-    facts = {"cold_start": time.time() - options.begin, "import": imported}
-    images = planes(images)
-    result, facts["peak_bytes"] = peak_bytes(lambda: hog(images), options.device)
-    np.save(options.result, result.cpu() if options.device == "cuda" else result)
+    facts["cold_start"] = time.time() - float(asked_for)
+    batch = planes(batch)
+    result, facts["peak_bytes"] = peak_bytes(lambda: hog(batch), device)
+    np.save(to, result.cpu() if device == "cuda" else result)
     print(json.dumps({**facts, "result_bytes": result.nbytes}))
 
 
@@ -163,4 +152,4 @@ COMPARED = {
 """Which of ours does the job of a rival."""
 
 if __name__ == "__main__":
-    main()
+    process_of(*sys.argv[1:])

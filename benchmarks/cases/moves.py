@@ -33,7 +33,7 @@ class Batch:
 
 
 def gather(settings: Settings) -> list[Case]:
-    loss = Case(f"Loss on the masked tokens, batch {batch_of(settings)}", partial(losses, settings))
+    loss = Case(f"Loss on the masked tokens, batch {settings.batch(2, 16, 256)}", partial(losses, settings))
     return [*_cases(settings, "Gather", "Gather and its gradient"), loss]
 
 
@@ -51,18 +51,14 @@ def _cases(settings: Settings, *names: str) -> list[Case]:
     for dtype, threads in choices:
         end = f"{short(dtype)}, {threads} threads" if threads > 1 else short(dtype)
         for name in names:
-            title = f"{name}: {K} of {N} tokens, width {D}, batch {batch_of(settings)}, {end}"
+            title = f"{name}: {K} of {N} tokens, width {D}, batch {settings.batch(2, 16, 256)}, {end}"
             cases.append(Case(title, partial(moves, settings, name, dtype, threads)))
     return cases
 
 
-def batch_of(settings: Settings) -> int:
-    return 2 if settings.quick else 16 if settings.device == "cpu" else 256
-
-
 def batches(settings: Settings, dtype: torch.dtype, rows: int, moved: int, width: int = D) -> list[Batch]:
     """Batches that together exceed the cache. A gradient has ``rows`` rows, and a call moves ``moved`` rows."""
-    batch = batch_of(settings)
+    batch = settings.batch(2, 16, 256)
     order = torch.rand(batch, N, generator=torch.Generator().manual_seed(0)).argsort(1)
     token_ids = order[:, :K].sort(1).values
     mask = torch.zeros(batch, N, dtype=torch.bool).scatter_(1, token_ids, True)

@@ -17,7 +17,7 @@ KEPT, PATCHES = 78, 196
 
 
 def tokens(settings: Settings) -> list[Case]:
-    batch = 2 if settings.quick else 8 if settings.device == "cpu" else 256
+    batch = settings.batch(2, 8, 256)
     where = f"batch {batch}, from memory"
     return [
         Case(f"Targets of {KEPT} of {PATCHES} patches, {where}", partial(targets, settings, batch)),

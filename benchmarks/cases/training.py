@@ -9,6 +9,7 @@ forward only: what the gradients of hiding and gathering take is in the step, an
 the masks of both have been drawn by the workers of a loader, and a step copies them.
 """
 
+import importlib
 import io
 import itertools
 from collections.abc import Callable
@@ -77,30 +78,23 @@ def places(settings: Settings, workers: int) -> list[Rival]:
         run = partial(epoch, on_device=on_device, device=settings.device)
         return Rival(name, run, [data], expected, versus, items=count, on_host=True, **gate)
 
+    theirs, ours = (partial(skimage_target, name) for name in ("skimage.feature", "maskfeat_kernels.compat.skimage"))
     rivals = [
         rival("no targets", None, None, None),
         rival("fused_hog_tokens on the device", None, partial(fused_hog_tokens, token_ids=ids), tokens),
         rival("fused_hog on the device", None, fused_hog),
         rival("reference layer on the device", None, lambda x: r.hog_layer(x.float())),
         rival("fused_hog in the workers", fused_hog, None),
-        rival("scikit-image in the workers", skimage_target, None, of_skimage, tolerance=r.SKIMAGE_TOLERANCE),
+        rival("scikit-image in the workers", theirs, None, of_skimage, tolerance=r.SKIMAGE_TOLERANCE),
     ]
     if r.is_there(r.NUMPY_OPS):
-        rivals.append(rival("compat.skimage in the workers", compat_target, None, of_skimage))
+        rivals.append(rival("compat.skimage in the workers", ours, None, of_skimage))
     return rivals
 
 
-def skimage_target(planes: Tensor) -> Tensor:  # [3, H, W] uint8 -> blocks of one cell
-    """scikit-image on the array of an image."""
-    from skimage.feature import hog
-
-    return torch.from_numpy(hog(planes.permute(1, 2, 0).numpy(), **r.SKIMAGE_OPTIONS))
-
-
-def compat_target(planes: Tensor) -> Tensor:
-    """The same call to our drop-in module, which computes on arrays, without torch."""
-    from maskfeat_kernels.compat.skimage import hog
-
+def skimage_target(module: str, planes: Tensor) -> Tensor:  # [3, H, W] uint8 -> blocks of one cell
+    """scikit-image, or our drop-in module, on the array of an image."""
+    hog = importlib.import_module(module).hog
     return torch.from_numpy(hog(planes.permute(1, 2, 0).numpy(), **r.SKIMAGE_OPTIONS))
 
 

@@ -150,7 +150,7 @@ def test_accuracy_counts_pixels_and_cells():
     exact = torch.tensor([[1.0, 0], [0, 1], [0, 0], [1, 0]])
     pixels = torch.tensor([[1.0, 0], [1, 0], [0, 1], [1, 0]])
     cells = exact + torch.tensor([[0.0, 0], [0, 0.0009], [0.25, 0], [0, 0]])
-    contender = Contender("one", "bytes", lambda x: cells, lambda x: pixels, None, exact, exact, -1)
+    contender = Contender("one", "bytes", lambda x, cell=8: cells if cell == 8 else pixels, None, -1, exact, exact)
     (row,) = judge([contender], Settings())
     assert (row["pixels"], row["pixels_wrong"]) == (3, 1 / 3)
     assert (row["cells"], row["cells_off"], row["largest_error"]) == (4, 0.25, 0.25)

@@ -69,17 +69,18 @@ def test_the_end_of_a_part_ends_its_steps(tmp_path, monkeypatch):
 
 
 def test_an_interrupt_ends_the_steps_too(run, monkeypatch):
-    def interrupted(seconds):
+    def interrupted(futures):
+        while "\nbegun" not in log.read_text():
+            time.sleep(0.05)
         raise KeyboardInterrupt
 
-    step = python("long", "import time; time.sleep(60)")
-    started = []
-    monkeypatch.setattr(gpu, "Started", lambda *words, kind=gpu.Started: started.append(kind(*words)) or started[0])
-    with monkeypatch.context() as patch:
-        patch.setattr(gpu.time, "sleep", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run.steps(step)
-    assert started[0].process.wait(timeout=10) != 0
+    log = run.folder / "gpu.log"
+    log.touch()
+    monkeypatch.setattr(gpu, "as_completed", interrupted)
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run.steps(python("long", "import time; print('begun', flush=True); time.sleep(60)"))
+    assert time.monotonic() - begin < 50
 
 
 def steps_of(part: str, dry: bool, monkeypatch, tmp_path, wrong: tuple[str, ...] = ()) -> list[Step]:
