@@ -32,7 +32,8 @@ examples:
   maskfeat convert in1k_VIT_B_MaskFeat_PT_epoch_01600.pyth vit_b.safetensors
   maskfeat convert runs/vit_b vit_b_timm.safetensors --to timm
 
-A run that was killed goes on when its command is given again.
+A run that was killed goes on when its command is given again. data= takes folders, lists (.csv, .txt, .json), tar
+shards, 'skimage' and 'synthetic'; docs/data.md has an example of each, and the formats of pictures and videos.
 """
 
 

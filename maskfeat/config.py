@@ -51,8 +51,9 @@ class Recipe:
         0.0, "probability of skipping a residual branch of the last block, rising from 0", least=0, below=1
     )
     # data
-    data: str = key("synthetic", "folder, list file, shards or csv; 'synthetic' renders samples on the spot")
+    data: str = key("synthetic", "folder, list, tar shards, 'skimage'; 'synthetic' renders; see docs/data.md")
     val_data: str = key("", "held-out data; by default what belongs to `data`")
+    autorotate: bool = key(True, "turn pictures and videos upright, as their EXIF orientation or display matrix says")
     samples: int = key(0, "use so many samples, evenly spaced, or render so many; 0 for all", least=0)
     classes: int = key(1000, "number of classes of the labels", least=1)
     mean: tuple[float, ...] = key(IMAGENET["mean"], "of the colours, on a scale of 0 to 1", least=0, most=1, numbers=3)

@@ -33,6 +33,7 @@ def fingerprint(source: Any) -> str:
     if isinstance(source, Files):
         _add_files(digest, source.paths.tolist())
         digest.update(b"" if source.labels is None else source.labels.astype("<i8").tobytes())
+        digest.update(b"" if source.times is None else source.times.astype("<f8").tobytes())
     elif isinstance(source, Shards):
         _add_files(digest, [os.fsencode(shard) for shard in source.shards])
         digest.update(b"\0".join(source.keys.tolist()))

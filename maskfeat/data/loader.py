@@ -3,6 +3,7 @@
 import copy
 import errno
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from typing import Any
@@ -19,6 +20,7 @@ from .augment import Frames, eval_crops, flip, rand_augment, random_resized_crop
 from .decode import Unreadable, frame_numbers
 from .source import DecodedOnce, Photographs, Source, open_source
 from .synthetic import Scenes
+from .videos import REWOUND
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +70,14 @@ class Loader:
 
     source: where the samples come from, and ``data`` its name in the recipe.
     ``skipped`` counts the samples that could not be read so far. In training another sample takes the place of each;
-    else the batch is smaller.
+    else the batch is smaller. ``rewound`` counts the videos of each format that were decoded from their beginning.
     """
 
     def __init__(self, batches: "Batches", start: int, workers: int):
         self.batches, self.start, self.workers = batches, start, workers
         self.recipe, self.source, self.data = batches.recipe, batches.source, batches.data
         self.skipped = 0
+        self.rewound: Counter[str] = Counter()
 
     def at(self, epoch: int, start: int = 0) -> "Loader":
         """The same data in another epoch, from batch ``start`` on; nothing is opened or counted again."""
@@ -103,6 +106,7 @@ class Loader:
                 try:
                     batch = next(batches)
                 except StopIteration:
+                    self.report_rewound()
                     return
                 except RuntimeError as error:
                     raise processes.loader_failure(error) or error from error
@@ -111,10 +115,18 @@ class Loader:
                 for failure in batch.pop("failures"):
                     self.skipped += 1
                     log.warning("skipped %s", failure)
+                self.rewound.update(batch.pop("rewound"))
                 if len(batch["images"]):
                     yield batch
         finally:
             del batches  # ends the workers now; an error that was in a batch would keep both until garbage is collected
+
+    def report_rewound(self) -> None:
+        if self.rewound:
+            counts = ", ".join(f"{count} of {name}" for name, count in sorted(self.rewound.items()))
+            log.warning(
+                "videos decoded from their beginning, in which one cannot seek exactly: %s; mp4 is faster", counts
+            )
 
     def names(self, indices: Tensor) -> list[str]:  # [B]
         return [self.source.name(index) for index in indices.tolist()]
@@ -136,7 +148,9 @@ class Batches(Dataset[dict[str, Any]]):
         self.resize = (tuned.test_size if tuned else 0) or larger
         rendered = {"synthetic", "skimage"} & {recipe.data, recipe.val_data}
         samples = recipe.samples if rendered else 0  # files are all listed, and chosen from below
-        self.source = _source(recipe.data, recipe.val_data, split, recipe.frames > 0, larger, samples)
+        self.source = _source(
+            recipe.data, recipe.val_data, split, recipe.frames > 0, larger, samples, recipe.autorotate
+        )
         if recipe.cache_mb and not (recipe.frames or recipe.workers):
             self.source = _decoded_once(self.source, recipe.cache_mb)
         self.data = recipe.val_data if recipe.val_data and split != "train" else recipe.data
@@ -184,6 +198,7 @@ class Batches(Dataset[dict[str, Any]]):
         return whole if self.train or not rest else whole + 1
 
     def __getitem__(self, number: int) -> dict[str, Any]:
+        REWOUND.clear()  # of this batch alone
         start = (number * self.world + self.rank) * self.reads
         clips, labels, indices, failures = [], [], [], []
         for position in range(start, min(start + self.reads, len(self.order))):
@@ -203,6 +218,7 @@ class Batches(Dataset[dict[str, Any]]):
         size = self.recipe.image_size
         images = to_tensor(clips) if clips else torch.empty(0, 3, max(self.recipe.frames, 1), size, size).byte()
         batch = {"images": images if self.recipe.frames else images.squeeze(2), "failures": failures}
+        batch["rewound"] = dict(REWOUND)
         batch["indices"] = torch.tensor(indices, dtype=torch.int64)
         if any(label is not None for label in labels):
             batch["labels"] = torch.tensor([-1 if label is None else label for label in labels], dtype=torch.int64)
@@ -275,7 +291,7 @@ def part_masks(recipe: Pretrain, samples: int, stream: int, step: int, part: int
 
 
 @lru_cache(maxsize=8)  # every evaluation opens its own loaders, and listing a large folder takes a while
-def _source(data: str, val_data: str, split: str, video: bool, size: int, samples: int) -> Source:
+def _source(data: str, val_data: str, split: str, video: bool, size: int, samples: int, autorotate: bool) -> Source:
     own = bool(val_data) and split != "train"
     place = val_data if own else data
     if place == "synthetic":
@@ -284,7 +300,7 @@ def _source(data: str, val_data: str, split: str, video: bool, size: int, sample
         if video:
             raise ValueError("data='skimage' has photographs, no clips; for clips there is data='synthetic'")
         return Photographs(split, samples)
-    return open_source(place, split, video, own_split=own, train_data=data if own else place)
+    return open_source(place, split, video, own_split=own, train_data=data if own else place, autorotate=autorotate)
 
 
 @lru_cache(maxsize=4)  # of training and held-out data, for all epochs

@@ -10,6 +10,8 @@ What cannot be decoded raises :class:`~maskfeat.data.decode.Unreadable`, which t
 import logging
 import os
 import re
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -17,16 +19,19 @@ import numpy as np
 from PIL import Image
 
 from .augment import Frames
-from .decode import Choose, Decode, decoded, read_clips, read_image
+from .decode import Choose, Decode, around, decoded
+from .folders import walk
+from .images import IMAGES, read_image
+from .lists import LISTS, numbered, read_list
 from .shards import Shards
+from .videos import VIDEOS, read_clips
 
 log = logging.getLogger(__name__)
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
-VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
-
 SPLITS = {"train": ("train",), "val": ("val", "validation", "test"), "test": ("val", "validation", "test")}
 """Names under which a split is looked for. A folder named "test" often has no labels, so "val" comes first."""
+
+ALL_SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "dev")
 
 PHOTOGRAPHS = {
     "train": (
@@ -36,37 +41,48 @@ PHOTOGRAPHS = {
     "val": ("camera", "coffee", "rocket"),
 }
 
-
-LONGEST_LINE = 4096
-"""Characters of a line of a list: the longest path of Linux. All paths take as much memory as the longest."""
-
 MOST_SHARDS = 10_000_000
 
 
-def open_source(data: str, split: str, video: bool, *, own_split: bool = False, train_data: str) -> "Files | Shards":
+def open_source(
+    data: str, split: str, video: bool, *, own_split: bool = False, train_data: str, autorotate: bool = True
+) -> "Files | Shards":
     """The files of a split.
 
     data: one of
-        a folder with ``train`` and ``val`` in it. Each is a folder of files, a folder of tar shards, or a list ``.csv``
-        or ``.txt``. Without ``train`` in it, the folder itself is for training. The label of a file is the number of
-        its folder, in order of their names;
-        a list file: a path and a label on each line, separated by a space, a comma or a tab; or only a path. Paths are
-        relative to the list;
+        a folder with ``train`` and ``val`` in it. Each is a folder of files, a folder of tar shards, or a list. Without
+        ``train`` in it, the folder itself is for training. The label of a file is the number of its folder, in order of
+        their names. Of video, a folder of pictures may stand in the place of a file;
+        a list: a path and a label on each line, or only a path, or an annotation file, as :mod:`.lists` says;
         tar shards in the layout of WebDataset, named with wildcards or as ``name-{000..127}.tar``.
         ``{split}`` in the text stands for the name of the split.
     own_split: ``data`` is this split and needs no folder for it.
     train_data: where the folders are whose order numbers the labels.
+    autorotate: turn what is read upright, as it says itself.
 
     Raises FileNotFoundError with what is missing, ValueError for a list that cannot be understood.
     """
-    decode = read_clips if video else read_image
+    decode = partial(read_clips if video else read_image, autorotate=autorotate)
     place = find(data, split, own_split)
     if not isinstance(place, Path):
         return Shards(place, decode, VIDEOS if video else IMAGES)
-    if place.is_file():
-        return Files(*read_list(place), decode)
     suffixes = VIDEOS if video else IMAGES
+    if place.is_file():
+        paths, labels, times = read_list(place, SPLITS[split], suffixes)
+        numbers = None if labels is None else numbered(labels, place, partial(_classes, train_data, suffixes))
+        return Files(paths, numbers, decode, times)
     return Files(*read_folder(place, suffixes, train_data), decode)
+
+
+def _classes(train_data: str, suffixes: tuple[str, ...]) -> list[str]:
+    """The names of the classes to train on, in the order of their numbers."""
+    train = find(train_data, "train")
+    if not isinstance(train, Path):
+        raise ValueError(f"the classes have names, and {train_data!r} numbers; write numbers")
+    if train.is_file():
+        return sorted(set(read_list(train, SPLITS["train"], suffixes).labels or ()))
+    inside = [Path(place).relative_to(train).parts for place, _ in walk(train, suffixes)]
+    return sorted({parts[0] for parts in inside if parts})
 
 
 def find(data: str, split: str, own_split: bool = False) -> "Path | list[Path]":
@@ -76,7 +92,7 @@ def find(data: str, split: str, own_split: bool = False) -> "Path | list[Path]":
         if "{split}" in data:
             candidates.append(data.replace("{split}", name))
         elif not data.endswith(".tar"):
-            candidates += [f"{data}/{name}.csv", f"{data}/{name}.txt", f"{data}/{name}"]
+            candidates += [f"{data}/{name}{suffix}" for suffix in (*LISTS, "")]
     if (split == "train" or own_split) and "{split}" not in data:
         candidates.append(data)
     for candidate in candidates:
@@ -89,7 +105,7 @@ def find(data: str, split: str, own_split: bool = False) -> "Path | list[Path]":
         if split == "train" or own_split
         else ("; val_data=... names held-out data that are elsewhere, eval_every=0 trains without")
     )
-    raise FileNotFoundError(f"no {split} data in {data!r}: {tried}{advice}")
+    raise FileNotFoundError(f"no {split} data in {data!r}: {tried}{advice}; docs/data.md shows all that is read")
 
 
 def expand(pattern: str) -> list[Path]:
@@ -110,44 +126,6 @@ def expand(pattern: str) -> list[Path]:
     return [] if missing else shards
 
 
-def walk(folder: Path, suffixes: tuple[str, ...]) -> list[tuple[str, list[str]]]:
-    """Every folder below that has files with these suffixes, and their names, in order; nothing that is hidden.
-
-    Links to folders are followed, but each real folder is read once: at its own place if that is below ``folder``, else
-    through the first link. Pipes, sockets and devices are left out, with a warning that has their number.
-
-    Raises OSError for a folder that may not be read.
-    """
-    found, seen, special, links, again = [], set(), [], [str(folder)], []
-    while links:
-        places = [links.pop(0)]
-        while places:
-            place = places.pop()
-            status = os.stat(place)
-            if (status.st_dev, status.st_ino) in seen:
-                again.append(place)
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(place) as entries:
-                visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
-            names = []
-            for entry in visible:
-                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-                    (links if entry.is_symlink() else places).append(entry.path)
-                elif entry.name.lower().endswith(suffixes):
-                    # A broken link is a sample that cannot be read, as others are.
-                    known = entry.is_file(follow_symlinks=False)
-                    regular = known or os.path.isfile(entry.path) or not os.path.exists(entry.path)
-                    names.append(entry.name) if regular else special.append(entry.path)
-            if names:
-                found.append((place, names))
-    if again:
-        log.warning("left out %d links to folders that %s has elsewhere, such as %s", len(again), folder, again[0])
-    if special:
-        log.warning("skipped %d pipes, sockets or devices in %s, such as %s", len(special), folder, special[0])
-    return sorted(found, key=lambda item: Path(item[0]).parts)
-
-
 def read_folder(
     folder: Path, suffixes: tuple[str, ...], train_data: str
 ) -> tuple[list[str], list[int] | None]:  # paths, labels
@@ -160,49 +138,48 @@ def read_folder(
         train = find(train_data, "train")
     except FileNotFoundError:
         train = folder
-    places = walk(folder, suffixes)
+    others: list[str] = []
+    places, kinds = walk(folder, suffixes, others), suffixes
+    clips = suffixes == VIDEOS and not places
+    if clips:  # a clip may be a folder of its frames
+        kinds, others = IMAGES, []
+        places = walk(folder, kinds, others)
+        if places:
+            log.warning("%s has no videos: each of its %d folders of pictures is a clip", folder, len(places))
+    if others:
+        counted = Counter(Path(path).suffix.lower() or "no suffix" for path in others).most_common(3)
+        most = ", ".join(f"{count} {kind}" for kind, count in counted)
+        log.warning("left out %d files of other kinds in %s (%s), such as %s", len(others), folder, most, others[0])
     if isinstance(train, Path) and train.is_dir() and not folder.is_relative_to(train):
-        root, known = train, walk(train, suffixes)
+        root, known = train, walk(train, kinds)
     else:
         root, known = folder, places
     inner = [Path(place).relative_to(root).parts for place, _ in known]
-    number = {name: i for i, name in enumerate(sorted({parts[0] for parts in inner if parts}))}
+    classes = {parts[0] for parts in inner if len(parts) > clips}  # that of a clip is above its own folder
+    number = {name: i for i, name in enumerate(sorted(classes))}
+    if len(number) > 1 and all(name.lower() in ALL_SPLITS for name in number):
+        raise ValueError(
+            f"{folder} has the folders {', '.join(number)}, which are splits, not classes; name them train and val, or "
+            f"give data={root / next(iter(number))}"
+        )
     paths: list[str] = []
     labels: list[int] = []
     for place, found in places:
         inside = Path(place).relative_to(folder).parts
+        if clips:
+            inside, place, found = inside[:-1], os.path.dirname(place), [os.path.basename(place)]
         if inside and inside[0] not in number:
             raise ValueError(f"{folder} has a class {inside[0]!r} that the training data have not")
         paths += [os.path.join(place, name) for name in found]
         labels += [number[inside[0]] if inside else -1] * len(found)
     if not paths:
         raise FileNotFoundError(f"there are no files {', '.join(suffixes)} in {folder}")
+    if -1 in labels and max(labels) >= 0:
+        lost = paths[labels.index(-1)]
+        log.warning(
+            "no labels: %d of %d files of %s are in no class, such as %s", labels.count(-1), len(labels), folder, lost
+        )
     return paths, None if -1 in labels else labels
-
-
-def read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no list: it has to be text in UTF-8 ({error.reason} at {error.start})") from None
-
-
-def read_list(file: Path) -> tuple[list[str], list[int] | None]:  # paths, labels
-    """A path and a label on each line, or a path only."""
-    paths, labels = [], []
-    for line in filter(None, map(str.strip, read_text(file).splitlines())):
-        if len(line) > LONGEST_LINE:
-            raise ValueError(f"{file} has a line of {len(line)} characters, which is no path: {line[:40]!r}...")
-        match = re.fullmatch(r"(.+?)[\s,]+([0-9]{1,18})", line)
-        paths.append(str(file.parent / (match[1] if match else line)))
-        labels.append(int(match[2]) if match else -1)
-    if not paths:
-        raise ValueError(f"{file} lists no files")
-    if -1 not in labels:
-        return paths, labels
-    if max(labels) >= 0:
-        raise ValueError(f"{paths[labels.index(-1)]} in {file} has no label, others have; a line must be 'path label'")
-    return paths, None
 
 
 class Source(Protocol):
@@ -224,22 +201,25 @@ class Source(Protocol):
 class Files:
     """Images or videos in files of their own."""
 
-    def __init__(self, paths: list[str], labels: list[int] | None, decode: Decode):
+    def __init__(self, paths: list[str], labels: list[int] | None, decode: Decode, times: "list[float] | None" = None):
         # Arrays, not lists: workers would copy a list of a million texts as they count references to them.
         self.paths, self.decode = np.array([os.fsencode(path) for path in paths]), decode
         self.labels = None if labels is None else np.array(labels)
+        self.times = None if times is None else np.array(times)
         self.classes = 0 if labels is None else max(labels) + 1
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, index: int, choose: Choose | None) -> tuple[list[Frames], int | None]:
-        path = self.name(index)
         label = None if self.labels is None else int(self.labels[index])
-        return decoded(self.decode, path, path, choose), label
+        if self.times is not None and choose is not None:
+            choose = around(choose, float(self.times[index]))
+        return decoded(self.decode, os.fsdecode(self.paths[index]), self.name(index), choose), label
 
     def name(self, index: int) -> str:
-        return os.fsdecode(self.paths[index])
+        path = os.fsdecode(self.paths[index])
+        return path if self.times is None else f"{path} at {self.times[index]:g} s"
 
 
 class Photographs:

@@ -278,8 +278,10 @@ def test_errors_say_what_to_do(tmp_path):
         make_loader(images("skimage"), "train", seed=0)
     with pytest.raises(ValueError, match="split must be"):
         make_loader(images(tmp_path), "dev", seed=0)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "read.me").touch()
     with pytest.raises(FileNotFoundError, match=r"there are no files \.mp4"):
-        batches(clips(tmp_path))
+        batches(clips(tmp_path / "notes"))
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match="lists no files"):
         batches(images(tmp_path / "empty.txt"))

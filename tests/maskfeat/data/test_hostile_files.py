@@ -20,7 +20,7 @@ from maskfeat.data.augment import eval_crops
 from maskfeat.data.decode import Unreadable
 from maskfeat.data.loader import make_loader
 from maskfeat.data.shards import Shards
-from maskfeat.data.source import Files, expand, open_source, read_list
+from maskfeat.data.source import Files, expand, open_source
 
 
 def paths(data, split="train"):
@@ -73,7 +73,7 @@ def test_pipes_and_devices_of_a_list_are_skipped_without_being_opened(tmp_path, 
     (tmp_path / "val.txt").write_text("pipe.png 1\n/dev/zero 1\nfolder.png 1\n0.png 1\n")
     loader = make_loader(images(tmp_path), "val", seed=0)
     assert [batch["labels"].tolist() for batch in loader] == [[1]] and loader.skipped == 3
-    assert "pipe.png (OSError: a folder, pipe, socket or device, no file)" in caplog.text
+    assert "pipe.png (OSError: a pipe, socket or device, no file)" in caplog.text
 
 
 def test_shards_that_are_pipes_are_left_out(tmp_path, caplog):
@@ -248,9 +248,11 @@ def test_lists_that_are_none(tmp_path):
     ):
         (tmp_path / "all.txt").write_bytes(data)
         with pytest.raises(ValueError, match=message):
-            read_list(tmp_path / "all.txt")
-    (tmp_path / "all.txt").write_text("0.png " + "9" * 19)  # no label that a tensor holds, so a part of the name
-    assert read_list(tmp_path / "all.txt") == ([f"{tmp_path}/0.png {'9' * 19}"], None)
+            paths(tmp_path / "all.txt")
+    for label, message in (("9" * 19, "too large for a number"), ("-1", "'-1'; write whole"), ("0.5", "'0.5'; write")):
+        (tmp_path / "all.txt").write_text(f"0.png {label}")
+        with pytest.raises(ValueError, match=message):
+            paths(tmp_path / "all.txt")
     with pytest.raises(ValueError, match="names more shards than 10000000"):
         expand(str(tmp_path / "x-{0..99999999999}.tar"))
 
