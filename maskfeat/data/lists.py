@@ -34,11 +34,15 @@ SECONDS = (800.0, 2000.0)
 
 
 class Listing(NamedTuple):
-    """The samples of a list; ``labels`` are all there or None. ``times``: the second in the middle of each clip."""
+    """The samples of a list; ``labels`` are all there or None. ``times``: the second in the middle of each clip.
+
+    classes: all labels of the list, also of videos that are not there, as the numbers of the others depend on them.
+    """
 
     paths: list[str]
     labels: "list[str] | None"
     times: "list[float] | None" = None
+    classes: frozenset[str] = frozenset()
 
 
 def read_list(file: Path, split: "tuple[str, ...]", suffixes: "tuple[str, ...]") -> Listing:
@@ -62,6 +66,8 @@ def read_list(file: Path, split: "tuple[str, ...]", suffixes: "tuple[str, ...]")
     head = [name.strip().lower() for name in _fields(lines[0][1], delimiter or " ")]
     if "youtube_id" in head or any(name in PATHS for name in head):
         return _with_header(file, head, [line for _, line in lines[1:]], delimiter or " ", split, suffixes)
+    if any(name in LABELS for name in head) and not any(name.endswith(suffixes) for name in head):
+        raise ValueError(f"the first line of {file}, {lines[0][1][:80]!r}, names no column of paths; call it 'path'")
     if _is_ava(head):
         return _ava(file, [line for _, line in lines], suffixes)
     rows = [_row(file, number, line, delimiter, suffixes) for number, line in lines]
@@ -128,7 +134,7 @@ def _listing(file: Path, paths: list[str], labels: "list[str | None]", times: "l
         raise ValueError(f"{file} lists no files")
     known = [label for label in labels if label is not None]
     if len(known) == len(labels):
-        return Listing(paths, known, times)
+        return Listing(paths, known, times, frozenset(known))
     if known:
         raise ValueError(
             f"{paths[labels.index(None)]} in {file} has no label, others have; a line must be 'path label'"
@@ -222,4 +228,5 @@ def _found(
         lost = names[paths.index(None)][0]
         log.warning("%d of %d videos of %s are not there, such as %s", len(paths) - len(there), len(paths), file, lost)
     kept = None if times is None else [times[i] for i in there]
-    return _listing(file, [path for path in paths if path], [labels[i] for i in there], kept)
+    listing = _listing(file, [path for path in paths if path], [labels[i] for i in there], kept)
+    return listing._replace(classes=frozenset(filter(None, labels)))

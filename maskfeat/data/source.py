@@ -68,9 +68,10 @@ def open_source(
         return Shards(place, decode, VIDEOS if video else IMAGES)
     suffixes = VIDEOS if video else IMAGES
     if place.is_file():
-        paths, labels, times = read_list(place, SPLITS[split], suffixes)
-        numbers = None if labels is None else numbered(labels, place, partial(_classes, train_data, suffixes))
-        return Files(paths, numbers, decode, times)
+        listing = read_list(place, SPLITS[split], suffixes)
+        known = partial(_classes, train_data, suffixes)
+        labels = None if listing.labels is None else numbered(listing.labels, place, known)
+        return Files(listing.paths, labels, decode, listing.times)
     return Files(*read_folder(place, suffixes, train_data), decode)
 
 
@@ -80,7 +81,7 @@ def _classes(train_data: str, suffixes: tuple[str, ...]) -> list[str]:
     if not isinstance(train, Path):
         raise ValueError(f"the classes have names, and {train_data!r} numbers; write numbers")
     if train.is_file():
-        return sorted(set(read_list(train, SPLITS["train"], suffixes).labels or ()))
+        return sorted(read_list(train, SPLITS["train"], suffixes).classes)
     inside = [Path(place).relative_to(train).parts for place, _ in walk(train, suffixes)]
     return sorted({parts[0] for parts in inside if parts})
 

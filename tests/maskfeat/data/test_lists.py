@@ -59,6 +59,7 @@ def test_classes_have_names(tmp_path, lines):
     ("a.jpg,cat,4\n" * 2 + "b.jpg,x,y\n", "line 3 of .* has 3 columns, which a first line has to name"),
     ("a.jpg,4\nb.jpg,cat\n", "has both numbers, as '4', and names, as 'cat'"),
     ("path,label\na.jpg,4\nb.jpg,\n", "b.jpg in .* has no label"),
+    ("id,breed,label\n1,x,4\n", "first line of .*, 'id,breed,label', names no column of paths; call it 'path'"),
 ])  # fmt: skip
 def test_lists_that_cannot_be_understood(tmp_path, lines, message):
     (tmp_path / "train.csv").write_text(lines)
@@ -67,16 +68,17 @@ def test_lists_that_cannot_be_understood(tmp_path, lines, message):
 
 
 def test_annotations_of_kinetics(tmp_path, caplog):
+    """A class of which no video is there keeps its number."""
     rows = [
         "label,youtube_id,time_start,time_end,split",
         '"riding a bike",-abc_0,3,13,train',
         "juggling,xyz,100,110,train",
     ]
-    (tmp_path / "train.csv").write_text("\n".join([*rows, "juggling,gone,0,10,train", "juggling,xyz,100,110,val"]))
+    (tmp_path / "train.csv").write_text("\n".join([*rows, "climbing,gone,0,10,train", "juggling,xyz,100,110,val"]))
     for name in ("riding a bike/-abc_0_000003_000013.mp4", "juggling/xyz.mp4", "juggling/other.mp4"):
         (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "videos" / name).touch()
-    assert listed(tmp_path, video=True) == (["-abc_0_000003_000013.mp4", "xyz.mp4"], [1, 0])
+    assert listed(tmp_path, video=True) == (["-abc_0_000003_000013.mp4", "xyz.mp4"], [2, 1])
     assert "1 of 3 videos of" in caplog.text and "such as gone_000000_000010" in caplog.text
     (tmp_path / "videos" / "riding a bike" / "-abc_0_000003_000013.mp4").unlink()
     (tmp_path / "videos" / "juggling" / "xyz.mp4").unlink()
