@@ -12,6 +12,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from io import BytesIO
 from itertools import chain, islice
 from typing import Any
@@ -158,14 +159,16 @@ def _evenly_spaced(stream: Any, last: int) -> bool:
 def _listed(container: Any, stream: Any) -> tuple[int, list[int]]:
     """The number of frames, and when each is shown, in order; no times where not all are known and differ.
 
-    Nothing is decoded.
+    Nothing is decoded. Of a damaged file, frames before the damage are listed.
     """
+    import av
+
     hides = stream.codec_context.name == "vp8"  # which marks frames that are only referred to, never shown
-    times = [
-        packet.pts
-        for packet in container.demux(stream)
-        if packet.size and not packet.is_discard and not (hides and not bytes(packet)[0] & 16)
-    ]
+    times = []
+    with suppress(av.FFmpegError):
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard and not (hides and not bytes(packet)[0] & 16):
+                times.append(packet.pts)
     known = None not in times and len(set(times)) == len(times)
     return len(times), sorted(times) if known else []
 
