@@ -114,7 +114,9 @@ def _row(
     if '"' not in line:
         match = re.fullmatch(r"(.+?)[\s,;]+([0-9]+)", line)
         if match:
-            return match[1], match[2]
+            first = re.split(r"[,;\t]", match[1])[0]  # a comma may be in a path, too
+            if first == match[1] or match[1].lower().endswith(suffixes) or not first.lower().endswith(suffixes):
+                return match[1], match[2]
         if line.lower().endswith(suffixes):
             return line, None
     fields = _fields(line, delimiter or " ") if delimiter or '"' in line else []
@@ -185,6 +187,8 @@ def _something(file: Path, text: str, suffixes: tuple[str, ...]) -> Listing:
     try:
         rows = json.loads(text)
         names = [[str(row["id"])] for row in rows]
+        if not isinstance(rows, list) or not rows:
+            raise ValueError
     except (ValueError, TypeError, KeyError):
         raise ValueError(
             f"{file} is no list of Something-Something v2, the only JSON that is read: [{{'id': ..., 'template': ...}}]"

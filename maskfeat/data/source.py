@@ -161,7 +161,7 @@ def read_folder(
     if len(number) > 1 and all(name.lower() in ALL_SPLITS for name in number):
         raise ValueError(
             f"{folder} has the folders {', '.join(number)}, which are splits, not classes; name them train and val, or "
-            f"give data={root / next(iter(number))}"
+            f"give data={root / max(number, key=lambda name: name.lower().startswith('train'))}"
         )
     paths: list[str] = []
     labels: list[int] = []

@@ -56,7 +56,8 @@ def test_classes_have_names(tmp_path, lines):
 
 
 @pytest.mark.parametrize("lines, message", [
-    ("a.jpg,cat,4\n" * 2 + "b.jpg,x,y\n", "line 3 of .* has 3 columns, which a first line has to name"),
+    ("a.jpg,4\n" * 2 + "b.jpg,x,y\n", "line 3 of .* has 3 columns, which a first line has to name"),
+    ("a.jpg,cat,4\n", "line 1 of .* has 3 columns"),
     ("a.jpg,4\nb.jpg,cat\n", "has both numbers, as '4', and names, as 'cat'"),
     ("path,label\na.jpg,4\nb.jpg,\n", "b.jpg in .* has no label"),
     ("id,breed,label\n1,x,4\n", "first line of .*, 'id,breed,label', names no column of paths; call it 'path'"),
@@ -106,9 +107,10 @@ def test_annotations_of_something_something(tmp_path):
     (labels / "labels.json").write_text(json.dumps({"Holding something": "51"}))
     with pytest.raises(ValueError, match=r"labels\.json has no class 'Closing something'"):
         listed(labels, video=True)
-    (labels / "train.json").write_text('{"images": []}')
-    with pytest.raises(ValueError, match="is no list of Something-Something v2, the only JSON that is read"):
-        listed(labels, video=True)
+    for text in ('{"images": []}', "{}", "[]", "[1]", "?"):
+        (labels / "train.json").write_text(text)
+        with pytest.raises(ValueError, match="is no list of Something-Something v2, the only JSON that is read"):
+            listed(labels, video=True)
 
 
 def test_annotations_of_ava(tmp_path):
