@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -55,11 +56,12 @@ def _add_files(digest: Any, paths: list[bytes]) -> None:
 
 
 def _sizes(paths: Iterable[bytes]) -> list[int]:
-    """Bytes of files, -1 of one that is not there."""
+    """Bytes of files, the number of entries of folders, -1 of what is not there."""
     sizes = []
     for path in paths:
         try:
-            sizes.append(os.stat(path).st_size)
+            status = os.stat(path)  # the bytes of a folder are a matter of the file system
+            sizes.append(len(os.listdir(path)) if stat.S_ISDIR(status.st_mode) else status.st_size)
         except (FileNotFoundError, NotADirectoryError):
             sizes.append(-1)
     return sizes

@@ -1,6 +1,7 @@
 """Lists of every kind that users have, folders of frames, and what is said of what is not read."""
 
 import json
+import shutil
 
 import media
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from test_data import batches, clips, images
 
 from maskfeat.data.decode import frame_numbers
+from maskfeat.data.fingerprint import fingerprint
 from maskfeat.data.source import open_source
 
 
@@ -139,6 +141,20 @@ def test_a_folder_of_frames_is_a_clip(tmp_path, caplog):
     (tmp_path / "list.txt").write_text("val/a/run 3\nval/b/jump 4\n")
     [batch] = batches(clips("x", val_data=str(tmp_path / "list.txt")), "val")
     assert batch["labels"].tolist() == [3, 4]
+
+
+def test_clips_of_frames_that_were_moved_are_the_same_data(tmp_path):
+    for i in range(3):
+        media.write_image(tmp_path / "a" / "train" / "run" / "clip" / f"{i}.png", i)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for i in range(300):  # the folder itself grows, and does not shrink again
+        (tmp_path / "b" / "train" / "run" / "clip" / f"{'x' * 200}{i}").touch()
+    for path in (tmp_path / "b" / "train" / "run" / "clip").glob("x*"):
+        path.unlink()
+    marks = [fingerprint(open_source(str(tmp_path / x), "train", True, train_data=str(tmp_path / x))) for x in "ab"]
+    assert marks[0] == marks[1]
+    (tmp_path / "b" / "train" / "run" / "clip" / "1.png").unlink()
+    assert fingerprint(open_source(str(tmp_path / "b"), "train", True, train_data=str(tmp_path / "b"))) != marks[0]
 
 
 def test_what_is_not_read_is_counted(tmp_path, caplog):
