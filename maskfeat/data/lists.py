@@ -104,7 +104,10 @@ def _read_text(file: Path) -> str:
 
 
 def _fields(line: str, delimiter: str) -> list[str]:
-    return [field.strip() for field in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
+    try:
+        return [field.strip() for field in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
+    except csv.Error as error:
+        raise ValueError(f"a line of a list cannot be split ({error}): {line[:80]!r}") from None
 
 
 def _row(
@@ -155,30 +158,38 @@ def _with_header(
     labels = [row.get(label) or None if label else None for row in rows]
     if "youtube_id" not in head:
         path = next(name for name in PATHS if name in head)
-        return _listing(file, [str(file.parent / row.get(path, "")) for row in rows], labels)
+        if not all(row.get(path) for row in rows):
+            raise ValueError(f"a line of {file} has no {path}")
+        return _listing(file, [str(file.parent / row[path]) for row in rows], labels)
 
     def names(row: dict[str, str]) -> list[str]:
         try:
             start, end = (round(float(row[name])) for name in ("time_start", "time_end"))
-        except (KeyError, ValueError):
-            return [row["youtube_id"]]
-        return [f"{row['youtube_id']}_{start:06}_{end:06}", row["youtube_id"]]
+        except (KeyError, ValueError, OverflowError):
+            return [row.get("youtube_id", "")]
+        return [f"{row.get('youtube_id', '')}_{start:06}_{end:06}", row.get("youtube_id", "")]
 
     return _found(file, [names(row) for row in rows], labels, None, suffixes)
 
 
 def _is_ava(fields: list[str]) -> bool:
-    """video, second, box (left, top, right, bottom as shares), action, person; or only the first two."""
+    """video, second, box (left, top, right, bottom as shares), action, and as a rule person."""
     try:
         second, *box = (float(field) for field in fields[1:6])
     except ValueError:
         return False
-    return len(fields) in (2, 7, 8) and SECONDS[0] <= second <= SECONDS[1] and all(0 <= side <= 1 for side in box[:4])
+    return len(fields) in (7, 8) and SECONDS[0] <= second <= SECONDS[1] and all(0 <= side <= 1 for side in box[:4])
 
 
 def _ava(file: Path, lines: list[str], suffixes: tuple[str, ...]) -> Listing:
     """A clip around every key frame, once, without labels: its boxes are for a detector."""
-    keys = list(dict.fromkeys((fields[0], float(fields[1])) for fields in (_fields(line, ",") for line in lines)))
+    rows = [_fields(line, ",") for line in lines]
+    wrong = next((line for line, fields in zip(lines, rows, strict=True) if not _is_ava(fields)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{file} is one of AVA's, with video,second,left,top,right,bottom,action, but for {wrong[:80]!r}"
+        )
+    keys = list(dict.fromkeys((fields[0], float(fields[1])) for fields in rows))
     return _found(file, [[video] for video, _ in keys], [None] * len(keys), [second for _, second in keys], suffixes)
 
 
@@ -187,13 +198,13 @@ def _something(file: Path, text: str, suffixes: tuple[str, ...]) -> Listing:
     try:
         rows = json.loads(text)
         names = [[str(row["id"])] for row in rows]
-        if not isinstance(rows, list) or not rows:
+        if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
             raise ValueError
     except (ValueError, TypeError, KeyError):
         raise ValueError(
             f"{file} is no list of Something-Something v2, the only JSON that is read: [{{'id': ..., 'template': ...}}]"
         ) from None
-    templates = [re.sub(r"[\[\]]", "", row.get("template", "")) for row in rows]
+    templates = [re.sub(r"[\[\]]", "", str(row.get("template", ""))) for row in rows]
     if not any(templates):
         return _found(file, names, [None] * len(names), None, suffixes)
     places = [file.parent / "labels.json", file.parent / "something-something-v2-labels.json"]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 
 import media
 import numpy as np
@@ -57,11 +58,41 @@ def test_classes_have_names(tmp_path, lines):
         listed(tmp_path, "val")
 
 
+def test_labels_that_could_be_seconds_of_ava_are_labels(tmp_path):
+    (tmp_path / "train.csv").write_text("a.jpg,902\nb.jpg,905\n")
+    assert listed(tmp_path) == (["a.jpg", "b.jpg"], [902, 905])
+    (tmp_path / "train.csv").write_text("clips/a,902\nclips/b,905\n")
+    assert listed(tmp_path, video=True) == (["a", "b"], [902, 905])
+
+
+def test_noise_is_a_list_or_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    marks = [
+        *"a0.,;\t \"\n\n[]{}:'\0\ufeff",
+        "\n.jpg",
+        ".jpg",
+        "path",
+        "label",
+        "youtube_id",
+        "902",
+        "0.5,",
+        '{"id": "1"}',
+    ]
+    for i in range(400):
+        file = tmp_path / f"train.{('csv', 'json')[i % 2]}"
+        file.write_text("".join(rng.choice(marks, 30).tolist()))
+        with suppress(ValueError, FileNotFoundError):
+            names, labels = listed(file, video=i % 4 > 1)
+            assert names and (labels is None or len(labels) == len(names))
+
+
 @pytest.mark.parametrize("lines, message", [
+    ("x,902,0,0,1,1,3,1\nx,oops,0,0,1,1,3,1\n", "is one of AVA's, with video,second,.* but for 'x,oops"),
     ("a.jpg,4\n" * 2 + "b.jpg,x,y\n", "line 3 of .* has 3 columns, which a first line has to name"),
     ("a.jpg,cat,4\n", "line 1 of .* has 3 columns"),
     ("a.jpg,4\nb.jpg,cat\n", "has both numbers, as '4', and names, as 'cat'"),
     ("path,label\na.jpg,4\nb.jpg,\n", "b.jpg in .* has no label"),
+    ("path,label\na.jpg,4\n,4\n", "a line of .* has no path"),
     ("id,breed,label\n1,x,4\n", "first line of .*, 'id,breed,label', names no column of paths; call it 'path'"),
 ])  # fmt: skip
 def test_lists_that_cannot_be_understood(tmp_path, lines, message):
