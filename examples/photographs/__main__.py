@@ -40,14 +40,17 @@ def main(words: list[str] | None = None) -> None:
     from .settings import GPU, Settings
 
     torch.set_num_threads(1)  # two processes on two cores do more than one with two threads
-    if options.minutes is not None:
-        alarm = threading.Timer(60 * options.minutes, os.kill, (os.getpid(), signal.SIGTERM))
-        alarm.daemon = True
-        alarm.start()
     data = options.data
     if data.endswith(".zip"):
         data = str(unpack(Path(data), options.out / "photographs"))
     runs = Runs(GPU if options.gpu else Settings(), data, options.out, options.results)
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM; the same command goes on")
+    )  # between trainings
+    if options.minutes is not None:
+        alarm = threading.Timer(60 * options.minutes, os.kill, (os.getpid(), signal.SIGTERM))
+        alarm.daemon = True
+        alarm.start()
     try:
         if options.repeat:
             sys.exit(repeat(runs, options.repeat[0], int(options.repeat[1])))

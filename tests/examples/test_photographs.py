@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -125,7 +124,7 @@ __main__.main(sys.argv[1:])
 """
 
 
-@pytest.mark.slow  # two processes that train for 12 seconds
+@pytest.mark.slow  # two processes that train for 15 seconds
 def test_the_protocol_of_a_gpu_runs_on_a_packed_copy_and_ends_in_time(data, tmp_path):
     """A call that is out of time leaves a checkpoint, from which the next goes on."""
     archive, out = tmp_path / "data.zip", tmp_path / "out"
@@ -138,11 +137,14 @@ def test_the_protocol_of_a_gpu_runs_on_a_packed_copy_and_ends_in_time(data, tmp_
     pack.unpack(archive, tmp_path / "unpacked")
     assert unpacked.stat().st_size > 100
     settings = ["--gpu", "--data", str(archive), "--out", str(out), "--results", str(tmp_path / "results")]
-    command = [sys.executable, "-c", REHEARSAL, *settings, "--minutes", "0.2"]
-    first, second = (subprocess.run(command, capture_output=True, text=True) for _ in range(2))
-    steps = [re.search(r"ended by SIGTERM after step (\d+) of", run.stderr) for run in (first, second)]
-    assert all(steps), first.stderr + second.stderr
-    assert int(steps[1][1]) > int(steps[0][1]) and "same command goes on" in second.stderr
+    command = [sys.executable, "-c", REHEARSAL, *settings, "--minutes", "0.25"]
+    reached = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert "ended by SIGTERM" in done.stderr and "the same command goes on" in done.stderr, done.stderr
+        logs = [file.read_text().splitlines() for file in out.glob("**/log.jsonl")]
+        reached.append(sum(json.loads(lines[-1])["step"] for lines in logs if lines))
+    assert reached[1] > reached[0]
 
 
 def answers_of(*rights):  # a run each, of which photographs it got right
