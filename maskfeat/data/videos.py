@@ -81,20 +81,20 @@ def read_clips(
         stream = _video(container)
         name, rate, total = container.format.name, stream.average_rate, stream.frames
         times: list[int] = []
-        known = indexed = bool(name == INDEXED and rate and _complete(stream))
+        indexed = bool(name == INDEXED and rate and _complete(stream))
         if not indexed:
             total, times = _listed(container, stream)
-            rate, known = _rate(stream, times), name in SOUGHT and len(times) > 0
+            rate = _rate(stream, times)
         if not total:
             raise ValueError("the video stream has no frames")
         wanted = choose(total, float(rate))
         numbers = sorted(set(wanted.flatten().tolist()))
-        if indexed and not _evenly_spaced(stream, numbers[-1]):
+        spacing = _spacing(stream, numbers[-1]) if indexed else 0.0
+        pictures = _sought(container, stream, numbers, spacing, [], autorotate) if spacing else None
+        if indexed and pictures is None:
             _, times = _listed(container, stream)
-            known = len(times) > 0
-        pictures = None
-        if known:
-            pictures = _sought(container, stream, numbers, times, float(rate), autorotate)
+        if pictures is None and name in SOUGHT and times:
+            pictures = _sought(container, stream, numbers, 0.0, times, autorotate)
     if pictures is None:
         REWOUND[name] += 1
         if not isinstance(file, str):
@@ -145,15 +145,18 @@ def _complete(stream: Any) -> bool:
     return len(entries) == stream.frames > 0 and not entries[0].is_discard
 
 
-def _evenly_spaced(stream: Any, last: int) -> bool:
-    """Whether the packets up to frame ``last`` come at a constant rate, to a quarter of a frame.
+def _spacing(stream: Any, last: int) -> float:
+    """Ticks from one frame to the next, where the packets up to frame ``last`` come evenly, to a quarter; else 0.
 
-    Then the frames do: they are the packets in another order.
+    Frames are the packets in another order.
     """
     entries = islice(stream.index_entries, last + REORDERED)
     times = np.fromiter((entry.timestamp for entry in entries), np.int64)
-    frame = float(1 / (stream.average_rate * stream.time_base))
-    return len(times) > 0 and bool(abs(times - times[0] - np.arange(len(times)) * frame).max() <= frame / 4)
+    if len(times) < 2:
+        return float(1 / (stream.average_rate * stream.time_base))
+    spacing = (times[-1] - times[0]) / (len(times) - 1)
+    even = abs(times - times[0] - np.arange(len(times)) * spacing).max() <= spacing / 4
+    return float(spacing) if even else 0.0
 
 
 def _listed(container: Any, stream: Any) -> tuple[int, list[int]]:
@@ -186,25 +189,33 @@ def _sought(
     container: Any,
     stream: Any,
     numbers: list[int],
-    times: list[int],  # of all frames; none where they are evenly spaced
-    rate: float,
+    spacing: float,  # ticks from one frame to the next; 0 where ``times`` are given
+    times: list[int],  # of all frames
     autorotate: bool,
 ) -> Frames | None:
-    """Frames decoded from the key frame before the first; None if no seek comes before it."""
-    start = stream.start_time or 0
+    """Frames decoded from the key frame before the first; None if no seek comes before it, or they come unevenly."""
+    start, even, before = stream.start_time or 0, True, -1
 
     def number(time: int) -> int:
-        return bisect_left(times, time) if times else round((time - start) * stream.time_base * rate)
+        nonlocal even, before
+        if times:
+            return bisect_left(times, time)
+        place = (time - start) / spacing
+        even &= abs(place - round(place)) <= 0.25 and before in (-1, round(place) - 1)
+        before = round(place)
+        return before
 
-    first = times[min(numbers[0], len(times) - 1)] if times else start + int(numbers[0] / rate / stream.time_base)
+    first = times[min(numbers[0], len(times) - 1)] if times else start + int(numbers[0] * spacing)
     for seconds in BACK:
         target = max(first - int(seconds / stream.time_base), start)
         container.seek(target, stream=stream)
+        before = -1
         frames = ((number(frame.pts), frame) for frame in container.decode(stream) if frame.pts is not None)
         head = next(frames, None)
         # An open group of pictures begins with frames that need those before it, which no decoder shows.
         if head and (head[0] <= numbers[0] or target == start):
-            return _pictures(chain([head], frames), numbers, autorotate)
+            pictures = _pictures(chain([head], frames), numbers, autorotate)
+            return pictures if even else None
     return None
 
 

@@ -19,6 +19,8 @@ OPEN = {"bf": "3", "x264-params": "open-gop=1"}
 OPEN_265 = {"x265-params": "log-level=none:open-gop=1:keyint=12"}
 VARIABLE = np.cumsum([0] + [1, 1, 2, 1, 4, 1] * 9 + [3] * 5).tolist()
 LATE = list(range(45, 105))
+LONG_END = [*range(58), 70, 90]
+JITTER = [20 * i + i * 7 % 5 for i in range(60)]  # of 600 a second, as telephones record
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
 STREAMED = {"live": "1"}  # without duration and index
 
@@ -26,6 +28,8 @@ QUICK = [
     ("0.mp4", "libx264", OPEN, None, None),
     ("0.mp4", "libx264", B, VARIABLE, None),
     ("0.mp4", "libx264", B, None, FRAGMENTS),
+    ("0.mp4", "libx264", B, LONG_END, None),
+    ("0.mp4", "libx264", B | {"rate": 600}, JITTER, None),
     ("0.mov", "mpeg4", {}, LATE, None),
     ("0.mkv", "libx264", B, VARIABLE, STREAMED),
     ("0.webm", "libvpx", {}, None, STREAMED),
