@@ -7,7 +7,8 @@ compared tensor by tensor. That a converted model computes what its project comp
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,24 @@ def convert(
     return f"{report}\n{output}: ViT of {to}; {_read_back(file, tensors)}"
 
 
+@contextmanager
+def _understood(source: Path) -> Iterator[None]:
+    """Around what makes a model of foreign tensors: whatever their shapes make fail is a ValueError."""
+    try:
+        yield
+    except (LookupError, TypeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ValueError(f"{source} has tensors or settings that make no model ({reason})") from error
+
+
 def load_slowfast(file: "str | Path") -> nn.Module:
     """The model of a SlowFast checkpoint, built as the ``cfg`` text in it says, with its weights.
 
     A pre-training file gives a :class:`~maskfeat.model.MaskFeat`, a fine-tuned one a classifier. The file is read with
     ``weights_only=True``. Raises ValueError for files and models that are not understood.
     """
-    return _read_slowfast(read_file(Path(file)), Path(file))[0]
+    with _understood(Path(file)):
+        return _read_slowfast(read_file(Path(file)), Path(file))[0]
 
 
 def read(source: Path, ours: tuple[dict[str, Tensor], Recipe] | None = None) -> tuple[nn.Module, Recipe, str]:
@@ -90,7 +102,11 @@ def read(source: Path, ours: tuple[dict[str, Tensor], Recipe] | None = None) -> 
         model = build(recipe)
         load_strictly(model, weights, source)
         return model.eval(), recipe, f"{source}: {recipe.encoder} {recipe.size} of maskfeat"
-    file = read_file(source)
+    with _understood(source):
+        return _read_foreign(read_file(source), source)
+
+
+def _read_foreign(file: dict[str, Any], source: Path) -> tuple[nn.Module, Recipe, str]:
     if "model_state" in file:
         return _read_slowfast(file, source)
     tensors = _tensors(file.get("state_dict", file.get("model", file)), source)
@@ -279,6 +295,17 @@ def _has_recipe(path: Path) -> bool:
     return path.suffix == ".safetensors" and path.is_file() and "recipe" in read_tensors(path)[1]
 
 
+def _kind(tensor: Tensor) -> str:
+    """What a tensor is that no weights are; "" for one of plain numbers that are all in the file."""
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "nested" if tensor.is_nested else "sparse"
+    if tensor.is_meta or tensor.is_quantized or tensor.is_complex():
+        return "empty" if tensor.is_meta else "quantised" if tensor.is_quantized else "complex"
+    if tensor.is_floating_point() and tensor.itemsize < 2:
+        return str(tensor.dtype)
+    return "larger than its data" if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes() else ""
+
+
 def _tensors(values: Any, source: Path) -> dict[str, Tensor]:
     """``values``; ValueError unless they are tensors by name."""
     if not isinstance(values, Mapping):
@@ -289,6 +316,8 @@ def _tensors(values: Any, source: Path) -> dict[str, Tensor]:
             f"{source} holds a {type(values[others[0]]).__name__} in the place of the tensor {others[0]!r}"
         )
     for name, tensor in values.items():
+        if kind := _kind(tensor):
+            raise ValueError(f"{source} holds a tensor that is {kind} in {name!r}, not one of plain numbers")
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{source} holds numbers that are not finite in {name!r}")
     return dict(values)

@@ -50,7 +50,9 @@ def _load(path: Path, first: bytes) -> Any:
     """By torch's unpickler for weights, which calls only what it is allowed: here a class that does nothing."""
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if first.startswith(b"PK") else []
     stand_ins: list[Any] = [
-        (type("Inert", (Inert,), {}), name) for name in names if name.rpartition(".")[0] not in SYSTEM
+        (type(name.rpartition(".")[2], (Inert,), {}), name)  # so messages tell what it is
+        for name in names
+        if name.rpartition(".")[0] not in SYSTEM
     ]
     with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
         warnings.filterwarnings("ignore", category=FutureWarning)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_convert import VIT_CFG, other_file, pretrained, slowfast_file, vit_for_masks
 
-from maskfeat.weights.convert import read
+from maskfeat.weights.convert import load_slowfast, read
 from maskfeat.weights.torch_files import Inert, read_file
 
 
@@ -98,8 +98,36 @@ def test_objects_beside_the_weights_are_not_made(tmp_path, monkeypatch):
 def test_an_object_in_the_place_of_a_tensor_is_refused(tmp_path):
     _, tensors = of_timm(tmp_path)
     torch.save({"model": tensors | {"norm.bias": argparse.Namespace()}}, tmp_path / "file.pth")
-    with pytest.raises(ValueError, match=r"holds a Inert in the place of the tensor 'norm\.bias'"):
+    with pytest.raises(ValueError, match=r"holds a Namespace in the place of the tensor 'norm\.bias'"):
         read(tmp_path / "file.pth")
+
+
+def test_tensors_that_are_no_weights_are_refused(tmp_path):
+    _, tensors = of_timm(tmp_path)
+    bias, patch = tensors["norm.bias"], "patch_embed.proj.weight"
+    cases = [
+        ("norm.bias", bias.to_sparse(), "sparse"),
+        ("norm.bias", torch.nested.as_nested_tensor([bias, bias[:2]], layout=torch.jagged), "nested"),
+        ("norm.bias", bias.to("meta"), "empty"),
+        ("norm.bias", bias.to(torch.complex64), "complex"),
+        ("norm.bias", bias.to(torch.float8_e4m3fn), "float8"),
+        ("norm.bias", torch.zeros(()).expand(10**12), "larger than its data"),
+        (patch, torch.zeros(()).expand(192, 3, 1, 10**9), "larger than its data"),
+        (patch, torch.zeros(()), "make no model"),
+        ("pos_embed", torch.zeros(5), "make no model"),
+    ]
+    for name, tensor, message in cases:
+        torch.save({"model": tensors | {name: tensor}}, tmp_path / "file.pth")
+        with pytest.raises(ValueError, match=f"file.pth .*{message}"):
+            read(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize("size", ["TRAIN_CROP_SIZE: 32", "NUM_CLASSES: 400"])
+def test_a_cfg_of_an_impossible_size_is_refused(tmp_path, size):
+    cfg = VIT_CFG.replace("MaskMViT", "MViT").replace(size, f"{size.split(':')[0]}: 16000000000000")
+    torch.save({"model_state": {"a": torch.zeros(2)}, "cfg": cfg}, tmp_path / "file.pyth")
+    with pytest.raises(ValueError, match=r"file\.pyth has tensors or settings that make no model"):
+        load_slowfast(tmp_path / "file.pyth")
 
 
 def test_a_cfg_that_says_less_means_the_defaults_of_slowfast(tmp_path):
