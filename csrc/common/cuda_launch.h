@@ -1,5 +1,5 @@
 // What a .cu file includes instead of cuda_runtime.h. A host compiler cannot be taught two pieces of CUDA: the launch,
-// and dynamic shared memory. Both are macros here, so that the same source also runs on the host (tests/cuda_on_host).
+// and dynamic shared memory. Both are macros here, so that the same source also runs on the host (cuda_on_host).
 #pragma once
 
 #ifdef __CUDACC__

@@ -151,7 +151,7 @@ __device__ __forceinline__ void vote(const CellWork<float>& work, float gx, floa
   sums.total[column] += magnitude;
   if constexpr (BYTES) {
     // The slope of a byte gradient lies on an edge, or differs from it by 2^-20.2 of its size or more. It is compared
-    // with values half way, at 2^-21, so that it may be a few roundings off (tests/test_byte_slopes.py). Where the
+    // with values half way, at 2^-21, so that it may be a few roundings off (test_byte_slopes.py). Where the
     // slope is 0 / 0, the magnitude is zero.
     const float slope = gy * approximate_reciprocal(gx);
 #pragma unroll

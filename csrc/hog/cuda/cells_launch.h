@@ -34,7 +34,7 @@ __device__ __forceinline__ double read(const double* p) { return __ldg(p); }
 // The square root, by an approximate reciprocal root and one Newton step on the residue. The compiler makes the same of
 // sqrt, plus a branch for extreme arguments. The reciprocal root is right within two units in the last place. The
 // result is then correctly rounded for all squares of bytes, and for all but a handful of mantissas
-// (tests/test_square_root.py). Below 2^-126 it loses precision.
+// (test_square_root.py). Below 2^-126 it loses precision.
 __device__ __forceinline__ double root(double x) { return sqrt(x); }
 __device__ __forceinline__ float root(float x) {
 #ifdef __CUDA_ARCH__
