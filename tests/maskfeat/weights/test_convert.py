@@ -324,9 +324,8 @@ def test_converted_weights_start_a_run(tmp_path):
     model, _ = vit_for_masks()
     other_file(tmp_path / "timm.safetensors", model, "timm")
     convert(tmp_path / "timm.safetensors", tmp_path / "ours.safetensors")
-    train_small(
-        tmp_path / "run", "patch_size=16", "steps=1", f"init={tmp_path / 'ours.safetensors'}", name="vit_tiny_ft"
-    )
+    changes = ["size=tiny", "patch_size=16", "steps=1", f"init={tmp_path / 'ours.safetensors'}"]
+    train_small(tmp_path / "run", *changes, name="vit_tiny_ft")
     assert read_log(tmp_path / "run")[-1]["samples"]
 
 
