@@ -161,7 +161,8 @@ def _eval(options: argparse.Namespace) -> None:
             from .run.plots import confusion
 
             matrix = confusion_matrix(model, held_out(recipe, world, "test"), recipe, world)
-            confusion(matrix, Path(options.confusion))
+            if world.rank == 0:
+                confusion(matrix, Path(options.confusion))
 
 
 def _knn(options: argparse.Namespace) -> None:

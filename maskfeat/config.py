@@ -176,6 +176,7 @@ class Pretrain(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_measure(self.keep_best, ("val_loss", *(("knn_accuracy",) if self.knn else ())))
         shapes = ("cube", "tube", "frame", "random") if self.frames else ("block", "random")
         if self.mask not in shapes:
             raise ValueError(f"mask must be one of {', '.join(shapes)} for {self.encoder}, got {self.mask!r}")
@@ -222,6 +223,7 @@ class Finetune(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_measure(self.keep_best, ("val_loss", "top1"))
         if self.rand_augment:
             parse_policy(self.rand_augment)
         if self.test_crops not in (1, 3):
@@ -345,6 +347,11 @@ def _check_numbers(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
         if not all(BOUNDS[bound][0](number, limit) for bound, limit in bounds.items()):
             wanted = " and ".join(f"{BOUNDS[bound][1]} {limit}" for bound, limit in bounds.items())
             raise ValueError(f"{name} must be {wanted}, got {_text(value)}")
+
+
+def _check_measure(name: str, measures: tuple[str, ...]) -> None:
+    if name and name not in measures:
+        raise ValueError(f"keep_best must be one of {', '.join(map(repr, measures))} here, got {name!r}")
 
 
 def _text(value: Any) -> str:

@@ -29,7 +29,7 @@ def evaluate_model(model: nn.Module, recipe: Recipe, world: World, split: str = 
         return classifier_accuracy(model, held_out(recipe, world, split), recipe, world)
     assert isinstance(recipe, Pretrain)
     results = {"val_loss": held_out_loss(model, recipe, world)}
-    if recipe.knn and _has_labels(recipe):
+    if recipe.knn and has_labels(recipe):
         results["knn_accuracy"] = knn_accuracy(model, recipe, world)
     return results
 
@@ -237,6 +237,7 @@ def export_features(encoder: nn.Module, loader: Loader, folder: "str | Path", de
     encoder.train(training)
 
 
-def _has_labels(recipe: Recipe) -> bool:
+def has_labels(recipe: Recipe) -> bool:
+    """Whether the samples of both splits have labels, or may have some."""
     one = dataclasses.replace(recipe, batch_size=1, accumulate=1)
     return all(make_loader(one, split, seed=recipe.seed).source.classes != 0 for split in ("train", "val"))

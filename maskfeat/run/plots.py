@@ -23,8 +23,9 @@ def curves(folders: Sequence[Path], path: Path) -> None:
     figure = _figure(4.5 * len(names), 3.5)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for folder, lines in logs.items():
-            points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-            axes.plot(*zip(*points, strict=True), label=str(folder)) if points else None
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            label = f" {folder}".replace("$", r"\$")  # no formula; "_" at the beginning would hide it
+            axes.plot(*zip(*points, strict=True), label=label) if points else None
         axes.set(title=name, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
@@ -52,14 +53,19 @@ def _accuracy(matrix: Tensor) -> float:
     return (matrix.trace() / matrix.sum().clamp_min(1)).item()
 
 
-def _log(folder: Path) -> list[dict[str, Any]]:
+def _log(folder: Path) -> list[dict[str, float]]:
+    """Step and measures of every whole line that has one."""
     file = folder / "log.jsonl"
     if not file.exists():
         raise FileNotFoundError(f"there is no log {file}; name the folder of a run")
+    lines: list[dict[str, float]] = []
+    text = file.read_text()
     try:
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+        for line in map(json.loads, text[: text.rfind("\n") + 1].splitlines()):  # a run may be at its last line
+            values = {name: float(line[name]) for name in CURVES if line.get(name) is not None}
+            lines += [{"step": float(line["step"]), **values}] if values else []
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({type(error).__name__}: {error})") from error
     if not lines:
         raise ValueError(f"{file} is empty: the run has logged nothing yet")
     return lines

@@ -51,7 +51,7 @@ def probe(
     train, test = (pooled(encoder, make_loader(recipe, split, **options), depths, world) for split in ("train", "val"))
     found = []
     for (depth, pooling), x in train[0].items():
-        mean, std = x.mean(0), x.std(0) + 1e-6
+        mean, std = x.mean(0), x.std(0, correction=0) + 1e-6
         samples = ((x - mean) / std, train[1]), ((test[0][depth, pooling] - mean) / std, test[1])
         for rate, top1 in zip(rates, accuracies(*samples, rates, epochs, seed), strict=True):
             found.append({"depth": depth, "pooling": pooling, "lr": rate, "top1": top1})

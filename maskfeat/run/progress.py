@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..config import Recipe, to_dict
-from ..weights.storage import write_atomically, writing
+from ..weights.storage import one_line, write_atomically, writing
 
 
 class Progress:
@@ -55,7 +55,10 @@ class Progress:
             folder = self.file.parent
             same = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a run goes on under its id
             names = dict(project=recipe.wandb, name=folder.name, id=same, resume="allow")
-            self.wandb = wandb.init(dir=str(out), config=to_dict(recipe), **names)
+            try:
+                self.wandb = wandb.init(dir=str(out), config=to_dict(recipe), **names)
+            except Exception as error:  # it has its own, as for a key that is missing
+                raise ValueError(f"wandb={recipe.wandb}: the package wandb says: {one_line(error)}") from error
         self.moves = sys.stderr.isatty()
         shape: dict[str, Any] = dict(desc=recipe.name, unit="step", dynamic_ncols=True, smoothing=0.1)
         self.line: tqdm[Any] = tqdm(total=total, initial=step, disable=not self.moves, **shape)
@@ -129,10 +132,10 @@ class Stopwatch:
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a line of the log; infinity for one that was cut short."""
+    """The step of a line of the log; infinity for one that was cut short or is damaged."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:
+        return float(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError, RecursionError):
         return float("inf")
 
 

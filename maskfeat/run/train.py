@@ -30,11 +30,11 @@ from ..data.fingerprint import fingerprint
 from ..data.loader import TRAINING, make_loader
 from ..model import MaskFeat, trunk
 from ..sigterm import watch_sigterm
-from ..weights.files import BEST_WEIGHTS, EMA_WEIGHTS, WEIGHTS, initialise, save_if_best, save_weights
+from ..weights.files import BEST_WEIGHTS, EMA_WEIGHTS, WEIGHTS, forget_best, initialise, save_if_best, save_weights
 from .checkpoint import Checkpoints, differences, find_checkpoint, whole_checkpoints
 from .device import arithmetic
 from .distributed import Terminated, World, finite, join, share, synchronise, whole
-from .evaluate import evaluate_model, held_out
+from .evaluate import evaluate_model, has_labels, held_out
 from .finetune import EMA
 from .lock import RunLock
 from .progress import Progress, Stopwatch
@@ -88,6 +88,8 @@ class Trainer:
             raise ValueError(f"the data do not fill a batch of {recipe.batch_size}; choose a smaller batch_size")
         if recipe.eval_every:
             self.held_out = len(held_out(recipe, world).source)  # missing data are an error now, not after an epoch
+            if recipe.keep_best == "knn_accuracy" and not has_labels(recipe):
+                raise ValueError(f"keep_best=knn_accuracy needs labels, and {recipe.data!r} has none")
         self.total = recipe.steps or recipe.epochs * self.epoch_steps
         self.step, self.skipped, self.data_seconds = 0, 0, 0.0
         self.changed: dict[str, tuple[Any, Any]] = {}  # of the recipe, since the checkpoint
@@ -121,6 +123,8 @@ class Trainer:
         recipe, results = self.recipe, {}
         if self.resumed:
             self.resume(self.resumed)
+        if recipe.keep_best and self.world.rank == 0:
+            forget_best(self.out / BEST_WEIGHTS, self.step)
         progress = Progress(self.out, recipe, self.step, self.total, silent=self.world.rank > 0)
         progress.say(self.outline())
         if self.changed:

@@ -1,6 +1,7 @@
 """Weights of our models in files, with their recipe, and how they are put into a model."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,15 @@ def save_if_best(path: Path, weights: dict[str, Tensor], recipe: Recipe, step: i
     if recipe.keep_best not in results:
         raise ValueError(f"keep_best must be one of {', '.join(map(repr, results))} here, got {recipe.keep_best!r}")
     value = results[recipe.keep_best]
-    before = read_tensors(path)[1].get(recipe.keep_best) if path.exists() else None
-    if before is None or (value < float(before) if recipe.keep_best == "val_loss" else value > float(before)):
+    before = float(read_tensors(path)[1].get(recipe.keep_best, "nan")) if path.exists() else math.nan
+    if math.isnan(before) or (value < before if recipe.keep_best == "val_loss" else value > before):
         save_weights(path, weights, recipe, step, **{recipe.keep_best: repr(value)})
+
+
+def forget_best(path: Path, step: int) -> None:
+    """Remove weights of :func:`save_if_best` from after ``step``, where a run goes on or begins anew."""
+    if path.exists() and int(read_tensors(path)[1].get("step", 0)) > step:
+        path.unlink()
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Recipe]:

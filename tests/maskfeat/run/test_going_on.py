@@ -1,5 +1,6 @@
 """A run goes on with more epochs, another rate or other data, if that is asked for by name; its best weights stay."""
 
+import math
 import re
 import shutil
 
@@ -12,7 +13,7 @@ from maskfeat.cli import main
 from maskfeat.run.checkpoint import find_checkpoint, read_model
 from maskfeat.run.distributed import join
 from maskfeat.run.train import Trainer
-from maskfeat.weights.files import read_weights
+from maskfeat.weights.files import read_weights, save_if_best
 
 EPOCHS = ["steps=0", "samples=32", "warmup_epochs=0.5", "save_every=1", "keep=9"]
 
@@ -112,6 +113,22 @@ def test_a_measure_that_a_run_does_not_have_is_refused(tmp_path):
         train_small(tmp_path, "keep_best=top1")
     with pytest.raises(ValueError, match="keep_best=top1 needs evaluations; set eval_every=1 or more, got 0"):
         small(tmp_path, "keep_best=top1", "eval_every=0")
+    with pytest.raises(ValueError, match="keep_best must be one of 'val_loss', 'top1' here, got 'knn_accuracy'"):
+        small(tmp_path, "keep_best=knn_accuracy", name="vit_tiny_ft")
+    changes = ["keep_best=knn_accuracy", "knn=3", "data=skimage"]
+    with join("cpu") as world, pytest.raises(ValueError, match="keep_best=knn_accuracy needs labels, and 'skimage'"):
+        Trainer(small(tmp_path, *changes), world)
+
+
+def test_the_best_is_a_number_and_of_this_run(tmp_path):
+    """A loss that is none gives way to any; weights of a later step are those of a run that was there before."""
+    path, recipe = tmp_path / "best.safetensors", small(tmp_path, "keep_best=val_loss")
+    for step, (loss, kept) in enumerate([(math.nan, 0), (0.5, 1), (0.7, 1), (math.nan, 1), (0.4, 4)]):
+        save_if_best(path, {"step": torch.tensor(float(step))}, recipe, step, {"val_loss": loss})
+        assert read_weights(path)[0]["step"] == kept
+    save_if_best(path, {"step": torch.tensor(99.0)}, recipe, 99, {"val_loss": 0.0})
+    train_small(tmp_path, "steps=1", "keep_best=val_loss", "samples=8")
+    assert "step" not in read_weights(path)[0]
 
 
 @pytest.mark.parametrize("command", ["eval", "knn", "show", "export", "convert"])

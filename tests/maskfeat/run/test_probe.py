@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import media
 import pytest
@@ -15,6 +16,7 @@ from maskfeat.data.loader import make_loader
 from maskfeat.model import trunk
 from maskfeat.run.distributed import join
 from maskfeat.run.evaluate import classifier_accuracy, confusion_matrix
+from maskfeat.run.plots import curves
 from maskfeat.run.probe import accuracies, pooled, probe
 from maskfeat.run.step import normalise
 
@@ -65,6 +67,13 @@ def test_features_are_those_of_the_blocks(runs):
     [(tokens, _)] = encoder.encode(*encoder.embed(pixels), (1,))
     torch.testing.assert_close(found[1, "mean"], tokens[:, 1:].mean(1).detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found[1, "class"], tokens[:, 0].detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_one_sample_has_no_spread(runs):
+    recipe = small(runs / "pt", f"data={runs / 'data'}", "samples=1", "batch_size=1")
+    with join("cpu") as world:
+        found = probe(build(recipe), recipe, world, (0,), (0.1,), 1)
+    assert len(found) == 2 and all(0 <= entry["top1"] <= 1 for entry in found)
 
 
 @pytest.mark.parametrize("kind", ["pt", "ft"])
@@ -124,9 +133,21 @@ def test_learning_curves_are_drawn_for_several_runs(runs, tmp_path, capsys):
     assert width(picture) > width(one), "a classifier has its accuracy as well"
     capsys.readouterr()
     shutil.copytree(runs / "pt", tmp_path / "empty")
-    for content, message in {"": "is empty", "{": "is damaged"}.items():
-        (tmp_path / "empty" / "log.jsonl").write_text(content)
+    damaged = dict.fromkeys(["{", "5", '{"loss": 3}', '{"step": 1, "loss": "a"}', "[" * 9999], "is damaged")
+    for content, message in {"": "is empty", '{"step": 1, "a": 2}': "is empty", **damaged}.items():
+        (tmp_path / "empty" / "log.jsonl").write_text(f"{content}\n" if content else "")
         assert main(["plot", str(tmp_path / "empty"), "--output", str(one)]) == 1
         assert message in capsys.readouterr().err
     assert main(["plot", str(tmp_path / "none"), "--output", str(one)]) == 1
     assert "there is no log" in capsys.readouterr().err
+
+
+def test_curves_of_a_run_that_is_writing_its_log_and_has_a_name_like_a_formula(tmp_path, monkeypatch):
+    labels = []
+    monkeypatch.setattr("maskfeat.run.plots._save", lambda figure, path: labels.append(figure.axes[0].get_legend()))
+    for name in ("_x", "$x_{$"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.jsonl").write_text('{"step": 1, "loss": 2}\n{"step": 2, "lo')
+    monkeypatch.chdir(tmp_path)
+    curves([Path("_x"), Path("$x_{$")], tmp_path / "curves.png")
+    assert [text.get_text() for text in labels[0].get_texts()] == [" _x", r" \$x_{\$"]

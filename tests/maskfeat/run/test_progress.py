@@ -78,6 +78,21 @@ def test_weights_and_biases_gets_the_log(tmp_path, monkeypatch):
     assert calls[-1]["id"] == options["id"]
 
 
+def test_weights_and_biases_without_a_key_is_one_line(tmp_path, monkeypatch):
+    def init(**options):
+        raise RuntimeError("No API key configured. Use `wandb login` to log in.\nmore")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    with pytest.raises(ValueError, match=r"^wandb=masks: the package wandb says: No API key .* to log in\.$"):
+        Progress(tmp_path, small(tmp_path, "wandb=masks"), 0, 4)
+
+
+def test_lines_of_the_log_that_are_none_are_dropped(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 2}\n5\n{"loss": 3}\n{"step": 2, "lo')
+    assert Progress(tmp_path, small(tmp_path), 4, 8).last == {"step": 1, "loss": 2}
+    assert read_log(tmp_path) == [{"step": 1, "loss": 2}]
+
+
 @pytest.mark.parametrize("key", ["wandb=masks", "tensorboard=true"])
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, key):
     name = key.split("=")[0]
