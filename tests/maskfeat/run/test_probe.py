@@ -86,7 +86,7 @@ def test_the_command_gives_every_probe_and_the_best_first(runs, capsys, kind):
 
 
 def test_by_default_four_blocks_are_probed_with_every_rate(runs):
-    recipe = small(runs / "ft", f"data={runs / 'data'}", "samples=0", "classes=2", name="vit_tiny_ft")
+    recipe = small(runs / "ft", f"data={runs / 'data'}", "samples=0", "classes=2", "size=tiny", name="vit_tiny_ft")
     with join("cpu") as world:
         found = probe(build(recipe), recipe, world, epochs=1)
         assert {entry["depth"] for entry in found} == {2, 5, 8, 11} and len(found) == 4 * 2 * 5

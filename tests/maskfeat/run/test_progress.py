@@ -24,7 +24,7 @@ def test_a_run_begins_with_what_it_is(tmp_path, capsys):
         "pretrain vit_tiny",
         "  data    synthetic: 24 samples to train on, 10 classes, 6 held out",
         "  input   3 x 32 x 32 pixels, 40% hidden by block masks",
-        "  model   vit tiny, 0.9 million parameters",
+        "  model   vit micro, 0.4 million parameters",
         "  device  cpu, fp32, processes: 1",
         "  steps   2, 0.666667 epochs of 3, 8 samples each",
         f"  out     {tmp_path}, with log.jsonl, weights.safetensors and checkpoints; begins",
