@@ -31,7 +31,7 @@ def test_the_report_of_the_experiment_is_that_of_its_numbers():
     report = json.loads((experiment.RESULTS / "experiment.json").read_text())
     text = (experiment.RESULTS / "experiment.md").read_text()
     assert text == experiment.markdown(report)
-    assert text.count("| HOG |") == 2 and "first run with 1200 steps" in text
+    assert text.count("| HOG |") == 3 and "first run with 1200 steps" in text and "## Ablation" in text
 
 
 def test_blank_paper_has_an_orientation_in_sloped_light_only():
