@@ -196,11 +196,14 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], Recipe]:
     if problem := _damage(path, sorted(run.get("checksums", {}).items())):
         raise ValueError(problem)
     reader = Reader(path, run["files"])
-    weights = {
-        name.removeprefix("model."): torch.empty(info.size, dtype=info.properties.dtype)
-        for name, info in reader.metadata.state_dict_metadata.items()
-        if name.startswith("model.") and isinstance(info, TensorStorageMetadata)
-    }
+    try:
+        weights = {
+            name.removeprefix("model."): torch.empty(info.size, dtype=info.properties.dtype)
+            for name, info in reader.metadata.state_dict_metadata.items()
+            if name.startswith("model.") and isinstance(info, TensorStorageMetadata)
+        }
+    except (TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"the checkpoint {path} cannot be read: {one_line(error)}") from error
     _fill({"model": weights}, path, reader)
     return weights, recipe_of(run["recipe"], path)
 

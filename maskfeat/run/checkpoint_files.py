@@ -3,6 +3,7 @@
 All else is as torch has it. A pickle gives only what a checkpoint consists of.
 """
 
+import math
 import os
 import pathlib
 import pickle
@@ -46,6 +47,11 @@ class Reader(FileSystemReader):
             raise ValueError(f"the checkpoint {path} cannot be read: it has no metadata")
         try:
             self.metadata = _Unpickler(BytesIO(file.read_bytes())).load()
+            for name, info in self.metadata.state_dict_metadata.items():
+                if isinstance(info, dcp_metadata.TensorStorageMetadata):  # else its memory would stay as it was
+                    parts = sum(math.prod(chunk.sizes) for chunk in info.chunks)
+                    if parts != math.prod(info.size):
+                        raise ValueError(f"it has {parts} numbers of {name}, not {math.prod(info.size)}")
             outside = {info.relative_path for info in self.metadata.storage_data.values()} - set(files)
         except Exception as error:  # a damaged pickle may fail in any way
             raise ValueError(f"the checkpoint {path} cannot be read: {one_line(error)}") from error

@@ -20,6 +20,7 @@ import maskfeat_kernels
 from maskfeat.config import override
 from maskfeat.data.fingerprint import fingerprint
 from maskfeat.data.source import open_source
+from maskfeat.run.checkpoint import read_model
 from maskfeat.weights.convert import convert, load_slowfast
 from maskfeat.weights.files import read_weights
 from maskfeat.weights.storage import json_checksum, save_tensors
@@ -81,6 +82,27 @@ def test_a_checkpoint_reads_no_files_outside_of_it(tmp_path, world):
     (path / ".metadata").write_bytes(pickle.dumps(metadata))
     reseal(path)
     refused(lambda: loaded(checkpoints, path), r"names a file that is not of the checkpoint, '../../../__0_0.distcp'")
+
+
+@pytest.mark.parametrize(
+    "part, value, message",
+    [
+        ("chunks", [], "it has 0 numbers of model.weight, not 12"),
+        ("size", torch.Size([10**13]), "it has 12 numbers of model.weight, not 10000000000000"),
+        ("size", torch.Size([-3, -4]), "negative dimension"),
+        ("size", None, "NoneType"),
+        ("properties", None, "NoneType"),
+    ],
+)
+def test_tensors_of_a_checkpoint_that_are_not_in_it_are_refused(tmp_path, world, part, value, message):
+    path, checkpoints = saved(tmp_path / "out", world)
+    metadata = pickle.loads((path / ".metadata").read_bytes())
+    setattr(metadata.state_dict_metadata["model.weight"], part, value)
+    (path / ".metadata").write_bytes(pickle.dumps(metadata))
+    reseal(path)
+    refused(lambda: read_model(path), f"cannot be read: .*{message}")
+    if part == "chunks":
+        refused(lambda: loaded(checkpoints, path), message)
 
 
 @pytest.mark.parametrize("old", [True, False])
