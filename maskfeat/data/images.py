@@ -20,8 +20,11 @@ IMAGES = (
     *(".gif", ".avif", ".heic", ".heif"),
 )
 
-FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""What a file may hold, however it is named. Pillow knows others, and for PostScript starts a program on the file."""
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
+"""What a file may hold, however it is named; the frequent are tried first.
+
+Pillow knows others, and for PostScript starts a program on the file.
+"""
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
