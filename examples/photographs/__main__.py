@@ -25,7 +25,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--gpu", action="store_true", help="the larger model and schedules of a GPU; another --results")
     parser.add_argument("--minutes", type=float, help="end after so many, with a checkpoint; a later call goes on")
     options = parser.parse_args(words)
-    if options.gpu and options.results == HERE / "results":
+    if options.gpu and options.results.resolve() == (HERE / "results").resolve():
         parser.error("--gpu needs --results, as its runs are not those of the protocol on a CPU")
     if not options.data or options.out == Path():  # as make gives them, if it is not told them
         parser.error("say where the photographs are and where to train: make photographs DATA=folder OUT=folder")

@@ -59,8 +59,8 @@ def _log(folder: Path) -> list[dict[str, float]]:
     if not file.exists():
         raise FileNotFoundError(f"there is no log {file}; name the folder of a run")
     lines: list[dict[str, float]] = []
-    text = file.read_text()
     try:
+        text = file.read_text()
         for line in map(json.loads, text[: text.rfind("\n") + 1].splitlines()):  # a run may be at its last line
             values = {name: float(line[name]) for name in CURVES if line.get(name) is not None}
             lines += [{"step": float(line["step"]), **values}] if values else []

@@ -124,7 +124,8 @@ class Trainer:
         if self.resumed:
             self.resume(self.resumed)
         if recipe.keep_best and self.world.rank == 0:
-            forget_best(self.out / BEST_WEIGHTS, self.step)
+            others = self.changed.keys() & {"data", "samples"}  # what was best on these is none of the same measure
+            forget_best(self.out / BEST_WEIGHTS, -1 if others else self.step)
         progress = Progress(self.out, recipe, self.step, self.total, silent=self.world.rank > 0)
         progress.say(self.outline())
         if self.changed:

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.stats import t as student
 
 from examples.photographs import pack, report
-from examples.photographs.__main__ import repeat
+from examples.photographs.__main__ import main, repeat
 from examples.photographs.runs import Runs
 from examples.photographs.settings import ARMS, Settings
 
@@ -122,6 +122,14 @@ run = dict(settings.GPU.run, batch_size=8, workers=0)
 settings.GPU = dataclasses.replace(settings.GPU, run=run, pretrain_epochs=10**6, pilot_epochs=1, pretrain_rates=(1e-3,))
 __main__.main(sys.argv[1:])
 """
+
+
+def test_results_of_a_gpu_are_not_mixed_with_those_of_a_cpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(report.HERE.parent)
+    for results in ([], ["--results", "photographs/results"]):
+        with pytest.raises(SystemExit):
+            main(["--gpu", "--data", str(tmp_path), "--out", str(tmp_path / "out"), *results])
+        assert "--gpu needs --results" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # two processes that train for 15 seconds

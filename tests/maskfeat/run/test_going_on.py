@@ -80,8 +80,11 @@ def test_other_data_by_name(tmp_path):
         ValueError, match=r"16 samples, and .* now has 24; choose another out, the same data, or change=data"
     ):
         train_small(tmp_path / "run", *longer)
-    train_small(tmp_path / "run", *longer, "change=data")
+    best = tmp_path / "run" / "best.safetensors"
+    save_if_best(best, {}, small(tmp_path, "keep_best=val_loss"), 2, {"val_loss": 0.0})
+    train_small(tmp_path / "run", *longer, "change=data", "keep_best=val_loss")
     assert read_log(tmp_path / "run")[-1]["step"] == 6
+    assert read_weights(best)[0], "the best on other data is not the best on these"
 
 
 def test_what_is_not_named_stays_refused(run, tmp_path):

@@ -52,6 +52,8 @@ def test_what_is_separable_is_found_and_noise_is_not():
     alone = accuracies((clear[train], labels[train]), (clear[test], labels[test]), (0.1,), 20, seed=0)
     assert alone == [fast], "probes do not know each other"
     assert slow <= fast
+    rare, first = (labels == 1).long(), torch.zeros_like(labels)
+    assert accuracies((clear, rare), (clear, first), (1e38,), 2, seed=0) == [0], "what is no number is no first class"
 
 
 def test_features_are_those_of_the_blocks(runs):
