@@ -2,8 +2,10 @@
 
 import dataclasses
 import re
+import signal
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,8 +19,11 @@ DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
 
 
 @pytest.fixture
-def run(tmp_path) -> Run:
-    return Run(tmp_path, time.monotonic() + 60, dry=True)
+def run(tmp_path) -> Iterator[Run]:
+    """Where a shell began the tests in its background, they would ignore interrupts, and so would the steps."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as main() does
+    yield Run(tmp_path, time.monotonic() + 60, dry=True)
+    signal.signal(signal.SIGINT, before)
 
 
 def python(name: str, code: str, limit: float = 60, log: str = "gpu.log", **environment: str) -> Step:
