@@ -78,7 +78,9 @@ class Trainer:
             recipe = dataclasses.replace(recipe, precision=arithmetic(world.device, "auto"))
             if world.rank == 0 and recipe.precision == "fp32":
                 faster = "; precision=fp16 may be faster" if world.device.type == "cuda" else ""
-                log.warning("precision=auto: fp32, as this %s has no bf16%s", world.device.type.upper(), faster)
+                log.warning(
+                    "precision=auto: fp32, as this %s has no bf16 arithmetic%s", world.device.type.upper(), faster
+                )
         self.recipe, self.world, self.build = recipe, world, build
         self.out = run_folder(recipe)
         place: dict[str, Any] = dict(rank=world.rank, world=world.size)

@@ -228,6 +228,8 @@ def slowfast_recipe(cfg: str, name: str) -> Recipe:
     except (yaml.YAMLError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(f"the cfg of {name} is none that SlowFast writes ({reason})") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _slowfast_recipe(cfg: dict[str, Any], name: str) -> Recipe:
@@ -248,7 +250,7 @@ def _slowfast_recipe(cfg: dict[str, Any], name: str) -> Recipe:
     if cfg["MODEL"]["MODEL_NAME"] == "MViT":
         return Finetune(**shape, classes=cfg["MODEL"]["NUM_CLASSES"])
     if cfg["MODEL"]["MODEL_NAME"] != "MaskMViT" or not cfg["MASK"].get("PRED_HOG"):
-        raise ValueError(f"{name} is no MaskFeat model: {cfg['MODEL']['MODEL_NAME']} that does not predict HOG")
+        raise ValueError(f"this is no MaskFeat model: {cfg['MODEL']['MODEL_NAME']} that does not predict HOG")
     if cfg["MASK"].get("HEAD_TYPE", "separate") != "separate":
         raise ValueError(f"only linear heads (separate) can be read, not {cfg['MASK']['HEAD_TYPE']}")
     return Pretrain(**shape, **mask, depths=tuple(cfg["MASK"]["PRETRAIN_DEPTH"]))

@@ -264,18 +264,20 @@ def _sqrt(x: Tensor) -> Tensor:
 def rounded_sqrt(x: Tensor) -> Tensor:
     """The square root, rounded to the nearest number: its last bit may decide between channels of equal strength.
 
-    On a CPU torch's own is the next number for one in five float32, and for one in seventy float64.
+    On a CPU torch's own is the next number for one in five float32, and for one in seventy float64. It is corrected by
+    the remainder x - root^2, which is exact, as the halves of the root have products without rounding.
     """
-    if x.dtype == torch.float32:
-        return _sqrt(x.to(float64_device(x.device)).double()).float().to(x.device)
+    scale = torch.where(x.detach() < 2.0**-60, 2.0**40, 1.0).to(x.dtype)  # or these products were too small
+    x = x * scale.square()
     root = _sqrt(x)
     r = root.detach()
-    high = (2.0**27 + 1) * r
-    high = high - (high - r)  # the upper half of the digits of r, so that products are exact
+    high = (2.0 ** (27 if x.dtype == torch.float64 else 12) + 1) * r
+    high = high - (high - r)  # the upper half of the digits of r
     low = r - high
-    missing = ((x.detach() - high * high) - 2 * high * low) - low * low  # x - r * r
+    missing = ((x.detach() - high * high) - 2 * high * low) - low * low
     step = missing / (2 * r)
-    return root + torch.where(step.isfinite(), step, 0)
+    step = torch.nextafter(step, step.new_tensor(-torch.inf))  # the curve of the root is below its tangent
+    return (root + torch.where(step.isfinite(), step, 0)) / scale
 
 
 def _length(v: Tensor) -> Tensor:  # [..., 1]

@@ -95,7 +95,8 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line(running):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in errors
     last = errors.splitlines()[-1]
-    assert last.startswith("maskfeat: a loader process died (DataLoader worker (pid ") and "Killed" in last
+    assert last.startswith("maskfeat: a loader process died (DataLoader worker (pid")
+    assert "Killed" in last or "exited unexpectedly" in last  # torch may see that it is gone before it hears why
     assert "use fewer workers, a smaller batch_size, or workers=0" in last
 
 

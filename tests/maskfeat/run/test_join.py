@@ -28,7 +28,7 @@ def test_the_device_of_one_process_is_the_current_one(two_gpus, name, index):
 def test_devices_that_a_machine_has_not(two_gpus):
     with pytest.raises(ValueError, match="device=cuda:5, but this machine has 2 of them, numbered from 0"):
         device_named("cuda:5")
-    with pytest.raises(ValueError, match="Old GPU has no bf16 arithmetic; use precision=fp32"), join("auto", "bf16"):
+    with pytest.raises(ValueError, match="Old GPU has no bf16 arithmetic; use precision=fp16"), join("auto", "bf16"):
         pass
     assert device_named("cpu", "bf16") == torch.device("cpu")
 
