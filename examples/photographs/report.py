@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
-from .settings import ARMS, PILOT_SEED, Settings
+from .settings import ARMS, GPU, PILOT_SEED, Settings
 
 HERE = Path(__file__).parent
 DOCUMENT, PLOT = HERE.parent.parent / "docs" / "evidence.md", "evidence.png"
@@ -172,13 +172,15 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.photographs.report", description=__doc__)
     parser.add_argument("--results", type=Path, default=HERE / "results", help="(%(default)s)")
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="where the tables stand (%(default)s)")
+    parser.add_argument("--gpu", action="store_true", help="the runs of --gpu, with their own --results and --document")
     options = parser.parse_args(words)
+    settings = GPU if options.gpu else Settings()
     text = options.document.read_text()
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     if not after:
         parser.error(f"{options.document} has no place for the tables: {BEGIN} ... {END}")
-    plot(read(options.results, Settings()), options.document.parent / PLOT)
-    options.document.write_text(f"{before}{BEGIN}\n\n{block(options.results, Settings())}\n\n{END}{after}")
+    plot(read(options.results, settings), options.document.parent / PLOT)
+    options.document.write_text(f"{before}{BEGIN}\n\n{block(options.results, settings)}\n\n{END}{after}")
     print(f"wrote {options.document} and {PLOT} beside it")
 
 
