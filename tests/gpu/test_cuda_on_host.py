@@ -10,14 +10,15 @@ import subprocess
 import pytest
 import torch
 from conftest import BACKENDS, REQUIRED
-from cuda_program import DTYPES, KERNELS, ON_DEVICE, ON_HOST, Out, checked, kernel_object, program, run, why_not
+from cuda_program import DTYPES, KERNELS, ON_DEVICE, Out, checked, kernel_object, program, run, why_not
 
 from maskfeat_kernels import fused_hog
 from maskfeat_kernels.hog.spec import HogSpec
 from maskfeat_kernels.testing import check_hog, images
 
 ON_DEVICE_HERE = ON_DEVICE if "cuda" in REQUIRED or why_not("memcheck") is None else ()
-CHECKERS = (*ON_HOST, *ON_DEVICE_HERE)
+# Compiled for two sanitizers, the kernels take most of the time of these tests.
+CHECKERS = ("address", pytest.param("thread", marks=pytest.mark.slow), *ON_DEVICE_HERE)
 SEEDS = (0, 1)  # blocks and threads in ascending order, and in another
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -31,7 +32,7 @@ def checker(request) -> str:
     return usable(request.param)
 
 
-@pytest.fixture(params=ON_HOST)
+@pytest.fixture(params=CHECKERS[:2])
 def sanitizer(request) -> str:
     """The tools that watch on the host."""
     return usable(request.param)
@@ -151,7 +152,8 @@ GATHER, SCATTER_ADD, MASK_TOKENS, MASKED_SUM = range(4)
 
 
 # Which threads meet at an address does not depend on the dtype.
-GATHER_CASES = [("address", dtype) for dtype in FLOATS] + [(c, torch.float32) for c in CHECKERS if c != "address"]
+THREAD = pytest.param("thread", torch.float32, marks=pytest.mark.slow)
+GATHER_CASES = [*(("address", dtype) for dtype in FLOATS), THREAD, *((c, torch.float32) for c in ON_DEVICE_HERE)]
 
 
 @pytest.mark.parametrize("width", [40, 7])

@@ -64,6 +64,7 @@ def calls(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_no_kernel_is_compiled_for_each_class_of_sizes(calls):
     variants = calls("count")
     assert variants.pop("unspecific") == {"_unspecific": 2}, "the count is blind: width is a multiple of 16, or not"

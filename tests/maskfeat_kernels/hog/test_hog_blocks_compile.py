@@ -67,7 +67,7 @@ def test_the_op_called_by_itself_refuses_what_it_cannot_read(compiled_backend, c
 
 
 @pytest.mark.sampled(lambda name: name == "skimage")
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", ["skimage", *(pytest.param(name, marks=slow) for name in SPECS if name != "skimage")])
 def test_compiled_without_graph_break_for_all_sizes_at_once(hog, backend, name):
     counter = CompileCounterWithBackend("aot_eager")
 
