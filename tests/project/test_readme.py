@@ -38,13 +38,14 @@ def commands(start):
     return [line for line in lines if line.startswith(start)]
 
 
-@pytest.mark.slow  # downloads torch and builds the kernels twice, as users do
+@pytest.mark.slow  # installs torch twice, as pip builds in an environment of its own
 def test_the_commands_for_training(tmp_path):
     (install,) = commands('pip install ".[train]"')
     train = [line for line in commands("maskfeat ") if "runs/tiny" in line or line == "maskfeat recipes"]
     assert [line.split()[1] for line in train] == ["recipes", "pretrain", "show"]
     venv.create(tmp_path / "venv", with_pip=True)
     environment = {**os.environ, "PATH": f"{tmp_path / 'venv' / 'bin'}:{os.environ['PATH']}", "MASKFEAT_BUILD": "cpu"}
+    environment["PIP_CONSTRAINT"] = str(ROOT / "requirements.lock")  # of the versions that all other tests have
     sources = tmp_path / "sources"
     subprocess.run(["git", "clone", "--quiet", "--shared", ROOT, sources], check=True)
     for line in [install, *(line.replace("steps=200", "steps=2") for line in train)]:
