@@ -54,7 +54,7 @@ test: setup  ## run the tests
 	$(PY) -m pytest $(PARALLEL) $(PYTEST)
 
 test-slow: setup  ## run the tests that are marked slow
-	$(PY) -m pytest -m slow $(PYTEST)
+	$(PY) -m pytest -m slow $(PARALLEL) $(PYTEST)
 
 bench: setup  ## measure ours against its rivals and write benchmarks/results/
 	$(PY) -m benchmarks $(BENCH)
