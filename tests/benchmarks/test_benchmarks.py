@@ -179,7 +179,8 @@ def test_the_truth_in_strips_is_the_truth():
     assert hog.operations(1, bins=9) == 50, "as DESIGN.md counts them"
 
 
-@pytest.mark.parametrize("suites", [["mask"], pytest.param(list(SUITES), marks=pytest.mark.slow)], ids=len)
+@pytest.mark.slow
+@pytest.mark.parametrize("suites", [["mask"], list(SUITES)], ids=len)
 def test_the_cases_are_tests_of_pytest_benchmark(suites):
     """Collecting a suite makes the inputs of all of its cases."""
     pytest.importorskip("pytest_benchmark")

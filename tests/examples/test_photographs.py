@@ -55,6 +55,7 @@ def read(folder, name):
     return json.loads((folder / "results" / f"{name}.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_arm_leaves_a_pilot_and_a_result(finished):
     files = {f"{arm}_{which}.json" for arm in ARMS for which in ("pilot", 1)}
     assert {file.name for file in (finished / "results").iterdir()} == files
@@ -67,6 +68,7 @@ def test_every_arm_leaves_a_pilot_and_a_result(finished):
         assert set(found["frozen"]) == {"linear", "knn"}
 
 
+@pytest.mark.slow
 def test_the_pilot_tries_as_many_rates_for_every_arm_and_passes_over_those_that_diverge(finished):
     for arm in ARMS[1:]:
         pilot = read(finished, f"{arm}_pilot")
@@ -75,6 +77,7 @@ def test_the_pilot_tries_as_many_rates_for_every_arm_and_passes_over_those_that_
     assert "pretrain" not in read(finished, "none_pilot")["tries"]
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_made_and_with_the_same_bits(data, finished, tmp_path):
     """Results travel, as a later call on another machine has them; trainings do not."""
     kept = {}
@@ -187,6 +190,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     assert held >= 0.95 * 400 - 3 * math.sqrt(400 * 0.95 * 0.05) and wrong <= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gain, verdict", [(400, "HOG wins"), (-400, "pixels win"), (0, "no difference")])
 def test_the_report_tells_what_was_found(gain, verdict, tmp_path, finished):
     """From a finished run of each arm, copied to every seed with other answers."""

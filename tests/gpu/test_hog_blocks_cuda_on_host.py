@@ -108,7 +108,12 @@ def check_close(result: torch.Tensor, want: torch.Tensor, spec: HogSpec, least_s
     torch.testing.assert_close(result.double(), want, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("name", SPECS)
+FEW = ("skimage", "opencv", "planes of blocks")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in SPECS]
+)
 def test_every_dialect(name):
     """In float64, where the tolerance leaves nothing to chance, on an image that ends within tiles and cells."""
     spec = SPECS[name]

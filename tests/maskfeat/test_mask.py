@@ -62,7 +62,10 @@ def test_masks_depend_on_the_generator_alone(kind, grid, ratio, count):
     assert torch.equal(first.mask, same.mask) and not torch.equal(first.mask, other.mask)
 
 
-@pytest.mark.parametrize("kind, grid", [("block", (14, 14)), ("cube", (8, 7, 7)), ("tube", (8, 7, 7))])
+@pytest.mark.parametrize(
+    "kind, grid",
+    [("block", (14, 14)), *(pytest.param(kind, (8, 7, 7), marks=pytest.mark.slow) for kind in ("cube", "tube"))],
+)
 def test_every_token_can_be_masked_and_both_ends_are_alike(kind, grid):
     often = marginals(kind, grid)
     assert often.min() > 0.02

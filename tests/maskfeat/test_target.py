@@ -174,7 +174,7 @@ def test_no_masked_token_gives_no_target():
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system keeps no resettable peak")
-@pytest.mark.parametrize("video", [False, True])
+@pytest.mark.parametrize("video", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_hog_targets_need_no_memory_but_their_own(video):
     """Above it: what a thread keeps in its first-level cache, and whole pages."""
     shape, grid = ((2, 3, 8, 224, 224), (4, 14, 14)) if video else ((8, 3, 224, 224), (14, 14))

@@ -244,7 +244,8 @@ pathlib.Path(out).touch()
 """
 
 
-@pytest.mark.parametrize("builds", [("cuda", "cpu"), pytest.param(("cuda", "cpu", "auto"), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("builds", [("cuda", "cpu"), ("cuda", "cpu", "auto")])
 def test_a_build_goes_over_what_another_one_has_left(nvcc, tmp_path, builds):
     (tmp_path / "compiler.py").write_text(COMPILERS)
     compiler = script(tmp_path / "compiler", f'exec "{sys.executable}" -SE "{tmp_path / "compiler.py"}" "$@"')

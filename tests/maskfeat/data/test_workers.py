@@ -50,7 +50,11 @@ def test_an_error_in_a_worker_is_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     "ending, status",
-    [("", 0), ("raise MemoryError", 1), ("multiprocessing.active_children()[0].kill(); list(batches)", 1)],
+    [
+        pytest.param("", 0, marks=pytest.mark.slow),
+        ("raise MemoryError", 1),
+        pytest.param("multiprocessing.active_children()[0].kill(); list(batches)", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_process_ends_though_workers_are_left(ending, status):
     assert run("-c", LOADER + ending).returncode == status

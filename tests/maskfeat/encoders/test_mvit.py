@@ -164,6 +164,7 @@ def batches(*sizes):
     return [torch.randn(size, *(3, 4, 32, 32), generator=torch.Generator().manual_seed(size)) for size in sizes]
 
 
+@pytest.mark.slow
 def test_exported_with_a_dynamic_batch():
     model, (few, many) = random_weights(MViT(num_classes=5, **TINY)).eval(), batches(2, 5)
     program = torch.export.export(model, (few,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()

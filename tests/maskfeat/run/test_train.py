@@ -85,7 +85,9 @@ def test_shares_are_shown_with_two_digits():
     assert _show("loss", 0.123456) == "loss 0.1235"
 
 
-@pytest.mark.parametrize("name, change", [("mvit_tiny", "depths=4"), ("mvit_tiny_ft", "repeats=2")])
+@pytest.mark.parametrize(
+    "name, change", [("mvit_tiny", "depths=4"), pytest.param("mvit_tiny_ft", "repeats=2", marks=pytest.mark.slow)]
+)
 def test_video_trains(tmp_path, name, change):
     results = train_small(tmp_path, "batch_size=2", "samples=4", "steps=1", change, name=name)
     assert math.isfinite(results["val_loss"])

@@ -84,7 +84,7 @@ def test_compiled_without_graph_break_for_all_sizes_at_once(hog, backend, name):
 
 
 @pytest.mark.sampled(lambda name: name == "maskfeat")
-@pytest.mark.parametrize("name", ["maskfeat", "skimage"])
+@pytest.mark.parametrize("name", ["maskfeat", pytest.param("skimage", marks=slow)])
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by dynamo itself
 def test_gradients_through_compiled_code(backend, name):
     spec = SPECS.get(name, SKIMAGE.replace(block=1, cell=4))
