@@ -77,19 +77,18 @@ class Progress:
             return
         with writing(self.file), open(self.file, "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+        known = {name: value for name, value in values.items() if value is not None}
         if self.writer is not None:
             with writing(self.file.parent):
-                for name, value in values.items():
-                    if value is not None:
-                        self.writer.add_scalar(name, value, step)
+                for name, value in known.items():
+                    self.writer.add_scalar(name, value, step)
         if self.wandb is not None:
-            self.wandb.log({name: value for name, value in values.items() if value is not None}, step=step)
-        shown = {name: value for name, value in values.items() if value is not None and name != "eta_s"}
-        text = "  ".join(_show(name, value) for name, value in shown.items())
+            self.wandb.log(known, step=step)
+        text = "  ".join(_show(name, value) for name, value in known.items() if name != "eta_s")
         if self.moves:
             self.line.set_postfix_str(text)
         else:
-            left = f"  {seconds / 60:.1f} min left" if (seconds := values.get("eta_s")) else ""
+            left = f"  {seconds / 60:.1f} min left" if (seconds := known.get("eta_s")) else ""
             self.say(f"{self.name}  step {step} of {self.total}  {text}{left}")
 
     def close(self) -> None:
