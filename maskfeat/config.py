@@ -1,16 +1,14 @@
 """Recipes: every hyper-parameter of a run, as frozen dataclasses, and ``key=value`` changes to them."""
 
 import dataclasses
-import difflib
 import logging
-import math
-import operator
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from .keys import bad_choice, check_numbers, key, nearest, parse, text_of
 from .mask import check_masks
 
 log = logging.getLogger(__name__)
@@ -19,18 +17,6 @@ IMAGENET: dict[str, Any] = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0
 KINETICS: dict[str, Any] = dict(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
 R = TypeVar("R", bound="Recipe")
 CHANGES = ("lr", "data")
-TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-BOUNDS = {
-    "least": (operator.ge, "at least"),
-    "above": (operator.gt, "above"),
-    "most": (operator.le, "at most"),
-    "below": (operator.lt, "below"),
-}
-
-
-def key(default: Any, doc: str, *, numbers: int = 0, **bounds: float) -> Any:
-    """A field of a recipe. A tuple has ``numbers`` of them; ``bounds``, of those in BOUNDS, hold for each."""
-    return field(default=default, metadata={"doc": doc, "numbers": numbers, "bounds": bounds})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +101,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
-            _check_numbers(item.name, getattr(self, item.name), item.metadata)
+            check_numbers(item.name, getattr(self, item.name), item.metadata)
         for name, choices in _literals(type(self)).items():
             if getattr(self, name) not in choices:
-                raise ValueError(_bad_choice(name, getattr(self, name), choices))
+                raise ValueError(bad_choice(name, getattr(self, name), choices))
         for name in ("crop_scale", "crop_ratio"):
             smallest, largest = getattr(self, name)
             if smallest > largest:
@@ -129,7 +115,7 @@ class Recipe:
                 f"reach lr; add warmup_epochs={self.epochs / 10:g}"
             )
         if others := [name for name in self.change if name not in CHANGES]:
-            raise ValueError(_bad_choice("change", others[0], CHANGES))
+            raise ValueError(bad_choice("change", others[0], CHANGES))
         if self.keep_best and not self.eval_every:
             raise ValueError(f"keep_best={self.keep_best} needs evaluations; set eval_every=1 or more, got 0")
         if self.precision == "fp16" and self.parallel == "fsdp":
@@ -237,7 +223,7 @@ class Finetune(Recipe):
 def get_recipe(name: str) -> Recipe:
     """A recipe by name; ValueError with the nearest one if there is none."""
     if name not in RECIPES:
-        raise ValueError(f"there is no recipe {name!r}{_nearest(name, RECIPES)}")
+        raise ValueError(f"there is no recipe {name!r}{nearest(name, RECIPES)}")
     return RECIPES[name]
 
 
@@ -256,42 +242,19 @@ def override(recipe: Recipe, changes: "Iterable[str] | dict[str, Any]") -> Recip
     for text in () if isinstance(changes, dict) else changes:
         name, equals, value = text.partition("=")
         if not equals:
-            raise ValueError(f"{text!r} is not of the form key=value{_nearest(name, [f'{key}=...' for key in types])}")
+            raise ValueError(f"{text!r} is not of the form key=value{nearest(name, [f'{key}=...' for key in types])}")
         if name in values:
             log.warning("%s is given twice: %s=%s counts, and not %s", name, name, value, values[name])
         values[name] = value
     for name, value in values.items():
         if name not in types or name == "name":
-            raise ValueError(f"{recipe.name} has no key {name!r}{_nearest(name, [n for n in types if n != 'name'])}")
+            raise ValueError(f"{recipe.name} has no key {name!r}{nearest(name, [n for n in types if n != 'name'])}")
         values[name] = parse(name, value, types[name]) if isinstance(value, str) else value
     if "batch_size" in values and "lr" not in values:
         scale = values["batch_size"] / recipe.batch_size
         rates = {name: getattr(recipe, name) * scale for name in ("lr", "warmup_lr", "end_lr")}
         values = {**rates, **values}
     return dataclasses.replace(recipe, **values)
-
-
-def parse(name: str, text: str, kind: Any) -> Any:
-    """``text`` as a value of the type ``kind`` of the key ``name``; ValueError if it is none."""
-    if typing.get_origin(kind) is Literal:
-        if text not in typing.get_args(kind):
-            raise ValueError(_bad_choice(name, text, typing.get_args(kind)))
-        return text
-    if typing.get_origin(kind) is tuple:
-        parts = text.strip("()[] ").split(",")
-        return tuple(parse(name, part.strip(), typing.get_args(kind)[0]) for part in parts if part.strip())
-    if kind is bool:
-        if text.lower() not in TRUE + FALSE:
-            raise ValueError(f"{name} must be true or false, got {text!r}")
-        return text.lower() in TRUE
-    try:
-        value = kind(text)
-    except ValueError:
-        wanted = {int: "a whole number", float: "a number"}[kind]
-        raise ValueError(f"{name} must be {wanted}, as {name}={_example(text, kind)}, got {text!r}") from None
-    if kind is float and not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {text!r}")
-    return value
 
 
 def parse_policy(policy: str) -> dict[str, float]:
@@ -311,7 +274,7 @@ def describe(recipe: Recipe) -> str:
     settings = []
     for item in dataclasses.fields(recipe):
         if item.name != "name":
-            settings.append((f"{item.name}={_text(getattr(recipe, item.name))}", item.metadata["doc"]))
+            settings.append((f"{item.name}={text_of(getattr(recipe, item.name))}", item.metadata["doc"]))
     width = max(len(setting) for setting, _ in settings)
     lines = [f"  {setting:{width}}  # {doc}" for setting, doc in settings]
     return "\n".join([f"maskfeat {task(recipe)} {recipe.name}", *lines])
@@ -338,45 +301,14 @@ def from_dict(values: dict[str, Any]) -> Recipe:
     return cls(**values)
 
 
-def _check_numbers(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
-    """ValueError unless there are as many numbers as the key needs, all within its bounds."""
-    numbers, bounds = metadata["numbers"], metadata["bounds"]
-    if numbers and len(value) != numbers:
-        raise ValueError(f"{name} needs {numbers} numbers, got {_text(value)!r}")
-    for number in value if isinstance(value, tuple) else (value,):
-        if not all(BOUNDS[bound][0](number, limit) for bound, limit in bounds.items()):
-            wanted = " and ".join(f"{BOUNDS[bound][1]} {limit}" for bound, limit in bounds.items())
-            raise ValueError(f"{name} must be {wanted}, got {_text(value)}")
-
-
-def _check_measure(name: str, measures: tuple[str, ...]) -> None:
-    if name and name not in measures:
-        raise ValueError(f"keep_best must be one of {', '.join(map(repr, measures))} here, got {name!r}")
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(_text, value)) if isinstance(value, tuple) else str(value)
-
-
-def _example(text: str, kind: type) -> str:
-    try:
-        return str(kind(round(float(text))))
-    except (ValueError, OverflowError):
-        return {int: "10", float: "0.1"}[kind]
-
-
 def _literals(cls: type[Recipe]) -> dict[str, tuple[str, ...]]:
     hints = typing.get_type_hints(cls).items()
     return {name: typing.get_args(kind) for name, kind in hints if typing.get_origin(kind) is Literal}
 
 
-def _bad_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    return f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}{_nearest(str(value), choices)}"
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def _check_measure(name: str, measures: tuple[str, ...]) -> None:
+    if name and name not in measures:
+        raise ValueError(f"keep_best must be one of {', '.join(map(repr, measures))} here, got {name!r}")
 
 
 def _mvit(cls: type[R], name: str, **changes: Any) -> R:

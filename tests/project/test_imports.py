@@ -53,10 +53,11 @@ KERNELS = {
 PUBLIC = {*maskfeat_kernels.__all__, "compat", "layouts", "ops", "testing", "visualize"}
 # What each room of maskfeat, and each module at its top, imports of the others. The command imports them all.
 TRAINING = {
+    "keys": set(),
     "mask": set(),
     "sigterm": set(),
     "encoders": set(),
-    "config": {"mask"},
+    "config": {"keys", "mask"},
     "target": {"mask"},
     "model": {"encoders", "mask", "target"},
     "build": {"config", "encoders", "model", "target"},

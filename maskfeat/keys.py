@@ -1,0 +1,79 @@
+"""Keys of a recipe: the values that each takes, how they are read from a text, and how they are printed."""
+
+import difflib
+import math
+import operator
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import field
+from typing import Any, Literal
+
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+BOUNDS = {
+    "least": (operator.ge, "at least"),
+    "above": (operator.gt, "above"),
+    "most": (operator.le, "at most"),
+    "below": (operator.lt, "below"),
+}
+
+
+def key(default: Any, doc: str, *, numbers: int = 0, **bounds: float) -> Any:
+    """A field of a recipe. A tuple has ``numbers`` of them; ``bounds``, of those in BOUNDS, hold for each."""
+    return field(default=default, metadata={"doc": doc, "numbers": numbers, "bounds": bounds})
+
+
+def parse(name: str, text: str, kind: Any) -> Any:
+    """``text`` as a value of the type ``kind`` of the key ``name``; ValueError if it is none."""
+    if typing.get_origin(kind) is Literal:
+        if text not in typing.get_args(kind):
+            raise ValueError(bad_choice(name, text, typing.get_args(kind)))
+        return text
+    if typing.get_origin(kind) is tuple:
+        parts = text.strip("()[] ").split(",")
+        return tuple(parse(name, part.strip(), typing.get_args(kind)[0]) for part in parts if part.strip())
+    if kind is bool:
+        if text.lower() not in TRUE + FALSE:
+            raise ValueError(f"{name} must be true or false, got {text!r}")
+        return text.lower() in TRUE
+    try:
+        value = kind(text)
+    except ValueError:
+        wanted = {int: "a whole number", float: "a number"}[kind]
+        raise ValueError(f"{name} must be {wanted}, as {name}={_example(text, kind)}, got {text!r}") from None
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {text!r}")
+    return value
+
+
+def check_numbers(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    """ValueError unless there are as many numbers as the key needs, all within its bounds."""
+    numbers, bounds = metadata["numbers"], metadata["bounds"]
+    if numbers and len(value) != numbers:
+        raise ValueError(f"{name} needs {numbers} numbers, got {text_of(value)!r}")
+    for number in value if isinstance(value, tuple) else (value,):
+        if not all(BOUNDS[bound][0](number, limit) for bound, limit in bounds.items()):
+            wanted = " and ".join(f"{BOUNDS[bound][1]} {limit}" for bound, limit in bounds.items())
+            raise ValueError(f"{name} must be {wanted}, got {text_of(value)}")
+
+
+def text_of(value: Any) -> str:
+    """``value`` as :func:`parse` reads it."""
+    return ",".join(map(text_of, value)) if isinstance(value, tuple) else str(value)
+
+
+def _example(text: str, kind: type) -> str:
+    try:
+        return str(kind(round(float(text))))
+    except (ValueError, OverflowError):
+        return {int: "10", float: "0.1"}[kind]
+
+
+def bad_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """Says that ``value`` is none of the choices, and which is nearest."""
+    return f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}{nearest(str(value), choices)}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A question after the name that is most like ``name``; "" if none is like it."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
+    return f"; did you mean {close[0]!r}?" if close else ""
