@@ -30,7 +30,8 @@ CXX_TESTS := $(foreach suffix,h cpp cu,$(wildcard tests/gpu/cuda_on_host/*.$(suf
 CLANG_FORMAT := $(PY) -c "import clang_format; clang_format.clang_format()"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo experiment photographs test test-slow bench results gpu gpu-carry lint format wheel clean FORCE
+.PHONY: help setup demo experiment photographs test test-slow bench results gpu gpu-carry lint format wheel wheels sdist \
+  check-tag checksums clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,9 +88,30 @@ format: $(INSTALLED)  ## put the sources into the format that lint asks for
 	$(PY) -m ruff format .
 	$(CLANG_FORMAT) -i $(CXX_FILES) $(CXX_TESTS)
 
-wheel: $(INSTALLED)  ## build a wheel into dist/
-	@rm -rf build/lib* build/bdist*
-	$(PY) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+# A wheel is of one kind whatever machine builds it. On Linux auditwheel names the oldest C library that the wheel runs with. It leaves out torch's libraries, which the
+# installed torch brings.
+wheel: export MASKFEAT_BUILD := $(subst auto,cpu,$(MASKFEAT_BUILD))
+wheel: $(INSTALLED)  ## build into dist/ a wheel that needs no compiler: MASKFEAT_BUILD=cpu, or cuda
+	@rm -rf build/lib* build/bdist* build/wheel
+	$(PY) -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+ifeq ($(shell uname),Linux)
+	PATH="$(dir $(PY)):$$PATH" $(PY) -m auditwheel repair --exclude 'libtorch*' --wheel-dir dist build/wheel/*.whl
+else
+	mkdir -p dist && mv build/wheel/*.whl dist
+endif
+	@ls -l dist
+
+wheels:  ## build CPU wheels of every Python in the containers of manylinux_2_28, or on macOS: needs pipx (and Docker)
+	pipx run cibuildwheel==4.3.5 --output-dir dist
+
+sdist: $(INSTALLED)  ## pack the sources into dist/
+	MASKFEAT_BUILD=none $(PY) setup.py --quiet sdist --dist-dir dist
+
+check-tag:  ## fail where TAG=v0.1.0 is not of this version
+	@grep -qx '__version__ = "$(TAG:v%=%)"' maskfeat_kernels/__init__.py || { echo "$(TAG) is not the version of maskfeat_kernels/__init__.py"; exit 1; }
+
+checksums:  ## write dist/SHA256SUMS
+	cd dist && rm -f SHA256SUMS && sha256sum -- * > ../SHA256SUMS && mv ../SHA256SUMS .
 
 clean:  ## remove all that was built, but not .venv
 	rm -rf build demo dist *.egg-info maskfeat_kernels/*.so .pytest_cache .ruff_cache .mypy_cache .benchmarks

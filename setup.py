@@ -6,7 +6,7 @@ NumPy without torch.
 MASKFEAT_BUILD=cuda builds the CPU and the CUDA kernels, cpu the CPU kernels, none nothing (the package then has its
 plain torch and Triton backends). A requested build that cannot be done fails. auto, the default, adds the CUDA kernels
 where a CUDA toolkit can compile them; where none can, the package says why when it is asked for its CUDA backend. No
-GPU is needed.
+GPU is needed. The version of a build with "cuda" names the toolkit, as 0.1.0+cu130, so that its wheels are told apart.
 
 MASKFEAT_CUDA_ARCHS="80 90" chooses the architectures; native are those of the GPUs of this machine, or, where it has
 none, the one that is compiled fastest. MAX_JOBS limits how many compilers run at once.
@@ -246,6 +246,16 @@ class BuildOps(build_ext):
         return super().get_ext_filename(fullname)
 
 
+def label() -> str:
+    """What the version ends in: the toolkit of a build that is asked for CUDA kernels, else nothing."""
+    if BUILD != "cuda":
+        return ""
+    try:
+        return "+cu{}{}".format(*find_toolkit().version)
+    except Unusable as reason:
+        sys.exit(f"MASKFEAT_BUILD=cuda cannot be done: {reason}")
+
+
 def finished(objects: list[Future]) -> list[str]:
     return [path for future in objects for path in future.result()]
 
@@ -265,4 +275,8 @@ if __name__ == "__main__":
     if sys.platform == "win32" and BUILD in ("cuda", "cpu"):
         sys.exit(f"MASKFEAT_BUILD={BUILD} cannot be done: the kernels are compiled on Linux and macOS, or in WSL")
     builds = BUILD != "none" and sys.platform != "win32"
-    setup(ext_modules=[torch_ops, numpy_ops] if builds else [], cmdclass={"build_ext": BuildOps})
+    setup(
+        ext_modules=[torch_ops, numpy_ops] if builds else [],
+        cmdclass={"build_ext": BuildOps},
+        options={"egg_info": {"tag_build": label()}},
+    )

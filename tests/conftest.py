@@ -5,7 +5,6 @@ then its tests run and fail with the reason. Triton runs on the GPU, and without
 """
 
 import os
-import tempfile
 
 import pytest
 import torch
@@ -48,14 +47,6 @@ def moved(x: torch.Tensor, backend: str) -> torch.Tensor:
         return x
     base = torch.as_strided(x, (x.untyped_storage().nbytes() // x.element_size(),), (1,), 0).to(device_of(backend))
     return base.as_strided(x.shape, x.stride(), x.storage_offset())
-
-
-def pytest_configure(config):
-    """A folder for what the workers share, made before they start."""
-    if "MASKFEAT_TEST_SESSION" not in os.environ:
-        folder = tempfile.TemporaryDirectory(prefix="maskfeat-tests-")
-        os.environ["MASKFEAT_TEST_SESSION"] = folder.name
-        config.add_cleanup(lambda: (folder.cleanup(), os.environ.pop("MASKFEAT_TEST_SESSION")))
 
 
 def pytest_collection_modifyitems(config, items):

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import hashlib
 import math
 import os
 import shutil
@@ -42,9 +43,6 @@ ON_DEVICE = ("memcheck", "racecheck", "initcheck")
 # The order of maskfeat::Dtype; numbers beyond it are for arrays whose type the kernel does not ask for.
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
 
-
-SESSION = "MASKFEAT_TEST_SESSION"
-"""Set by conftest.py: a folder that is removed when the tests are over."""
 
 Changes = tuple[tuple[str, str], ...]
 
@@ -106,7 +104,7 @@ def checked(kernel: str, checker: str, *arguments, **options) -> list[Tensor]:
 
 @functools.cache
 def program(kernel: str, checker: str, changes: Changes = ()) -> Path:
-    """The program of a kernel, as it is or with changes of its source, built once a session."""
+    """The program of a kernel, as it is or with changes of its source."""
     driver = SHIM / f"{kernel}_driver.cpp"
     if checker in ON_DEVICE:
         return built_by_nvcc(kernel, driver)
@@ -129,9 +127,14 @@ def kernel_object(kernel: str, checker: str) -> Path:
     return _folder() / f"{kernel}-{checker}.kernel.o"
 
 
+_CHANGED: list[tempfile.TemporaryDirectory] = []
+"""Folders that are removed when Python ends."""
+
+
 def _changed(kernel: str, changes: Changes) -> Path:
     """A copy of csrc where the second of two texts stands instead of the first, which is once in a kernel's folder."""
-    folder = Path(tempfile.mkdtemp(dir=_folder()))
+    _CHANGED.append(tempfile.TemporaryDirectory())
+    folder = Path(_CHANGED[-1].name)
     shutil.copytree(CSRC, folder, dirs_exist_ok=True)
     room = folder / KERNELS[kernel].parent.relative_to(CSRC)
     for old, new in changes:
@@ -183,11 +186,16 @@ def _plain_object(source: Path) -> Path:
 
 @functools.cache
 def _folder() -> Path:
-    """That of the session, which pytest's workers share; in a program without pytest, one of its own."""
-    if SESSION in os.environ:
-        return Path(os.environ[SESSION])
-    _folder.keep = tempfile.TemporaryDirectory()
-    return Path(_folder.keep.name)
+    """Of all that is compiled here. It serves every process and session until a source or the compiler changes."""
+    compiler = (
+        subprocess.run(["g++", "--version"], capture_output=True, check=True).stdout if shutil.which("g++") else b""
+    )
+    digest = hashlib.sha256(compiler + Path(__file__).read_bytes())
+    for path in sorted(path for root in (CSRC, SHIM) for path in root.rglob("*") if path.is_file()):
+        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    folder = ROOT / "build" / "cuda_on_host" / digest.hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @functools.cache
