@@ -114,7 +114,7 @@ checksums:  ## write dist/SHA256SUMS
 	cd dist && rm -f SHA256SUMS && sha256sum -- * > ../SHA256SUMS && mv ../SHA256SUMS .
 
 clean:  ## remove all that was built, but not .venv
-	rm -rf build demo dist *.egg-info maskfeat_kernels/*.so .pytest_cache .ruff_cache .mypy_cache .benchmarks
+	rm -rf build demo dist *.egg-info maskfeat_kernels/*.so .pytest_cache .ruff_cache .mypy_cache
 	find . -name .venv -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
 .venv/installed: requirements.lock pyproject.toml

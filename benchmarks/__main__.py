@@ -5,13 +5,11 @@
     python -m benchmarks [hog|tokens|blocks|gradients|gather|mask|loader|step|compat|accuracy|memory|all ...]
                          [--device cpu|cuda] [--threads N] [--quick] [--out FOLDER] [--base COMMIT]
                          [--only PATTERN] [--without BACKEND:OP ...]
-    python -m benchmarks report FILE... [--out FOLDER]    tables and plots from JSON alone, machines side by side
-    python -m benchmarks report FILE... --join JSON       one report of runs of different cases on one machine
-    python -m benchmarks results [--check]                the table of README.md, from benchmarks/results
+    python -m benchmarks report FILE... [--to JSON]    one report of runs of different cases, its tables and plots
+    python -m benchmarks results [--check]             the table of README.md, from benchmarks/results
 """
 
 import argparse
-import ctypes
 import re
 import sys
 import time
@@ -21,7 +19,7 @@ from pathlib import Path
 import torch
 
 import maskfeat_kernels
-from benchmarks import commits, machine, report, rivals, timing
+from benchmarks import commits, machine, plots, report, rivals, timing
 from benchmarks.cases import OPS, SUITES, cases
 from benchmarks.timing import Settings
 from maskfeat_kernels.backend import BACKENDS
@@ -44,7 +42,7 @@ def run(suites: list[str], settings: Settings, folder: Path | None, only: str) -
         "device": settings.device,
         "quick": settings.quick,
         "threads": settings.threads,
-        "holds_memory": hold_memory(),
+        "holds_memory": machine.hold_memory(),
         "environment": machine.environment(settings.device),
         "ceilings": {str(n): timing.ceilings_of(torch.device(settings.device), n) for n in threads},
         "cannot": rivals.CANNOT,
@@ -73,17 +71,6 @@ def run(suites: list[str], settings: Settings, folder: Path | None, only: str) -
             name = f"{settings.device}_{machine.slug(machine.name_of(result['environment']))}"
             report.write(result, folder / f"{name}.json")
     return result
-
-
-def hold_memory() -> bool:
-    """Keep freed memory in this process, for every rival, as torch does on a GPU. Returns whether that was possible.
-
-    glibc gives large blocks back, or does not, as the heap happens to lie, and the next call pays for the page faults:
-    that alone made the eager reference layer 1.8 times slower in one case than in another of the same work.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc
-    trim_threshold, mmap_max = -1, -4  # its names for them
-    return mallopt is not None and mallopt(trim_threshold, -1) == mallopt(mmap_max, 0) == 1
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -118,9 +105,9 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def main(words: list[str]) -> int:
     if words[:1] == ["report"]:
-        return report.main(words[1:])
+        return one_report(words[1:])
     if words[:1] == ["results"]:
-        return report.results(words[1:])
+        return results(words[1:])
     options = parse(words)
     settings = Settings(options.device, options.threads, options.quick, frozenset(options.without))
     complete = set(options.suites) == set(SUITES) and not (options.quick or options.only or options.without)
@@ -153,6 +140,46 @@ def main(words: list[str]) -> int:
     if failed:
         print(f"failed: {'; '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
+
+
+def one_report(words: list[str]) -> int:
+    """``python -m benchmarks report``: from the JSON of runs alone."""
+    parser = argparse.ArgumentParser("python -m benchmarks report")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--to", type=Path, metavar="JSON", help="what to write (default: FILE, if there is only one)")
+    options = parser.parse_args(words)
+    if len(options.files) > 1 and not options.to:
+        parser.error("--to JSON must say where the report of several files goes")
+    to = options.to or options.files[0]
+    try:
+        one = report.joined([report.read(path) for path in options.files])
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    report.write(one, to)
+    print(f"wrote {to}, and beside it", *[path.name for path in plots.draw(one, to.with_suffix(""))], "and the tables")
+    return 0
+
+
+def results(words: list[str], root: Path = machine.ROOT) -> int:
+    """``make results``: the table of the README; tables and plots beside the reports in ``benchmarks/results/``.
+
+    With --check nothing is written, and it fails if a table is stale.
+    """
+    if words not in ([], ["--check"]):
+        raise SystemExit(f"python -m benchmarks results [--check], got {' '.join(words)}")
+    reports = {path: report.read(path) for path in sorted((root / report.RESULTS).glob("*.json"))}
+    new = {path.with_suffix(".md"): report.markdown(found) for path, found in reports.items()}
+    block = report.block({path.stem: found for path, found in reports.items()})
+    new[root / "README.md"] = report.with_block(root / "README.md", block)
+    stale = [path for path, text in new.items() if not path.exists() or path.read_text() != text]
+    if stale and not words:
+        for path in stale:
+            report.write_at_once(path, new[path])
+        for path, found in reports.items():
+            plots.draw(found, path.with_suffix(""), {"time-and-pixels", "roofline"})
+    names = ", ".join(path.name for path in stale)
+    print(f"{'stale, run make results' if words else 'written'}: {names}" if names else "all is up to date")
+    return int(bool(words and stale))
 
 
 def refusal(options: argparse.Namespace, for_results: bool) -> str | None:

@@ -2,11 +2,9 @@
 
 ``{"device", "quick", "threads", "environment", "ceilings", "cannot", "absent", "finished", "cases"}``. "finished" is
 false while cases are to come. A case is ``{"suite", "title", "axis", "rows"}``. A case or a row that could not be
-measured has ``"failed"`` with an error in place of what it lacks.
+measured has ``"failed"`` with an error in place of what it lacks. docs/benchmarks.md says what the columns mean.
 """
 
-import argparse
-import importlib.util
 import json
 import math
 import os
@@ -15,7 +13,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.machine import ROOT, name_of, told_commit
+from benchmarks.machine import name_of, told_commit
 from benchmarks.timing import is_ours
 
 RESULTS = "benchmarks/results"
@@ -27,21 +25,6 @@ HEAD = """\
 **{name}**, {how}. Times are of an image where images are counted, else of a call. Bold is faster than ours. Of RGB, \
 OpenCV, scikit-image and hogpp keep the strongest channel at each pixel: a third of our histograms. Commit {commit}, \
 {date}, load before {load}.{cut} [All tables]({tables}) have spread, settings and versions."""
-
-
-LEGEND = """\
-Times are medians (p20 to p80) of the samples, the rivals taken in turn. "(!)" marks a spread of more than a factor of \
-two. A time ratio is the median of the ratios within a round. More than 1 is slower than the row it is taken to. \
-Nothing is timed before its result has passed the check. Errors are against float64 in the definition of the row, and \
-a dash means that only finiteness is checked. Where freed memory is held (above), nobody pays for page faults. A cold \
-start finds its files in the cache of the system. GB/s counts once each byte of the input that the result needs, and \
-each byte of the result. "Of a copy" is a share of what a plain copy reaches on the same number of threads (above). \
-What stays in the cache can be faster. "Of arithmetic" is a share of what a float32 matrix product or convolution \
-reaches. It counts the operations that the definition needs. Arithmetic that rounds after each operation reaches half. \
-Peak MB is memory beyond the input, the result included. Pixels in the wrong bin, and cells of which one bin is off by \
-more than 1e-3, are counted against exact arithmetic in the definition of the row, on the bytes of the same \
-photographs. The libraries are judged on gray. hogpp and fasthog are judged by their own results in float64, as their \
-definitions are written nowhere else."""
 
 
 def share(value: float) -> str:
@@ -138,21 +121,17 @@ def about(report: dict) -> str:
         f"{gpu}{facts['cpu']}, {facts['cpus']} CPUs, {facts['instruction_set']}, {facts['system']}; Python "
         f"{facts['python']}, {versions}; compiler {facts['compiler']}, {flags}; commit {told_commit(facts['commit'])}; "
         f"{facts['date']}; load before {facts['load_before']}; freed memory "
-        f"{'is held' if report.get('holds_memory') else 'may be given back'}. This machine: {can}."
+        f"{'is held' if report['holds_memory'] else 'may be given back'}. This machine: {can}."
         + (" A quick run: its numbers are rough." if report["quick"] else "")
         + (f" Only the cases of {report['only']!r}." if report.get("only") else "")
-        + ("" if is_finished(report) else " The run was cut short: cases are missing.")
+        + ("" if report["finished"] else " The run was cut short: cases are missing.")
         + (" The extension is not built: fused_hog is plain torch." if facts["backends"] == ["reference"] else "")
     )
 
 
-def is_finished(report: dict) -> bool:
-    return report.get("finished", True)
-
-
 def markdown(report: dict) -> str:
-    """One machine: every table, and what the rivals cannot do."""
-    lines = [f"# Benchmarks on {name_of(report['environment'])}", "", about(report), "", LEGEND]
+    """Every table, and what the rivals cannot do."""
+    lines = [f"# Benchmarks on {name_of(report['environment'])}", "", about(report)]
     for case in report["cases"]:
         lines += ["", f"## {case['suite']}: {case['title']}", "", *table(case)]
         if powers := exponents(case):
@@ -178,37 +157,6 @@ def exponents(case: dict) -> str:
         if len(points) >= 3:
             told.append(f"{series} {statistics.linear_regression(*zip(*points, strict=True)).slope:.2f}")
     return ", ".join(told)
-
-
-def side_by_side(reports: list[dict]) -> str:
-    """Several machines: of each row the time and the ratio, or the accuracy, on each machine that has it."""
-    names = [f"{i}: {name_of(r['environment'])}, {r['environment']['commit']}" for i, r in enumerate(reports, 1)]
-    lines = ["# Benchmarks side by side", "", *(f"{i}. {about(r)}" for i, r in enumerate(reports, 1)), "", LEGEND]
-    tables: dict[str, dict[str, list[str]]] = {}  # by title and name: a cell for each machine
-    for i, report in enumerate(reports):
-        for case in report["cases"]:
-            for row in case["rows"]:
-                rows = tables.setdefault(f"{case['suite']}: {common_title(case)}", {})
-                name = ", ".join(filter(None, [row["name"], row.get("given")]))
-                rows.setdefault(name, [""] * len(reports))[i] = _brief(row)
-    for title, rows in tables.items():
-        lines += ["", f"## {title}", "", *aligned([["", *names], *([name, *rows[name]] for name in rows)])]
-    return "\n".join(lines) + "\n"
-
-
-def common_title(case: dict) -> str:
-    """The title without the size of a batch, which differs between machines."""
-    return re.sub(r", batch [0-9]+", ", batch", case["title"])
-
-
-def _brief(row: dict) -> str:
-    """Time of an image where it is known, as batches differ between machines, and the ratio; or pixels and cells."""
-    if "failed" in row:
-        return f"failed: {row['failed']}"
-    if "seconds" not in row:
-        return f"pixels {_pixels(row)}, cells {share(row['cells_off'])}"
-    time = f"{1e6 / row['items_per_second']:.4g} us an image" if "items_per_second" in row else f"{_time(row)} ms"
-    return time + (f" ({row['ratio']['median']:.3g} x)" if "ratio" in row else "")
 
 
 def write(report: dict, path: Path) -> None:
@@ -249,7 +197,7 @@ def joined(reports: list[dict]) -> dict:
     return reports[0] | {
         "cases": sorted(cases.values(), key=lambda case: case["axis"] is not None),
         "absent": {name: why for report in reports for name, why in report["absent"].items()},
-        "finished": all(map(is_finished, reports)),
+        "finished": all(report["finished"] for report in reports),
         "only": "",
         "seconds": sum(report.get("seconds", 0.0) for report in reports),
     }
@@ -302,7 +250,7 @@ def block(reports: dict[str, dict]) -> str:
             commit=told_commit(facts["commit"]),
             date=facts["date"][:10],
             load=facts["load_before"],
-            cut="" if is_finished(report) else " The run was cut short.",
+            cut="" if report["finished"] else " The run was cut short.",
             tables=f"{RESULTS}/{stem}.md",
         )
         parts += [head, "\n".join(summary(report))]
@@ -319,54 +267,3 @@ def with_block(path: Path, new: str) -> str:
     if not end or BEGIN in rest or END in before + after:
         raise ValueError(f"{path.name} must have one {BEGIN} and after it one {END}")
     return before + new + after
-
-
-def results(words: list[str], root: Path = ROOT) -> int:
-    """``make results``: the table of the README; tables and plots beside the reports in ``benchmarks/results/``.
-
-    With --check nothing is written, and it fails if a table is stale.
-    """
-    if words not in ([], ["--check"]):
-        raise SystemExit(f"python -m benchmarks results [--check], got {' '.join(words)}")
-    reports = {path.stem: read(path) for path in sorted((root / RESULTS).glob("*.json"))}
-    new = {root / RESULTS / f"{stem}.md": markdown(report) for stem, report in reports.items()}
-    new[root / "README.md"] = with_block(root / "README.md", block(reports))
-    stale = [path for path, text in new.items() if not path.exists() or path.read_text() != text]
-    for path in [] if words else stale:
-        write_at_once(path, new[path])
-    if stale and not words and importlib.util.find_spec("matplotlib"):
-        from benchmarks import plots
-
-        for stem, report in reports.items():
-            plots.draw([report], root / RESULTS / stem, {"time-and-pixels", "roofline"})
-    names = ", ".join(path.name for path in stale)
-    print(f"{'stale, run make results' if words else 'written'}: {names}" if names else "all is up to date")
-    return int(bool(words and stale))
-
-
-def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks report", description="Tables and plots from JSON alone.")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: beside the first file)")
-    parser.add_argument("--join", type=Path, metavar="JSON", help="write one report of runs of different cases instead")
-    options = parser.parse_args(words)
-    try:
-        reports = [read(path) for path in options.files]
-        if options.join:
-            write(joined(reports), options.join)
-            print(f"wrote {options.join}, and the tables beside it")
-            return 0
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    folder, one = options.out or options.files[0].parent, len(reports) == 1
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / (f"{options.files[0].stem}.md" if one else "side_by_side.md")]
-    written[0].write_text(markdown(reports[0]) if one else side_by_side(reports))
-    if importlib.util.find_spec("matplotlib"):
-        from benchmarks import plots
-
-        written += plots.draw(reports, folder / written[0].stem)
-    else:
-        print("no plots: matplotlib is not installed")
-    print("\n".join(f"wrote {path}" for path in written))
-    return 0

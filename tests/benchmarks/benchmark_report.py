@@ -28,6 +28,8 @@ def small_report():
         "device": "cpu",
         "quick": True,
         "threads": 1,
+        "holds_memory": True,
+        "finished": True,
         "environment": machine.environment(),
         "ceilings": {"1": {"copy_bytes_per_second": 1e10, "operations_per_second": 1e11}},
         "cannot": {"OpenCV": "no batch"},

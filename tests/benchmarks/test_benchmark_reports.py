@@ -14,7 +14,7 @@ import torch
 from benchmark_report import ratio, row, small_report
 
 from benchmarks import __main__ as command
-from benchmarks import machine, report
+from benchmarks import machine, plots, report
 from benchmarks.cases import cases
 from benchmarks.cases import hog as hog_cases
 from benchmarks.machine import ROOT
@@ -67,7 +67,7 @@ def test_a_line_for_each_row_that_others_are_compared_with(result):
 
 def test_the_readme_is_up_to_date():
     """If it fails: make results."""
-    assert report.results(["--check"]) == 0
+    assert command.results(["--check"]) == 0
 
 
 def test_the_readme_follows_the_results(result, tmp_path, capsys):
@@ -79,11 +79,11 @@ def test_the_readme_follows_the_results(result, tmp_path, capsys):
     report.write(result, path)
     path.with_suffix(".md").unlink()
     (tmp_path / "README.md").write_text(f"above {report.BEGIN} old {report.END} below")
-    assert report.results(["--check"], tmp_path) == 1
+    assert command.results(["--check"], tmp_path) == 1
     assert "stale, run make results: cpu_x.md, README.md" in capsys.readouterr().out
-    assert report.results([], tmp_path) == report.results(["--check"], tmp_path) == 0
-    plots = {path.name for path in path.parent.glob("*.png")}
-    assert plots == ({"cpu_x_roofline.png", "cpu_x_time-and-pixels.png"} if find_spec("matplotlib") else set())
+    assert command.results([], tmp_path) == command.results(["--check"], tmp_path) == 0
+    drawn = {path.name for path in path.parent.glob("*.png")}
+    assert drawn == ({"cpu_x_roofline.png", "cpu_x_time-and-pixels.png"} if find_spec("matplotlib") else set())
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("above <!--") and text.endswith("--> below")
     for told in (
@@ -95,7 +95,7 @@ def test_the_readme_follows_the_results(result, tmp_path, capsys):
         assert told in text
     assert "not yet measured" not in report.block({"x": result | {"device": "cuda"}})
     with pytest.raises(SystemExit, match=r"\[--check\], got --chek"):
-        report.results(["--chek"], tmp_path)
+        command.results(["--chek"], tmp_path)
 
 
 BOTH = report.BEGIN + report.END
@@ -106,20 +106,6 @@ def test_without_its_marks_a_document_is_left_alone(text, tmp_path):
     (tmp_path / "README.md").write_text(text)
     with pytest.raises(ValueError, match=r"README.md must have one"):
         report.with_block(tmp_path / "README.md", "new")
-
-
-def test_machines_side_by_side(result):
-    other = json.loads(json.dumps(result))
-    other["cases"][0]["title"] = "RGB 224x224, batch 256, from memory"
-    other["cases"][0]["rows"][1] = row("a GPU rival", 0.125)
-    other["environment"]["gpu"], other["environment"]["driver"], other["environment"]["cuda"] = "GPU 1", "1", "13.0"
-    text = report.side_by_side([result, other])
-    assert "GPU 1" in text
-    assert re.search(r"\| OpenCV uint8 +\| 4000 us an image \(4 x\) +\| +\|", text)
-    assert re.search(r"\| a GPU rival +\| +\| 0.125 ms +\|", text)
-    assert re.search(
-        r"\| soft, bytes +\| pixels no single bin, cells 25 % +\| pixels no single bin, cells 25 % +\|", text
-    )
 
 
 def test_a_run_goes_on_and_keeps_what_it_has(monkeypatch, tmp_path, capsys):
@@ -178,7 +164,7 @@ def test_freed_memory_is_held():
     code = """if True:
         import resource
         import numpy as np
-        from benchmarks.__main__ import hold_memory
+        from benchmarks.machine import hold_memory
         def faults():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             np.ones(64 << 20, dtype=np.uint8).sum()
@@ -265,11 +251,10 @@ def test_rows_that_failed_are_told_and_the_rest_is_made(cut_short, tmp_path):
     assert [row["at"] for row in report.curves(cut_short["cases"][1])["fused_hog"]] == [64**2, 256**2, 512**2, 1024**2]
     assert report.exponents(cut_short["cases"][1]) == "fused_hog 1.50"
     assert report.exponents(cut_short["cases"][0]) == ""
-    assert r"| failed: RuntimeError: no memory \| none" in report.side_by_side([cut_short])
-    pytest.importorskip("matplotlib")
     (tmp_path / "cpu.json").write_text(json.dumps(cut_short))
-    assert report.main([str(tmp_path / "cpu.json"), "--out", str(tmp_path / "plots")]) == 0
-    names = {path.name for path in (tmp_path / "plots").glob("*.png") if path.read_bytes().startswith(b"\x89PNG")}
+    assert command.main(["report", str(tmp_path / "cpu.json")]) == 0
+    pytest.importorskip("matplotlib")
+    names = {path.name for path in tmp_path.glob("*.png") if path.read_bytes().startswith(b"\x89PNG")}
     assert names == {f"cpu_{kind}.png" for kind in ("time-and-pixels", "roofline")}
 
 
@@ -293,7 +278,7 @@ def test_what_is_no_report_is_told(result, tmp_path, capsys):
     (tmp_path / "part.json").write_text(json.dumps(result))
     for name in ("missing.json", "text", "list.json", "case.json", "part.json"):
         with pytest.raises(SystemExit) as end:
-            report.main([str(tmp_path / name)])
+            command.main(["report", str(tmp_path / name)])
         assert end.value.code == 2
         assert name in capsys.readouterr().err
 
@@ -304,8 +289,8 @@ def test_runs_of_different_cases_are_joined(result, tmp_path, capsys):
     halves = [{**result, "cases": result["cases"][1:], "only": "curves"}, {**result, "cases": result["cases"][:1]}]
     for path, half, finished in zip(parts, halves, (True, False), strict=True):
         report.write(half | {"finished": finished}, path)
-    words = [*map(str, parts), "--join", str(tmp_path / "both.json")]
-    assert report.main(words) == 0
+    words = ["report", *map(str, parts), "--to", str(tmp_path / "both.json")]
+    assert command.main(words) == 0
     both = report.read(tmp_path / "both.json")
     assert {case["title"] for case in both["cases"]} == {case["title"] for case in result["cases"]}
     axes = [case["axis"] is not None for case in both["cases"]]
@@ -314,9 +299,10 @@ def test_runs_of_different_cases_are_joined(result, tmp_path, capsys):
     other = json.loads(parts[1].read_text())
     other["environment"]["commit"] = "another"
     parts[1].write_text(json.dumps(other))
-    with pytest.raises(SystemExit):
-        report.main(words)
-    assert "must be of one machine, commit, device and size, got " in capsys.readouterr().err
+    for wrong, message in ((words, "one machine, commit, device and size, got "), (words[:3], "--to JSON must say")):
+        with pytest.raises(SystemExit):
+            command.main(wrong)
+        assert message in capsys.readouterr().err
 
 
 def test_what_cannot_be_trusted_is_marked(result):
@@ -326,24 +312,12 @@ def test_what_cannot_be_trusted_is_marked(result):
     assert report.markdown(result).partition("## hog")[2].count("(!)") == 1
 
 
-def test_machines_in_one_plot(result):
-    """Each has lines of its own style, and a rival one colour on all."""
-    plots = pytest.importorskip("benchmarks.plots")
-    other = json.loads(json.dumps(result))
-    other["cases"][1]["rows"].append(row("first here", 1.0, at=1, series="first here"))
-    (axes,) = plots.curve([result, *[other] * 4], "hog", "Time and pixels").axes
-    lines = [line for line in axes.lines if line.get_label().startswith("fused_hog")]
-    assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == len(lines) == 5
-    (colour,) = {line.get_color() for line in lines}
-    assert colour not in {line.get_color() for line in axes.lines if line.get_label().startswith("first")}
-
-
 def test_what_does_not_depend_on_the_share_is_a_line_across(result):
-    plots = pytest.importorskip("benchmarks.plots")
+    pytest.importorskip("matplotlib")
     case = result["cases"][1] | {"title": "Mask", "axis": "share of the patches"}
     case["rows"] = [row("whole", 3.0, at=1.0, series="whole"), row("half", 1.0, at=0.5, series="fused_hog_tokens")]
     case["rows"].append(row("all", 2.0, at=1.0, series="fused_hog_tokens"))
-    (axes,) = plots.curve([result | {"cases": [case]}], "hog", "Mask").axes
+    (axes,) = plots.curve(case).axes
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
     assert lines == {"whole": [3.0, 3.0], "fused_hog_tokens": [1.0, 2.0]}
 

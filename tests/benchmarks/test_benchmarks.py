@@ -1,6 +1,5 @@
 """What the rivals compute, that the gate stops those that do not, and what accuracy and memory measure."""
 
-import os
 import subprocess
 import sys
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import rivals, timing
-from benchmarks.cases import SUITES, accuracy, hog, memory, moves, tokens, training
+from benchmarks.cases import accuracy, hog, memory, moves, tokens, training
 from benchmarks.cases.accuracy import Contender, judge
 from benchmarks.machine import ROOT
 from benchmarks.rivals import (
@@ -177,19 +176,6 @@ def test_the_truth_in_strips_is_the_truth():
     x = byte_images(1, 1, 520, 16)
     assert torch.equal(hog.exact(x), fused_hog(x.double(), backend="reference"))
     assert hog.operations(1, bins=9) == 50, "as DESIGN.md counts them"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("suites", [["mask"], list(SUITES)], ids=len)
-def test_the_cases_are_tests_of_pytest_benchmark(suites):
-    """Collecting a suite makes the inputs of all of its cases."""
-    pytest.importorskip("pytest_benchmark")
-    beside_nothing = {name: value for name, value in os.environ.items() if "XDIST" not in name}  # or it times nothing
-    code = f"from benchmarks import cases; cases.SUITES = { {suite: SUITES[suite] for suite in suites} }; "
-    code += "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "benchmarks", "--benchmark-only", "-q", "-k", "One and call and token"]
-    run = subprocess.run(command, cwd=ROOT, env=beside_nothing, capture_output=True, text=True)
-    assert run.returncode == 0 and "3 passed" in run.stdout, run.stdout
 
 
 def test_peak_memory_sees_a_temporary():
