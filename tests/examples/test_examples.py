@@ -10,6 +10,7 @@ pytest.importorskip("skimage")
 pytest.importorskip("cv2")
 
 
+@pytest.mark.slow
 def test_experiment(tmp_path, monkeypatch, capsys):
     from examples import experiment
 

@@ -152,14 +152,21 @@ def test_all_checkers_and_orders(checker, name):
     check(checker, pixels(spec, 2, 27, 37, dtype=torch.float32), spec, seeds=(0, 1))
 
 
-@pytest.mark.parametrize("spec", [SKIMAGE.replace(cell=40, bins=5), HogSpec(cell=(1, 2), bins=99, norm="l2", eps=0.1)])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SKIMAGE.replace(cell=40, bins=5),
+        pytest.param(HogSpec(cell=(1, 2), bins=99, norm="l2", eps=0.1), marks=pytest.mark.slow),
+    ],
+)
 def test_a_block_beyond_one_band_and_cells_beyond_a_tile(spec):
     """Shared memory then holds some rows of pixels, some bins at a time, and no gradients of cells."""
     side = max(40, *spec.block_size)
     check(usable("address"), pixels(spec, 1, side, side, dtype=torch.float64), spec)
 
 
-@pytest.mark.parametrize("name", ["skimage", *(pytest.param(n, marks=pytest.mark.slow) for n in SPECS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPECS)
 def test_large_tiles(name):
     """As they are where there are enough of them."""
     spec = SPECS[name]

@@ -74,6 +74,7 @@ def test_no_kernel_is_compiled_for_each_class_of_sizes(calls):
         assert all(number <= MOST[op][kernel] for kernel, number in kernels.items()), (op, kernels)
 
 
+@pytest.mark.slow
 def test_a_kernel_is_compiled_and_launched(calls):
     assert calls("launch", "hog") == {"hog": 2}
 

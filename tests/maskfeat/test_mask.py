@@ -83,6 +83,7 @@ def test_marginals_of_block_masks():
     assert often[[0, 0, -1, -1], [0, -1, 0, -1]].mean().item() == pytest.approx(0.045, abs=0.015)
 
 
+@pytest.mark.slow
 def test_marginals_of_cube_masks_over_time():
     often = marginals("cube", (8, 7, 7)).mean((1, 2))
     assert often[[0, 7]].mean().item() == pytest.approx(0.24, abs=0.02)
@@ -113,7 +114,7 @@ def test_random_masks_are_uniform():
     "compat, kind, grid, mean, least, full",
     [
         ("slowfast", "block", (14, 14), 77.57, 69, 0.71),
-        ("slowfast", "cube", (8, 7, 7), 155.7, 143, 0.36),
+        pytest.param("slowfast", "cube", (8, 7, 7), 155.7, 143, 0.36, marks=pytest.mark.slow),
         ("mmpretrain", "block", (14, 14), 78, 78, 1.0),
     ],
 )
