@@ -1,6 +1,7 @@
 """The library of ops in PyTorch and the shared object with their compiled kernels, which is loaded here.
 
-An op's schema, fake kernel and batching rule are in its ``ops.py``; ``csrc`` registers its kernels for each device.
+An op's schema, fake kernel, batching rule and meaning are in its ``ops.py``; ``csrc`` registers its kernels for each
+device.
 """
 
 import ctypes
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._decomp import decomposition_table
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef
@@ -101,6 +104,19 @@ def why_not_compiled(device: str) -> str | None:
             return "there are no compiled kernels for Windows"
         return "the compiled extension is not built; run `pip install .` in the source tree"
     return f"the extension was built without it ({_why_no_cuda}); rebuild with MASKFEAT_BUILD={device}"
+
+
+def decompose(op: Op, fake: Callable[..., Tensor], meaning: Callable[..., Tensor]) -> None:
+    """Tell torch what an op means in plain torch, which ``torch.onnx.export`` puts in its place.
+
+    All else finds the op as it is. Fake tensors of symbolic sizes, which look here too, get what the fake kernel says.
+    """
+    overload: Any = getattr(op, "_opoverload", op)  # of an op of Triton, which is a custom_op
+
+    def decomposition(*arguments: Any) -> Tensor:
+        return fake(*arguments) if get_proxy_mode() is None else meaning(*arguments)
+
+    decomposition_table[overload] = decomposition
 
 
 def fold(op: Op, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:

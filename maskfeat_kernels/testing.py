@@ -9,7 +9,7 @@ cell explain it. Byte images have none.
 import torch
 from torch import Tensor
 
-from .hog.plan import Region, edge_cotangents, whole
+from .hog.plan import Region, cell_axes, edge_cotangents, whole
 from .hog.reference import cell_sums, gradient, hog, orientation_bin
 from .hog.spec import MASKFEAT, HogSpec
 
@@ -79,7 +79,7 @@ def check_hog(
     atol = ATOL[want_dtype]
     result = result.to(truth)
     error = (result - truth).abs().amax(-3)
-    has_edge_pixel = cell_sums(edge_pixels(x, spec, pixel_error).double(), spec, _image(x)) > 0
+    has_edge_pixel = cell_sums(edge_pixels(x, spec, pixel_error).double(), cell_axes(spec), _image(x)) > 0
     explained = is_between(result, *histogram_bounds(x, spec, pixel_error), atol)
     right = torch.where(has_edge_pixel, explained, error <= atol)
     if not right.all():
@@ -118,7 +118,8 @@ def histogram_bounds(
     certain = possible & (possible.sum(-3, keepdim=True) == 1)
     lower = certain * (magnitude - error).clamp_min(0).unsqueeze(-3)
     upper = possible * (magnitude + error).unsqueeze(-3)
-    return cell_sums(lower, spec, _image(x)), cell_sums(upper, spec, _image(x))
+    axes, image = cell_axes(spec), _image(x)
+    return cell_sums(lower, axes, image), cell_sums(upper, axes, image)
 
 
 def is_between(

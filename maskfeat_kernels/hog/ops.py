@@ -1,4 +1,4 @@
-"""The compiled ops of HOG: schema, fake kernel and batching rule of each."""
+"""The compiled ops of HOG: schema, fake kernel, batching rule and meaning of each."""
 
 import dataclasses
 import functools
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..library import LIBRARY, Op, compiled, define, fold, is_traced, op
-from . import plan
-from .plan import Region, block_shape
-from .spec import CHOICES, HogSpec
+from ..library import LIBRARY, Op, compiled, decompose, define, fold, is_traced, op
+from . import plan, reference
+from .plan import CellAxis, Region, block_shape
+from .spec import HogSpec
 
 for _schema in (
     "hog(Tensor x, int bins, int cell_h, int cell_w, int gaussian_window) -> Tensor",
@@ -24,6 +24,8 @@ for _schema in (
     "hog_blocks_backward(Tensor grad, Tensor x, int[] numbers, float[] reals, SymInt[] region) -> Tensor",
 ):
     define(_schema)
+Reading = tuple[HogSpec, tuple[CellAxis, CellAxis] | None]
+"""A spec, and the tables of its cells if it has not all the words that make them."""
 _FIELDS = dataclasses.fields(HogSpec)
 
 _hog = compiled("hog")
@@ -141,7 +143,7 @@ def hog_dtype(x: torch.Tensor) -> torch.dtype:
 
 
 def register_hog_ops(hog: Op, hog_tokens: Op) -> None:
-    """Give these ops their fake kernels and batching rules, the same for each backend."""
+    """Give these ops their fake kernels, batching rules and meanings, the same for each backend."""
 
     def hog_fake(x: Tensor, bins: int, cell_h: int, cell_w: int, gaussian_window: int) -> Tensor:
         *lead, height, width = x.shape
@@ -158,13 +160,33 @@ def register_hog_ops(hog: Op, hog_tokens: Op) -> None:
     torch.library.register_fake(hog_tokens, hog_tokens_fake, lib=LIBRARY)
     torch.library.register_vmap(hog_tokens, partial(fold, hog_tokens), lib=LIBRARY)
 
+    def hog_meaning(x: Tensor, bins: int, cell_h: int, cell_w: int, gaussian_window: int) -> Tensor:
+        return reference.hog(x, HogSpec(bins, (cell_h, cell_w), gaussian_window))
 
-def register_hog_blocks_ops(hog_blocks: Op, hog_blocks_backward: Op, takes_strongest: Callable[..., bool]) -> None:
-    """Give these ops their fake kernels and batching rules, the same for each backend.
+    def hog_tokens_meaning(
+        x: Tensor, token_ids: Tensor, patch_size: int, bins: int, cell_h: int, cell_w: int, gaussian_window: int
+    ) -> Tensor:
+        return reference.hog_tokens(x, token_ids, patch_size, HogSpec(bins, (cell_h, cell_w), gaussian_window))
 
-    After the tensors they take the parameters of a spec, which ``takes_strongest`` reads, and a region; hog_blocks also
-    takes the shape of the result behind its leading axes.
+    decompose(hog, hog_fake, hog_meaning)
+    decompose(hog_tokens, hog_tokens_fake, hog_tokens_meaning)
+
+
+def register_hog_blocks_ops(hog_blocks: Op, hog_blocks_backward: Op, read: Callable[..., Reading]) -> None:
+    """Give these ops their fake kernels, batching rules and meanings, the same for each backend.
+
+    After the tensors they take the parameters of a spec, which ``read`` reads, and a region; hog_blocks also takes the
+    shape of the result behind its leading axes.
     """
+
+    def takes_strongest(*parameters: Any) -> bool:
+        return read(*parameters)[0].channels == "strongest"
+
+    def hog_blocks_meaning(x: Tensor, *parameters: Any) -> Tensor:
+        spec, axes = read(*parameters)
+        # The arc tangent of another library does not round as scikit-image's. Exact bins are the same everywhere.
+        spec = spec.replace(arithmetic="exact") if spec.arithmetic == "skimage" else spec
+        return reference.hog(x, spec, Region(*parameters[-2]), axes)
 
     def hog_blocks_fake(x: Tensor, *parameters: Any) -> Tensor:
         lead = x.shape[: -3 if takes_strongest(*parameters) and x.ndim > 2 else -2]
@@ -193,11 +215,10 @@ def register_hog_blocks_ops(hog_blocks: Op, hog_blocks_backward: Op, takes_stron
     torch.library.register_fake(hog_blocks_backward, hog_blocks_backward_fake, lib=LIBRARY)
     torch.library.register_vmap(hog_blocks, hog_blocks_vmap, lib=LIBRARY)
     torch.library.register_vmap(hog_blocks_backward, hog_blocks_backward_vmap, lib=LIBRARY)
-
-
-def _numbers_take_strongest(numbers: list[int], *_: Any) -> bool:
-    return numbers[plan.PLACE_OF_CHANNELS] == CHOICES["channels"].index("strongest")
+    decompose(hog_blocks, hog_blocks_fake, hog_blocks_meaning)
 
 
 register_hog_ops(op("hog"), op("hog_tokens"))
-register_hog_blocks_ops(op("hog_blocks"), op("hog_blocks_backward"), _numbers_take_strongest)
+register_hog_blocks_ops(
+    op("hog_blocks"), op("hog_blocks_backward"), lambda numbers, reals, *_: plan.unpack(numbers, reals)
+)

@@ -8,7 +8,8 @@ nothing of the words.
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from .spec import CHOICES, HogSpec
 
@@ -177,29 +178,43 @@ def epsilons(spec: HogSpec) -> tuple[float, float]:
     return spec.eps, spec.eps
 
 
-PLACE_OF_CHANNELS = 3
-"""In the numbers that :func:`pack` returns."""
+_PACKED = ("bins", "sqrt", "gradient", "channels", "signed", "angle_from", "votes", "norm", "arithmetic", "layout")
 
 
 @functools.lru_cache
 def pack(spec: HogSpec) -> tuple[list[int], list[float]]:
     """(numbers, reals): a spec as the compiled ops take it, in the order that csrc/hog/plan.h reads."""
     y, x = cell_axes(spec)
-    numbers = [
-        spec.bins,
-        int(spec.sqrt),
-        CHOICES["gradient"].index(spec.gradient),
-        CHOICES["channels"].index(spec.channels),
-        int(spec.signed),
-        CHOICES["angle_from"].index(spec.angle_from),
-        CHOICES["votes"].index(spec.votes),
-        CHOICES["norm"].index(spec.norm),
-        CHOICES["arithmetic"].index(spec.arithmetic),
-        CHOICES["layout"].index(spec.layout),
-    ]
+    numbers = [_code(name, getattr(spec, name)) for name in _PACKED]
     reals = [*epsilons(spec), spec.clip]
     for axis in (y, x):
         numbers += [axis.pixels, axis.stride, axis.per_block, axis.block_step, axis.step]
         numbers += [axis.period, axis.length, *axis.starts]
         reals += [weight for weights in axis.weights for weight in weights]
     return numbers, reals
+
+
+def _code(name: str, value: str | int) -> int:
+    return CHOICES[name].index(str(value)) if name in CHOICES else int(value)
+
+
+def unpack(numbers: Sequence[int], reals: Sequence[float]) -> tuple[HogSpec, tuple[CellAxis, CellAxis]]:
+    """What :func:`pack` was given, with the tables of its cells.
+
+    The spec has their sizes, but not the words that made their weights: Gaussians, bilinear shares and means.
+    """
+    words: dict[str, Any] = {
+        name: CHOICES[name][code] if name in CHOICES else code for name, code in zip(_PACKED, numbers, strict=False)
+    }
+    words |= {name: bool(words[name]) for name in ("sqrt", "signed")}
+    axes, n, r = [], len(_PACKED), 3
+    for _ in range(2):
+        pixels, stride, per_block, block_step, step, period, length = numbers[n : n + 7]
+        starts = tuple(numbers[n + 7 : n + 7 + period])
+        weights = tuple(tuple(reals[r + k * length : r + (k + 1) * length]) for k in range(period))
+        axes.append(CellAxis(pixels, stride, per_block, block_step, step, starts, weights))
+        n, r = n + 7 + period, r + period * length
+    y, x = axes
+    cell, block = (y.pixels // y.per_block, x.pixels // x.per_block), (y.per_block, x.per_block)
+    spec = HogSpec(cell=cell, block=block, block_stride=(y.stride, x.stride), eps=reals[0], clip=reals[2], **words)
+    return spec, (y, x)

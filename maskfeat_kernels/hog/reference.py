@@ -4,6 +4,7 @@ In float64 it is the oracle of every other backend.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,15 +17,17 @@ def hog(
     x: Tensor,  # [..., C, H, W]
     spec: HogSpec,
     region: Region | None = None,  # the image, if None
+    axes: tuple[CellAxis, CellAxis] | None = None,  # those of the spec, if None
 ) -> Tensor:  # [..., (C unless channels are "strongest"), *block_shape(spec, region)]
     """Histograms of oriented gradients; see :func:`maskfeat_kernels.fused_hog`."""
     region = whole(spec, *x.shape[-2:]) if region is None else region
+    axes = cell_axes(spec) if axes is None else axes
     x = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     gx, gy = gradient(rounded_sqrt(x) if spec.sqrt else x, spec.gradient, region)
     if spec.channels == "strongest":
         gx, gy = strongest_channel(gx, gy, region.tie_column, spec.arithmetic == "skimage")
-    cells = cell_sums(dense_votes(gx, gy, spec), spec, region)
-    return lay_out(normalise(blocks_of(cells, spec, region), spec), spec)
+    cells = cell_sums(dense_votes(gx, gy, spec), axes, region)
+    return lay_out(normalise(blocks_of(cells, axes, region), spec), spec)
 
 
 def hog_tokens(
@@ -141,7 +144,7 @@ def orientation_bin(
         beyond = (sine > 0) & (sine * cotangent >= cosine)
         if signed:
             beyond = lower if 2 * k == bins else lower | beyond if 2 * k < bins else lower & beyond
-        reached += beyond
+        reached = reached + beyond
     return reached
 
 
@@ -190,11 +193,11 @@ def opencv_angle(
 
 def cell_sums(
     votes: Tensor,  # [..., region.height, region.width]
-    spec: HogSpec,
+    axes: tuple[CellAxis, CellAxis],
     region: Region,
 ) -> Tensor:  # [..., cell rows, cell columns]
     """The weighted sums of the pixels of each cell: across, then down."""
-    y, x = cell_axes(spec)
+    y, x = axes
     return _cell_sums_along(_cell_sums_along(votes, x, region.width).mT, y, region.height).mT
 
 
@@ -205,18 +208,31 @@ def _cell_sums_along(
 ) -> Tensor:  # [..., cells]
     """The same along the last axis."""
     cell = torch.arange(axis.cells(size), device=votes.device)
-    start = cell // axis.period * axis.step + torch.tensor(axis.starts, device=votes.device)[cell % axis.period]
+    start = cell // axis.period * axis.step + constants(axis.starts, cell)[cell % axis.period]
     pixels = start[:, None] + torch.arange(axis.length, device=votes.device)
-    return (votes[..., pixels] * votes.new_tensor(axis.weights)[cell % axis.period]).sum(-1)
+    weights = constants([weight for weights in axis.weights for weight in weights], votes)
+    weights = weights.unflatten(0, (axis.period, axis.length))
+    sums: Tensor = (votes[..., pixels] * weights[cell % axis.period]).sum(-1)
+    return sums
+
+
+def constants(
+    values: Sequence[float],
+    like: Tensor,
+) -> Tensor:  # [len(values)]
+    """Numbers as a tensor on the device of another: by ops alone, as what an op means may hold no other tensors."""
+    if len(set(values)) == 1:
+        return like.new_full((len(values),), values[0])
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 def blocks_of(
     cells: Tensor,  # [..., bins, cell rows, cell columns]
-    spec: HogSpec,
+    axes: tuple[CellAxis, CellAxis],
     region: Region,
 ) -> Tensor:  # [..., R, C, block_h, block_w, bins]
     """The cells of each block."""
-    (y, x), device = cell_axes(spec), cells.device
+    (y, x), device = axes, cells.device
     rows, columns = (
         torch.arange(axis.blocks(size), device=device)[:, None] * axis.block_step
         + torch.arange(axis.per_block, device=device)
@@ -276,7 +292,8 @@ def rounded_sqrt(x: Tensor) -> Tensor:
     low = r - high
     missing = ((x.detach() - high * high) - 2 * high * low) - low * low
     step = missing / (2 * r)
-    step = torch.nextafter(step, step.new_tensor(-torch.inf))  # the curve of the root is below its tangent
+    half_ulp = 2.0 ** (-53 if x.dtype == torch.float64 else -24)
+    step = step - step.abs() * (half_ulp * (1 + 2.0**-20))  # the number before, as the curve is below its tangent
     return (root + torch.where(step.isfinite(), step, 0)) / scale
 
 

@@ -1,10 +1,11 @@
-"""The compiled ops of the token moves: schema, fake kernel and batching rule of each."""
+"""The compiled ops of the token moves: schema, fake kernel, batching rule and meaning of each."""
 
 from functools import partial
 
 import torch
 
-from ..library import LIBRARY, Op, compiled, define, fold, loop, op
+from ..library import LIBRARY, Op, compiled, decompose, define, fold, loop, op
+from . import reference
 
 for _schema in (
     "masked_gather(Tensor tokens, Tensor token_ids) -> Tensor",
@@ -21,15 +22,19 @@ masked_sum = compiled("masked_sum")
 
 
 def register_token_ops(masked_gather: Op, masked_scatter_add: Op, mask_tokens: Op, masked_sum: Op) -> None:
-    """Give these ops their fake kernels and batching rules, the same for each backend."""
-    for move, fake, rule in (
-        (masked_gather, lambda tokens, ids: tokens.new_empty((*ids.shape, tokens.shape[2])), fold),
-        (masked_scatter_add, lambda x, ids, length: x.new_empty((x.shape[0], length, x.shape[2])), fold),
-        (mask_tokens, lambda tokens, mask_token, mask: tokens.new_empty(tokens.shape), loop),
-        (masked_sum, lambda x, mask: x.new_empty(x.shape[2]), loop),
+    """Give these ops their fake kernels, batching rules and meanings, the same for each backend."""
+    for move, fake, rule, meaning in (
+        (masked_gather, lambda x, ids: x.new_empty((*ids.shape, x.shape[2])), fold, reference.masked_gather),
+        (
+            *(masked_scatter_add, lambda x, ids, length: x.new_empty((x.shape[0], length, x.shape[2]))),
+            *(fold, reference.masked_scatter_add),
+        ),
+        (mask_tokens, lambda tokens, mask_token, mask: tokens.new_empty(tokens.shape), loop, reference.mask_tokens),
+        (masked_sum, lambda x, mask: x.new_empty(x.shape[2]), loop, reference.masked_sum),
     ):
         torch.library.register_fake(move, fake, lib=LIBRARY)
         torch.library.register_vmap(move, partial(rule, move), lib=LIBRARY)
+        decompose(move, fake, meaning)
 
 
 register_token_ops(*map(op, ("masked_gather", "masked_scatter_add", "mask_tokens", "masked_sum")))

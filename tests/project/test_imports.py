@@ -27,30 +27,32 @@ KERNELS = {
     "__init__": set(),
     "scalars": set(),
     "checks": set(),
+    "interchange": set(),
+    "nn": {"hog.spec", "hog.api"},
     "library": set(),
     "backend": {"library"},
     "ops": {"hog.ops", "tokens.ops"},
     "layouts": {"scalars"},
-    "visualize": {"checks", "layouts", "scalars", "hog.spec"},
+    "visualize": {"checks", "interchange", "layouts", "scalars", "hog.spec"},
     "testing": {"hog.spec", "hog.plan", "hog.reference"},
-    "compat": {"backend", "checks", "hog.spec", "hog.plan", "hog.api"},
+    "compat": {"backend", "checks", "layouts", "scalars", "hog.spec", "hog.plan", "hog.api"},
     "hog.__init__": set(),
     "hog.spec": {"scalars"},
     "hog.plan": {"hog.spec"},
     "hog.reference": {"hog.spec", "hog.plan"},
-    "hog.ops": {"library", "hog.spec", "hog.plan"},
+    "hog.ops": {"library", "hog.spec", "hog.plan", "hog.reference"},
     "hog.triton": {"library", "hog.spec", "hog.plan", "hog.ops"},
     "hog.api": {
-        *("backend", "checks", "library", "scalars"),
+        *("backend", "checks", "interchange", "library", "scalars"),
         *("hog.spec", "hog.plan", "hog.reference", "hog.ops", "hog.triton"),
     },
     "tokens.__init__": set(),
     "tokens.reference": set(),
-    "tokens.ops": {"library"},
+    "tokens.ops": {"library", "tokens.reference"},
     "tokens.triton": {"library", "tokens.ops"},
     "tokens.api": {"backend", "checks", "library", "tokens.reference", "tokens.ops", "tokens.triton"},
 }
-PUBLIC = {*maskfeat_kernels.__all__, "compat", "layouts", "ops", "testing", "visualize"}
+PUBLIC = {*maskfeat_kernels.__all__, "compat", "layouts", "nn", "ops", "testing", "visualize"}
 # What each room of maskfeat, and each module at its top, imports of the others. The command imports them all.
 TRAINING = {
     "keys": set(),
@@ -185,8 +187,8 @@ def has_docstring(name: str, source: str) -> bool:
     """Whether the top level of a module defines ``name`` and documents it (a constant: by the string that follows)."""
     body = ast.parse(source).body
     for node, after in zip(body, [*body[1:], None], strict=True):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
-            return bool(ast.get_docstring(node))
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name and ast.get_docstring(node):
+            return True
         if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == name for to in node.targets):
             return isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and bool(after.value.value)
     return False

@@ -93,9 +93,7 @@ def hog_blocks_backward_op(grad: Tensor, x: Tensor, spec: str, region: list[int]
 
 
 ops.register_hog_ops(hog_op, hog_tokens_op)
-ops.register_hog_blocks_ops(
-    hog_blocks_op, hog_blocks_backward_op, lambda spec, *_: ops.read(spec).channels == "strongest"
-)
+ops.register_hog_blocks_ops(hog_blocks_op, hog_blocks_backward_op, lambda spec, *_: (ops.read(spec), None))
 
 
 def hog(
