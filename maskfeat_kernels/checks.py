@@ -6,10 +6,8 @@ from torch import Tensor
 STRIDED = torch.strided
 
 
-def check_tensor(name: str, x: Tensor, axes: str, dtypes: tuple[torch.dtype, ...]) -> None:
-    """Refuse what is not a dense tensor of one of ``dtypes``; ``axes`` are those that it should have, in words."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor {axes}, got {type(x).__name__}")
+def check_tensor(name: str, x: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Refuse a tensor that is not dense or not of one of ``dtypes``."""
     if x.layout is not STRIDED or x.is_nested or type(x) is not Tensor:
         check_dense(name, x)
     if x.dtype not in dtypes:

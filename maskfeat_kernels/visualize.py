@@ -1,13 +1,14 @@
 """Pictures of histograms of oriented gradients: one glyph a cell, one stroke a bin."""
 
 import math
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from .checks import check_dense
 from .hog.spec import MASKFEAT, HogSpec
+from .interchange import Array, through_tensors
 from .layouts import LAYOUTS
 from .scalars import integer
 
@@ -15,13 +16,17 @@ POWER = 8
 """The power of the norm that joins crossing strokes. A sum, power 1, would make cells without a direction bright."""
 
 
+@overload
+def hog_image(hog: Tensor, spec: HogSpec = ..., *, glyph: int = ..., channel: int | None = ...) -> Tensor: ...
+@overload
+def hog_image(hog: Array, spec: HogSpec = ..., *, glyph: int = ..., channel: int | None = ...) -> Any: ...
 def hog_image(
-    hog: Tensor,  # [..., C, bins, rows, columns], or as the layout of spec says
+    hog: Any,  # [..., C, bins, rows, columns], or as the layout of spec says
     spec: HogSpec = MASKFEAT,
     *,
     glyph: int = 16,
     channel: int | None = None,
-) -> Tensor:  # [..., rows * glyph, columns * glyph]
+) -> Any:  # [..., rows * glyph, columns * glyph]
     r"""Draw every cell as a star of strokes, one along the edges of each bin, as bright as the bin is full.
 
     A pixel of a glyph is :math:`(\sum_k (h_k s_k)^8)^{1/8}`, where :math:`h_k` is the histogram and :math:`s_k` the
@@ -32,8 +37,8 @@ def hog_image(
     bin of its image, whose stroke is then white.
 
     Args:
-        hog: what :func:`maskfeat_kernels.fused_hog` returns, of any floating dtype and on any device. Without a channel
-            axis, ``[bins, rows, columns]``, it is drawn as one channel.
+        hog: what :func:`maskfeat_kernels.fused_hog` returns, of any floating dtype and on any device, also an array.
+            Without a channel axis, ``[bins, rows, columns]``, it is drawn as one channel.
         spec: what ``hog`` was computed with: its layout, blocks, and from where and how far orientations run.
         glyph: side of a glyph in pixels, at least 3.
         channel: the channel to draw, negative to count from the last; None draws the mean over the channels.
@@ -48,7 +53,7 @@ def hog_image(
             ``hog`` has not, blocks whose stride is not a whole number of cells.
     """
     if not isinstance(hog, Tensor):
-        raise TypeError(f"hog must be a torch.Tensor [..., C, bins, rows, columns], got {type(hog).__name__}")
+        return through_tensors(lambda hog: hog_image(hog, spec, glyph=glyph, channel=channel), hog=hog)
     check_dense("hog", hog)
     if not hog.is_floating_point():
         raise TypeError(f"hog must be of a floating dtype, got {hog.dtype}")

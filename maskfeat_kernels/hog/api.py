@@ -2,13 +2,14 @@
 
 import dataclasses
 import warnings
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor
 
 from ..backend import choose_backend
 from ..checks import check_range_of_ids, check_tensor, check_token_ids
+from ..interchange import Array, through_tensors
 from ..library import needs_autograd
 from ..scalars import at_least
 from . import ops, reference
@@ -18,13 +19,17 @@ from .spec import MASKFEAT, HogSpec
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+@overload
+def fused_hog(x: Tensor, spec: HogSpec = ..., *, backend: str = ..., **changes: Any) -> Tensor: ...
+@overload
+def fused_hog(x: Array, spec: HogSpec = ..., *, backend: str = ..., **changes: Any) -> Any: ...
 def fused_hog(
-    x: Tensor,  # [..., C, H, W]
+    x: Any,  # [..., C, H, W]
     spec: HogSpec = MASKFEAT,
     *,
     backend: str = "auto",
     **changes: Any,
-) -> Tensor:  # [..., C, bins, H // cell_h, W // cell_w] for MASKFEAT; see below
+) -> Any:  # [..., C, bins, H // cell_h, W // cell_w] for MASKFEAT; see below
     r"""Histograms of oriented gradients, as of MaskFeat or in the dialect of any library.
 
     MASKFEAT takes the 3x3 Sobel gradient :math:`(g_x, g_y)` of each pixel; the image is reflected at its border. The
@@ -40,7 +45,8 @@ def fused_hog(
     Args:
         x: images ``[..., C, H, W]`` with any leading axes; video is ``[B, T, C, H, W]`` and ``[H, W]`` is one channel.
             The dtype is uint8, float16, bfloat16, float32 or float64. Any strides are read in place, never copied.
-            uint8 is exact: every backend puts every pixel into the bin of exact arithmetic.
+            uint8 is exact: every backend puts every pixel into the bin of exact arithmetic. Any array with
+            ``__dlpack__`` (CuPy, JAX, NumPy) is taken too, and gives an array of its kind on its device.
         spec: a :class:`HogSpec`; ``changes`` are changes to it, as in ``fused_hog(x, bins=12)``.
         backend: "auto", or one of ``available_backends(x.device)``.
 
@@ -59,7 +65,7 @@ def fused_hog(
         flat pixels and where ``clip`` cuts.
 
     Raises:
-        TypeError: ``x`` is not a tensor or not of a dtype above; an unknown option.
+        TypeError: ``x`` is not a tensor or array, or not of a dtype above; an unknown option.
         ValueError: fewer than two axes; an image smaller than a block; no channel to choose from; a Gaussian window
             that does not tile the image; an unknown or unavailable backend. Backends of a GPU have no arithmetic
             "skimage", and "cuda" refuses tables beyond the memory of its kernels. For MASKFEAT these are more than 256
@@ -68,6 +74,8 @@ def fused_hog(
     Source: Wei et al., Masked Feature Prediction for Self-Supervised Visual Pre-Training, CVPR 2022; Dalal and Triggs,
     Histograms of Oriented Gradients for Human Detection, CVPR 2005.
     """
+    if not isinstance(x, Tensor):
+        return through_tensors(lambda x: fused_hog(x, spec, backend=backend, **changes), x=x)
     spec = _spec(spec, changes)
     _check(x, spec)
     backend = choose_backend(x.device, backend)
@@ -76,16 +84,22 @@ def fused_hog(
     return hog(x, spec, None, backend)
 
 
+@overload
 def fused_hog_tokens(
-    x: Tensor,  # [B, C, H, W] or [B, T, C, H, W]
-    token_ids: Tensor,  # [B, K], int64
+    x: Tensor, token_ids: Tensor, patch_size: int = ..., spec: HogSpec = ..., **options: Any
+) -> Tensor: ...
+@overload
+def fused_hog_tokens(x: Array, token_ids: Array, patch_size: int = ..., spec: HogSpec = ..., **options: Any) -> Any: ...
+def fused_hog_tokens(
+    x: Any,  # [B, C, H, W] or [B, T, C, H, W]
+    token_ids: Any,  # [B, K], int64
     patch_size: int = 16,
     spec: HogSpec = MASKFEAT,
     *,
     check_ids: bool = False,
     backend: str = "auto",
     **changes: Any,
-) -> Tensor:  # [B, K, C * bins * u_h * u_w], u = patch_size // cell
+) -> Any:  # [B, K, C * bins * u_h * u_w], u = patch_size // cell
     r"""Histograms of oriented gradients of the listed patches only: the targets of MaskFeat, token by token.
 
     The same as :func:`fused_hog` of the whole images, cut into patches of ``u_h`` by ``u_w`` cells and gathered, bit by
@@ -94,7 +108,7 @@ def fused_hog_tokens(
 
     Args:
         x: images ``[B, C, H, W]`` or video ``[B, T, C, H, W]``, as for :func:`fused_hog`; H and W are multiples of
-            the patch.
+            the patch. If it is an array of another library, so are the ids (int32 too), and the result.
         token_ids: ``[B, K]``, int64, on the device of ``x``, in any order: places in the grid of patches, row by row,
             for video frame by frame. Give every second frame as ``x[:, ::2]``: it is read in place.
         patch_size: side of a patch in pixels, a multiple of the cell.
@@ -115,6 +129,13 @@ def fused_hog_tokens(
 
     Source: as :func:`fused_hog`; the order of elements is that of SlowFast's labels.
     """
+    if not isinstance(x, Tensor):
+
+        def of_tensors(x: Tensor, ids: Tensor) -> Tensor:
+            ids = ids.long() if ids.dtype == torch.int32 else ids  # JAX has no others by default
+            return fused_hog_tokens(x, ids, patch_size, spec, check_ids=check_ids, backend=backend, **changes)
+
+        return through_tensors(of_tensors, x=x, token_ids=token_ids)
     spec = _spec(spec, changes)
     if not spec.is_maskfeat:
         raise ValueError(f"fused_hog_tokens takes the dialect of MASKFEAT, got {_difference(spec)}; use fused_hog")
@@ -253,7 +274,7 @@ def _with_backward(backend: str) -> KernelsWithBackward:
 
 
 def _check(x: Tensor, spec: HogSpec) -> None:
-    check_tensor("x", x, "[..., C, H, W]", DTYPES)
+    check_tensor("x", x, DTYPES)
     if x.ndim < 2:
         raise ValueError(f"x must have the axes [..., C, H, W], got shape {tuple(x.shape)}")
     height, width = x.shape[-2:]

@@ -88,7 +88,9 @@ def fused_mask_tokens(
 
 
 def _check_tokens(tokens: Tensor) -> None:
-    check_tensor("tokens", tokens, "[B, N, D]", DTYPES)
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"tokens must be a torch.Tensor [B, N, D], got {type(tokens).__name__}")
+    check_tensor("tokens", tokens, DTYPES)
     if tokens.ndim != 3:
         raise ValueError(f"tokens must have the axes [B, N, D], got shape {tuple(tokens.shape)}")
 
