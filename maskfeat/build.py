@@ -42,7 +42,9 @@ def classifier(recipe: Finetune) -> nn.Module:
 
 
 def _encoder(recipe: Recipe, options: dict[str, Any]) -> VisionTransformer | MViT:
-    common: dict[str, Any] = dict(img_size=recipe.image_size, drop_path_rate=recipe.drop_path, **options)
+    common: dict[str, Any] = dict(
+        img_size=recipe.image_size, in_chans=recipe.channels, drop_path_rate=recipe.drop_path, **options
+    )
     model: VisionTransformer | MViT
     if recipe.encoder == "mvit":
         model = mvit(recipe.size, num_frames=recipe.frames, **common)
@@ -61,12 +63,11 @@ def _stride(encoder: VisionTransformer | MViT, depth: int) -> int:
 
 def _target(recipe: Pretrain, stride: int) -> Target:
     temporal = 2 if recipe.frames else 1
+    pixels = PixelTarget(stride, temporal, recipe.channels)
     if recipe.target == "pixel":
-        return PixelTarget(stride, temporal)
+        return pixels
     if recipe.hog_cell and stride % recipe.hog_cell:
         raise ValueError(f"hog_cell={recipe.hog_cell} does not divide the {stride} pixels of a predicted token")
     spec = MASKFEAT.replace(bins=recipe.hog_bins, cell=recipe.hog_cell or cell_size(stride))
-    hog = HogTarget(stride, temporal, spec, gray=recipe.hog_gray)
-    return (
-        hog if recipe.target == "hog" else MixTarget([hog, PixelTarget(stride, temporal)], list(recipe.target_weights))
-    )
+    hog = HogTarget(stride, temporal, spec, recipe.channels, gray=recipe.hog_gray)
+    return hog if recipe.target == "hog" else MixTarget([hog, pixels], list(recipe.target_weights))

@@ -31,6 +31,7 @@ class Recipe:
     )
     patch_size: int = key(16, "pixels of a patch of the ViT", least=1)
     image_size: int = key(224, "height and width of a crop, in pixels", least=1)
+    channels: int = key(3, "1 for brightness, 3 for colours, one more for opacity, any number of bands", least=1)
     frames: int = key(0, "frames of a clip; 0 for images", least=0)
     frame_step: int = key(4, "frames of the video from one of the clip to the next", least=1)
     drop_path: float = key(
@@ -42,8 +43,11 @@ class Recipe:
     autorotate: bool = key(True, "turn pictures and videos upright, as their EXIF orientation or display matrix says")
     samples: int = key(0, "use so many samples, evenly spaced, or render so many; 0 for all", least=0)
     classes: int = key(1000, "number of classes of the labels", least=1)
-    mean: tuple[float, ...] = key(IMAGENET["mean"], "of the colours, on a scale of 0 to 1", least=0, most=1, numbers=3)
-    std: tuple[float, ...] = key(IMAGENET["std"], "of the colours, on a scale of 0 to 1", above=0, numbers=3)
+    mean: tuple[float, ...] = key(IMAGENET["mean"], "of each channel, on a scale of 0 to 1", least=0, most=1)
+    std: tuple[float, ...] = key(IMAGENET["std"], "of each channel, on a scale of 0 to 1", above=0)
+    data_range: tuple[float, ...] = key(
+        (), "black and white in files of more than 8 bits, once or for each channel; by default what the file says"
+    )
     crop_scale: tuple[float, ...] = key(
         (0.5, 1.0), "area of a random crop, as a share of the image", above=0, most=1, numbers=2
     )
@@ -105,6 +109,19 @@ class Recipe:
         for name, choices in _literals(type(self)).items():
             if getattr(self, name) not in choices:
                 raise ValueError(bad_choice(name, getattr(self, name), choices))
+        for name in ("mean", "std"):
+            if len(value := getattr(self, name)) != self.channels:
+                raise ValueError(
+                    f"{name} needs {self.channels} numbers, got {text_of(value)!r}: one for each channel, as "
+                    f"`maskfeat stats DATA channels={self.channels}` measures them"
+                )
+        ends = self.data_range
+        ordered = all(black < white for black, white in zip(ends[::2], ends[1::2], strict=False))
+        if len(ends) not in (0, 2, 2 * self.channels) or not ordered:
+            raise ValueError(
+                f"data_range must be black and white, such as 0,4095, or a pair for each of {self.channels} channels, "
+                f"got {text_of(ends)!r}"
+            )
         for name in ("crop_scale", "crop_ratio"):
             smallest, largest = getattr(self, name)
             if smallest > largest:
@@ -163,6 +180,10 @@ class Pretrain(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_measure(self.keep_best, ("val_loss", *(("knn_accuracy",) if self.knn else ())))
+        if self.hog_gray and self.channels != 3:
+            raise ValueError(
+                f"hog_gray=true takes the brightness of 3 colours, got channels={self.channels}; set hog_gray=false"
+            )
         shapes = ("cube", "tube", "frame", "random") if self.frames else ("block", "random")
         if self.mask not in shapes:
             raise ValueError(f"mask must be one of {', '.join(shapes)} for {self.encoder}, got {self.mask!r}")
@@ -230,7 +251,8 @@ def get_recipe(name: str) -> Recipe:
 def override(recipe: Recipe, changes: "Iterable[str] | dict[str, Any]") -> Recipe:
     """The recipe with ``key=value`` texts, or a dict of values, put in.
 
-    A new ``batch_size`` without a new ``lr`` scales ``lr``, ``warmup_lr`` and ``end_lr`` in proportion.
+    A new ``batch_size`` without a new ``lr`` scales ``lr``, ``warmup_lr`` and ``end_lr`` in proportion. New
+    ``channels`` without ``mean`` and ``std`` have those of :func:`mean_channel`, with a warning.
 
     Of a key that is given twice the last value counts, with a warning, as scripts add their own after those of a user.
 
@@ -254,7 +276,20 @@ def override(recipe: Recipe, changes: "Iterable[str] | dict[str, Any]") -> Recip
         scale = values["batch_size"] / recipe.batch_size
         rates = {name: getattr(recipe, name) * scale for name in ("lr", "warmup_lr", "end_lr")}
         values = {**rates, **values}
+    channels = values.get("channels", recipe.channels)
+    if channels != recipe.channels and channels > 0:
+        means = {name: value for name, value in mean_channel(recipe, channels).items() if name not in values}
+        if means:
+            said = ", ".join(f"{name}={value[0]:g} of each" for name, value in means.items())
+            log.warning("channels=%d: %s; `maskfeat stats DATA channels=%d` measures them", channels, said, channels)
+        values = {**means, **values}
     return dataclasses.replace(recipe, **values)
+
+
+def mean_channel(recipe: Recipe, channels: int) -> dict[str, tuple[float, ...]]:
+    """``mean`` and ``std`` for so many channels of which nothing is known: for each the mean of those of the recipe."""
+    values = {name: getattr(recipe, name) for name in ("mean", "std")}
+    return {name: (round(sum(value) / len(value), 6),) * channels for name, value in values.items()}
 
 
 def parse_policy(policy: str) -> dict[str, float]:

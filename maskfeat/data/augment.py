@@ -6,6 +6,8 @@ image is a clip of one frame. Erasing and mixing work on normalised batches.
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +15,9 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from ..config import parse_policy
+from .bands import Bands, Picture
 
-Frames = list[Image.Image]
+Frames = list[Picture]
 
 LONGEST = 8
 """How many times as long as wide a picture may be to be resized as a whole for evaluation, as torchvision does."""
@@ -98,10 +101,12 @@ def rand_augment(
     frames: Frames,
     policy: str,  # such as "m9-mstd0.5-inc1"
     interpolation: str,
-    fill: tuple[int, ...],  # colour of what is moved into the picture
+    fill: tuple[int, ...],  # colour, of each channel, of what is moved into the picture
     rng: np.random.Generator,
 ) -> Frames:
     """Random changes of geometry and colour: ``n`` (2) of the fifteen, each made or left out with probability 1/2.
+
+    Of other than three channels each is changed by itself, and "color", which is of three, is not among the changes.
 
     policy: parts joined by "-". ``m`` is the mean magnitude, of 10, and ``mstd`` its standard deviation. ``n`` is the
         number of changes. ``inc1`` says that every change grows with the magnitude; there is no other form here.
@@ -109,18 +114,25 @@ def rand_augment(
     Source: Cubuk et al., RandAugment, NeurIPS 2020, in the form that timm gave it.
     """
     options = parse_policy(policy)
-    names = rng.choice(list(CHANGES), int(options["n"]))
+    bands = isinstance(frames[0], Bands)
+    names = rng.choice([name for name in CHANGES if name != "color" or not bands], int(options["n"]))
     for name in names:
         if rng.random() < 0.5:
             level = min(max(rng.normal(options["m"], options["mstd"]), 0), 10) / 10
             sign = -1 if rng.random() < 0.5 else 1
-            change = CHANGES[name](level, sign, Image.Resampling[interpolation.upper()], fill)
-            frames = [change(frame) for frame in frames]
+            make = partial(CHANGES[name], level, sign, Image.Resampling[interpolation.upper()])
+            frames = [_changed(frame, make, fill) for frame in frames]
     return frames
 
 
+def _changed(frame: Picture, make: "Callable[[Any], Change]", fill: tuple[int, ...]) -> Picture:
+    if isinstance(frame, Bands):
+        return Bands([make(value)(plane) for plane, value in zip(frame.planes, fill, strict=True)])
+    return make(fill)(frame)
+
+
 Change = Callable[[Image.Image], Image.Image]
-Colour = tuple[int, ...]
+Colour = tuple[int, ...] | int
 
 
 def _affine(matrix: Callable[[float], tuple[float, ...]]) -> Callable[..., Change]:
@@ -147,7 +159,7 @@ def _enhance(enhancer: type) -> Callable[..., Change]:
 
 def _solarize_add(level: float, sign: int, resample: Image.Resampling, fill: Colour) -> Change:
     table = [min(255, value + int(level * 110)) if value < 128 else value for value in range(256)]
-    return lambda frame: frame.point(table * 3)
+    return lambda frame: frame.point(table * len(frame.getbands()))
 
 
 CHANGES: dict[str, Callable[..., Change]] = {

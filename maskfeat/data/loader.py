@@ -148,9 +148,8 @@ class Batches(Dataset[dict[str, Any]]):
         self.resize = (tuned.test_size if tuned else 0) or larger
         rendered = {"synthetic", "skimage"} & {recipe.data, recipe.val_data}
         samples = recipe.samples if rendered else 0  # files are all listed, and chosen from below
-        self.source = _source(
-            recipe.data, recipe.val_data, split, recipe.frames > 0, larger, samples, recipe.autorotate
-        )
+        pixels = recipe.autorotate, recipe.channels, recipe.data_range
+        self.source = _source(recipe.data, recipe.val_data, split, recipe.frames > 0, larger, samples, *pixels)
         if recipe.cache_mb and not (recipe.frames or recipe.workers):
             self.source = _decoded_once(self.source, recipe.cache_mb)
         self.data = recipe.val_data if recipe.val_data and split != "train" else recipe.data
@@ -216,7 +215,8 @@ class Batches(Dataset[dict[str, Any]]):
                 if self.train:
                     raise OSError(f"{MOST_FAILURES} samples in a row could not be read, the last is {failures[-1]}")
         size = self.recipe.image_size
-        images = to_tensor(clips) if clips else torch.empty(0, 3, max(self.recipe.frames, 1), size, size).byte()
+        nothing = 0, self.recipe.channels, max(self.recipe.frames, 1), size, size
+        images = to_tensor(clips) if clips else torch.empty(nothing, dtype=torch.uint8)
         batch = {"images": images if self.recipe.frames else images.squeeze(2), "failures": failures}
         batch["rewound"] = dict(REWOUND)
         batch["indices"] = torch.tensor(indices, dtype=torch.int64)
@@ -291,16 +291,27 @@ def part_masks(recipe: Pretrain, samples: int, stream: int, step: int, part: int
 
 
 @lru_cache(maxsize=8)  # every evaluation opens its own loaders, and listing a large folder takes a while
-def _source(data: str, val_data: str, split: str, video: bool, size: int, samples: int, autorotate: bool) -> Source:
+def _source(
+    data: str,
+    val_data: str,
+    split: str,
+    video: bool,
+    size: int,
+    samples: int,
+    autorotate: bool,
+    channels: int,
+    data_range: tuple[float, ...],
+) -> Source:
     own = bool(val_data) and split != "train"
     place = val_data if own else data
     if place == "synthetic":
-        return Scenes(split, size, video, samples)
+        return Scenes(split, size, video, samples, channels)
     if place == "skimage":
         if video:
             raise ValueError("data='skimage' has photographs, no clips; for clips there is data='synthetic'")
-        return Photographs(split, samples)
-    return open_source(place, split, video, own_split=own, train_data=data if own else place, autorotate=autorotate)
+        return Photographs(split, samples, channels)
+    pixels: dict[str, Any] = dict(autorotate=autorotate, channels=channels, data_range=data_range)
+    return open_source(place, split, video, own_split=own, train_data=data if own else place, **pixels)
 
 
 @lru_cache(maxsize=4)  # of training and held-out data, for all epochs
@@ -308,6 +319,6 @@ def _decoded_once(source: Source, megabytes: int) -> DecodedOnce:
     return DecodedOnce(source, megabytes)
 
 
-def to_tensor(clips: list[Frames]) -> Tensor:  # [B, 3, T, H, W] uint8
-    pictures = np.stack([np.stack([np.asarray(frame) for frame in clip]) for clip in clips])  # [B, T, H, W, 3]
+def to_tensor(clips: list[Frames]) -> Tensor:  # [B, C, T, H, W] uint8
+    pictures = np.stack([np.stack([np.asarray(frame) for frame in clip]) for clip in clips])  # [B, T, H, W, C]
     return torch.from_numpy(pictures).permute(0, 4, 1, 2, 3).contiguous()

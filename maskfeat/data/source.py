@@ -13,12 +13,13 @@ import re
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from .augment import Frames
+from .bands import of_picture, size_in_memory
 from .decode import Choose, Decode, around, decoded
 from .folders import walk
 from .images import IMAGES, read_image
@@ -45,7 +46,7 @@ MOST_SHARDS = 10_000_000
 
 
 def open_source(
-    data: str, split: str, video: bool, *, own_split: bool = False, train_data: str, autorotate: bool = True
+    data: str, split: str, video: bool, *, own_split: bool = False, train_data: str, **pixels: Any
 ) -> "Files | Shards":
     """The files of a split.
 
@@ -58,11 +59,11 @@ def open_source(
         ``{split}`` in the text stands for the name of the split.
     own_split: ``data`` is this split and needs no folder for it.
     train_data: where the folders are whose order numbers the labels.
-    autorotate: turn what is read upright, as it says itself.
+    pixels: ``autorotate``, ``channels`` and ``data_range`` of :func:`.images.read_image`.
 
     Raises FileNotFoundError with what is missing, ValueError for a list that cannot be understood.
     """
-    decode = partial(read_clips if video else read_image, autorotate=autorotate)
+    decode = partial(read_clips if video else read_image, **pixels)
     place = find(data, split, own_split)
     if not isinstance(place, Path):
         return Shards(place, decode, VIDEOS if video else IMAGES)
@@ -228,15 +229,16 @@ class Photographs:
 
     classes = 0
 
-    def __init__(self, split: str, samples: int = 0):
+    def __init__(self, split: str, samples: int = 0, channels: int = 3):
         from skimage import data  # a dependency of this source only
 
         self.names = PHOTOGRAPHS["train" if split == "train" else "val"]
         pictures = [getattr(data, name)() for name in self.names]
         pictures = [picture[0] if isinstance(picture, tuple) else picture for picture in pictures]
-        self.pictures = [Image.fromarray(picture).convert("RGB") for picture in pictures]
-        for picture in self.pictures:
-            picture.thumbnail((640, 640))  # the largest of them would take most of the time
+        photographs = [Image.fromarray(picture).convert("RGB") for picture in pictures]
+        for photograph in photographs:
+            photograph.thumbnail((640, 640))  # the largest of them would take most of the time
+        self.pictures = [of_picture(photograph, channels) for photograph in photographs]
         self.samples = (samples or 64 * len(pictures)) if split == "train" else len(pictures)
 
     def __len__(self) -> int:
@@ -272,9 +274,7 @@ class DecodedOnce:
     def read(self, index: int, choose: Choose | None) -> tuple[list[Frames], int | None]:
         sample = self.kept.get(index) or self.source.read(index, choose)
         if index not in self.kept:
-            size = sum(
-                4 * frame.width * frame.height for clip in sample[0] for frame in clip
-            )  # Pillow pads RGB to 4 bytes
+            size = sum(size_in_memory(frame) for clip in sample[0] for frame in clip)
             if size <= self.spare:
                 self.kept[index], self.spare = sample, self.spare - size
         return sample

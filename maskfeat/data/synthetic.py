@@ -8,9 +8,9 @@ follows edges. Every scene is a function of its split and number, whatever the o
 import math
 
 import numpy as np
-from PIL import Image
 
 from .augment import Frames
+from .bands import Picture, of_array
 from .decode import Choose
 
 SHAPES = ("disc", "square", "triangle", "star", "cross")
@@ -32,8 +32,8 @@ class Scenes:
 
     classes = len(CLASSES)
 
-    def __init__(self, split: str, size: int, moving: bool, samples: int = 0):
-        self.split, self.moving = split, moving
+    def __init__(self, split: str, size: int, moving: bool, samples: int = 0, channels: int = 3):
+        self.split, self.moving, self.channels = split, moving, channels
         self.grid = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)
         self.samples = (samples or 2048) if split == "train" else max((samples or 2048) // 4, 1)
 
@@ -41,7 +41,8 @@ class Scenes:
         return self.samples
 
     def read(self, index: int, choose: Choose | None) -> tuple[list[Frames], int]:
-        scene = Scene(index % 10, self.moving, self.grid, np.random.default_rng((self.split != "train", index)))
+        rng = np.random.default_rng((self.split != "train", index))
+        scene = Scene(index % 10, self.moving, self.grid, rng, self.channels)
         if not self.moving:
             return [[scene.frame(0.0)]], scene.label
         assert choose is not None
@@ -60,6 +61,7 @@ class Scene:
         moving: bool,
         grid: np.ndarray,  # [2, H, W]: y and x
         rng: np.random.Generator,
+        channels: int = 3,
     ):
         self.label, self.shape, kind = label, SHAPES[label // 2], label % 2
         self.texture = rng.choice(TEXTURES) if moving else TEXTURES[kind]
@@ -72,9 +74,9 @@ class Scene:
         self.step = rng.choice([-1, 1]) * rng.uniform(0.6, 1.2)
         self.heading = rng.uniform(0, 2 * math.pi)
         self.grain, self.grain_angle = rng.uniform(2.5, 4.5), rng.uniform(0, math.pi)
-        self.colours = rng.uniform(0.1, 1.0, (2, 3))
+        self.colours = rng.uniform(0.1, 1.0, (2, channels))
         # the ground: a few plane waves
-        self.ground = rng.uniform(0.1, 1.0, (2, 3))
+        self.ground = rng.uniform(0.1, 1.0, (2, channels))
         self.waves = rng.normal(0, 2.5, (4, 2)), rng.uniform(0, 2 * math.pi, 4)
         # the light
         self.light, self.slope = rng.uniform(0, 2 * math.pi), rng.uniform(0, 1.2)
@@ -83,7 +85,7 @@ class Scene:
         self.grey = rng.uniform(0.2, 0.8)
         self.noise = int(rng.integers(2**32))
 
-    def frame(self, t: float) -> Image.Image:
+    def frame(self, t: float) -> Picture:
         angle, centre = self.angle, self.centre
         if self.motion == "spin":
             angle += 3 * self.step * t
@@ -105,7 +107,7 @@ class Scene:
         picture = self.grey + self.contrast * (surface * light[..., None] - 0.5)
         noise = np.random.default_rng((self.noise, int(t * LENGTH))).normal(0, 0.005, picture.shape[:2])
         picture = (picture + noise[..., None].astype(np.float32)).clip(0, 1)
-        return Image.fromarray((picture * 255 + 0.5).astype(np.uint8))
+        return of_array((picture * 255 + 0.5).astype(np.uint8))
 
 
 def rotated(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
@@ -141,6 +143,6 @@ def edge(distance: np.ndarray, pixel: float) -> np.ndarray:
     return (0.5 - distance / pixel).clip(0, 1).astype(np.float32)
 
 
-def blend(colours: np.ndarray, share: np.ndarray) -> np.ndarray:  # [2, 3], [H, W] -> [H, W, 3]
+def blend(colours: np.ndarray, share: np.ndarray) -> np.ndarray:  # [2, C], [H, W] -> [H, W, C]
     first, second = colours.astype(np.float32)
     return first + share[..., None] * (second - first)

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from .augment import Frames
+from .bands import of_picture
 from .decode import PLAYED_AT, Choose, check_size
 from .images import IMAGES, read_image
 
@@ -66,17 +67,24 @@ def read_clips(
     choose: Choose | None,
     *,
     autorotate: bool = True,
+    channels: int = 3,
+    data_range: tuple[float, ...] = (),
 ) -> list[Frames]:  # [clips][T]
     """The frames of the first video stream that ``choose`` names, or of a folder of pictures at 30 a second.
 
     autorotate: turn and mirror them as the display matrix of the file says.
+    channels, data_range: of pictures, as :func:`.images.read_image` has them; of a video 3, or 1 for the brightness.
 
     A header may promise a few frames more than there are: the last frame then stands for those. Where a frame cannot
     be decoded, the next one does. ValueError if more than half of the frames are missing.
     """
     assert choose is not None
     if isinstance(file, str) and os.path.isdir(file):
-        return _of_folder(file, choose, autorotate)
+        return _of_folder(file, choose, autorotate=autorotate, channels=channels, data_range=data_range)
+    if channels not in (1, 3):
+        raise ValueError(
+            f"a video of 3 channels, and channels={channels}; set channels=3, or make each clip a folder of pictures"
+        )
     with _opened(file) as container:
         stream = _video(container)
         name, rate, total = container.format.name, stream.average_rate, stream.frames
@@ -104,11 +112,12 @@ def read_clips(
             pictures = _pictures(frames, numbers, autorotate)
     if 2 * len(pictures) < len(numbers):
         raise ValueError(f"only {len(pictures)} of {len(numbers)} frames could be decoded")
+    shown = [of_picture(picture, channels) for picture in pictures] if channels != 3 else pictures
     place = {number: min(i, len(pictures) - 1) for i, number in enumerate(numbers)}
-    return [[pictures[place[number]] for number in clip] for clip in wanted.tolist()]
+    return [[shown[place[number]] for number in clip] for clip in wanted.tolist()]
 
 
-def _of_folder(folder: str, choose: Choose, autorotate: bool) -> list[Frames]:
+def _of_folder(folder: str, choose: Choose, **pixels: Any) -> list[Frames]:
     """Frames are the pictures in the order of the numbers in their names: frame_2 before frame_10."""
     pictures = [name for name in os.listdir(folder) if name.lower().endswith(IMAGES) and not name.startswith(".")]
     if not pictures:
@@ -117,7 +126,7 @@ def _of_folder(folder: str, choose: Choose, autorotate: bool) -> list[Frames]:
     wanted = choose(len(pictures), float(PLAYED_AT))
     shown = {}
     for number in sorted(set(wanted.flatten().tolist())):
-        [[shown[number]]] = read_image(os.path.join(folder, pictures[number]), choose, autorotate=autorotate)
+        [[shown[number]]] = read_image(os.path.join(folder, pictures[number]), choose, **pixels)
     return [[shown[number] for number in clip] for clip in wanted.tolist()]
 
 
@@ -192,7 +201,7 @@ def _sought(
     spacing: float,  # ticks from one frame to the next; 0 where ``times`` are given
     times: list[int],  # of all frames
     autorotate: bool,
-) -> Frames | None:
+) -> "list[Image.Image] | None":
     """Frames decoded from the key frame before the first; None if no seek comes before it, or they come unevenly."""
     start, even, before = stream.start_time or 0, True, -1
 
@@ -219,9 +228,9 @@ def _sought(
     return None
 
 
-def _pictures(frames: Iterable[tuple[int, Any]], numbers: list[int], autorotate: bool) -> Frames:
+def _pictures(frames: Iterable[tuple[int, Any]], numbers: list[int], autorotate: bool) -> list[Image.Image]:
     """Of frames with their numbers, in order, those with ``numbers``, or the next after each."""
-    pictures: Frames = []
+    pictures: list[Image.Image] = []
     turn = None
     for number, frame in frames:
         check_size(frame.width, frame.height)  # which may change within a stream

@@ -186,8 +186,12 @@ class Trainer:
         of_all = f" of {len(source):,}" if used < len(source) else ""
         classes = f", {source.classes} classes" if source.classes else ""
         tested = f", {self.held_out:,} held out" if recipe.eval_every else ""
-        shape = " x ".join(map(str, [3, *([recipe.frames] if recipe.frames else []), *[recipe.image_size] * 2]))
+        shape = " x ".join(
+            map(str, [recipe.channels, *([recipe.frames] if recipe.frames else []), *[recipe.image_size] * 2])
+        )
         hidden = f", {recipe.mask_ratio:.0%} hidden by {recipe.mask} masks" if isinstance(recipe, Pretrain) else ""
+        if isinstance(recipe, Finetune) and recipe.rand_augment and recipe.channels != 3:
+            hidden = "; rand_augment changes each channel by itself, without 'color', which is of three"
         parameters = sum(parameter.numel() for parameter in self.module.parameters())
         epochs = f"{self.total / self.epoch_steps:g} epochs of {self.epoch_steps:,}"
         begins = f"goes on after step {self.step:,}" if self.step else "begins"

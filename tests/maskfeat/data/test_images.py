@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from maskfeat.data.images import BITS, EXTRA, MAXIMUM, MINIMUM, ORIENTATION, PHOTOMETRIC, SAMPLES, read_image
+from maskfeat.data.images import read_image
+from maskfeat.data.tiff import BITS, EXTRA, MAXIMUM, MINIMUM, ORIENTATION, PHOTOMETRIC, SAMPLES
 
 RAMP = np.tile(np.linspace(0, 1, 64), (8, 1))
 SHOWN = (RAMP * 255).round()
@@ -72,6 +73,7 @@ KNOWN = {
     "PNG of 16 bits in colour": png16(np.stack([RAMP * 65535] * 3, -1)),
     "PGM of 12 bits": b"P5 64 8 4095\n" + (RAMP * 4095).astype(">u2").tobytes(),
     "white is zero": raw_tiff((65535 - RAMP * 65535).astype("<u2"), bits=16, photometric=0),
+    "doubles": raw_tiff(RAMP, bits=64, form=3),
     "8 bits": tiff(SHOWN.astype(np.uint8)),
 }
 
@@ -99,11 +101,10 @@ REFUSED = {
     "int32": (tiff((RAMP * 50000).astype(np.int32)), "integers of 32 bits from 0 to 50000.*SMinSampleValue"),
     "int16": (raw_tiff((RAMP * 900).astype("<i2"), bits=16, form=2), "integers of 16 bits from 0 to 900"),
     "a range upside down": (tiff(RAMP.astype(np.float32), {MINIMUM[0]: 1.0, MAXIMUM[0]: 0.5}), "range of 1.0 to 0.5"),
-    "4 bands": (raw_tiff(np.zeros((8, 8, 4), np.uint8), bits=8, samples=4, photometric=2), "4 bands, of which 3"),
-    "2 bands": (raw_tiff(np.zeros((8, 8, 2), np.uint8), bits=8, samples=2), "a TIFF of 2 bands"),
-    "13 bands": (raw_tiff(np.zeros((8, 8, 13), "<u2"), bits=16, samples=13), "13 bands of integers of 16 bits; read"),
-    "doubles": (raw_tiff(RAMP, bits=64, form=3), "a TIFF of 1 bands of floats of 64 bits; read are"),
-    "13 pages": (saved(STACK[0], "TIFF", save_all=True, append_images=STACK[1:]), "a TIFF of 13 pages, of which one"),
+    "4 bands": (raw_tiff(np.zeros((8, 8, 4), np.uint8), bits=8, samples=4, photometric=2), "4 bands, .* channels=4"),
+    "2 bands": (raw_tiff(np.zeros((8, 8, 2), np.uint8), bits=8, samples=2), "a TIFF of 2 bands, and channels=3; set"),
+    "13 bands": (raw_tiff(np.zeros((8, 8, 13), "<u2"), bits=16, samples=13), "13 bands, and channels=3"),
+    "13 pages": (saved(STACK[0], "TIFF", save_all=True, append_images=STACK[1:]), "13 bands in 13 pages.* channels=13"),
 }  # fmt: skip
 
 
