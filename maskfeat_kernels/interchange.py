@@ -16,10 +16,10 @@ class Array(Protocol):
 
 
 def through_tensors(
-    function: Callable[..., Tensor],
+    function: Callable[..., Any],
     **arrays: Any,  # by their names
 ) -> Any:
-    """What a function of tensors returns for arrays, as an array of the library of the first, on its device.
+    """What a function of tensors returns for arrays: arrays of the library of the first, on its device.
 
     Their memory is read in place. NumPy arrays that torch cannot describe are copied: of negative or odd strides, or of
     another byte order. On a GPU each library waits for the other's stream, as DLPack's protocol has it.
@@ -28,7 +28,8 @@ def through_tensors(
     """
     tensors = [_tensor(name, x) for name, x in arrays.items()]
     back = _way_back(*next(iter(arrays.items())))
-    return back(function(*tensors))
+    result = function(*tensors)
+    return tuple(map(back, result)) if isinstance(result, tuple) else back(result)
 
 
 def _tensor(name: str, x: Any) -> Tensor:

@@ -33,8 +33,8 @@ def hog(
     cells is normalised.
 
     Args:
-        image: anything that ``numpy.asarray`` takes, of any real dtype, or a torch tensor on any device. float16
-            and float32 give float32, all others float64.
+        image: anything that ``numpy.asarray`` takes, of any real dtype, a torch tensor on any device, or an array of
+            CuPy, JAX or another library with ``__dlpack__``. float16 and float32 give float32, all others float64.
         visualize: return a picture [H, W] too, drawn as scikit-image draws it: of the cells before normalisation.
             (:func:`maskfeat_kernels.hog_image` draws the result itself.)
 
@@ -44,17 +44,24 @@ def hog(
     in two channels. Whole numbers, and so all bytes, have no such gradients; photographs scaled to [0, 1], or with
     ``transform_sqrt``, have many.
 
-    A tensor gives tensors on its device, and float tensors that require a gradient get one. On the CPU the C library
-    rounds its bins; NumPy's vectorised arc tangent takes some pixels in 100,000 to another bin. On a GPU the bins are
-    those of exact arithmetic. In a scaled photograph this moves up to a tenth of the entries, by up to 0.3. Beside an
-    infinite pixel, or where squares are beyond float32 (differences of 1e19), all of a block is NaN, where scikit-image
-    also has zeros.
+    Tensors and other arrays give their kind on their device; a float tensor that requires a gradient gets one. On the
+    CPU the C library rounds their bins; NumPy's vectorised arc tangent takes some pixels in 100,000 to another bin. On
+    a GPU the bins are those of exact arithmetic. In a scaled photograph this moves up to a tenth of the entries, by up
+    to 0.3. Beside an infinite pixel, or where squares are beyond float32 (differences of 1e19), all of a block is NaN,
+    where scikit-image also has zeros.
 
     Refused, where scikit-image mixes two sizes or draws at the other side of the picture: cells of a fraction of a
     pixel (ValueError), and a picture of cells of one pixel (IndexError).
 
     Source: scikit-image 0.26, ``skimage.feature.hog``.
     """
+    if not is_tensor(image) and hasattr(image, "__dlpack_device__") and not isinstance(image, np.ndarray):
+        from ..interchange import through_tensors
+
+        sizes, options = (orientations, pixels_per_cell, cells_per_block), (visualize, transform_sqrt, feature_vector)
+        return through_tensors(
+            lambda image: hog(image, *sizes, block_norm, *options, channel_axis=channel_axis), image=image
+        )
     x, wide = _pixels(image, bool(transform_sqrt), channel_axis)
     cell_rows, cell_columns = (_whole("pixels_per_cell", value) for value in pixels_per_cell)
     block_rows, block_columns = map(operator.index, cells_per_block)

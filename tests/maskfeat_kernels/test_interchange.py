@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from maskfeat_kernels import SKIMAGE, fused_hog, fused_hog_tokens, hog_image
+from maskfeat_kernels.compat.skimage import hog as skimage_hog
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 48), dtype=np.uint8)
 IDS = np.array([[0, 5, 2], [3, 3, 1]])
@@ -80,6 +81,14 @@ def test_the_memory_of_another_library_is_read_in_place_and_its_kind_comes_back(
     assert type(picture) is Foreign and picture.tensor.shape == (2, 64, 96)
     tokens = fused_hog_tokens(Foreign(x), Foreign(torch.from_numpy(IDS)))
     assert type(tokens) is Foreign and tokens.tensor.shape == (2, 3, 108)
+
+
+def test_the_drop_in_for_scikit_image_takes_them_and_returns_both_of_its_results():
+    x = torch.from_numpy(IMAGES[0])
+    results = skimage_hog(Foreign(x), 8, (4, 4), (2, 2), "L1", visualize=True, channel_axis=0)
+    wants = skimage_hog(x, 8, (4, 4), (2, 2), "L1", visualize=True, channel_axis=0)
+    for result, want in zip(results, wants, strict=True):
+        assert type(result) is Foreign and torch.equal(result.tensor, want)
 
 
 def test_a_library_without_a_namespace_is_found_by_its_module(monkeypatch):

@@ -35,7 +35,7 @@ KERNELS = {
     "layouts": {"scalars"},
     "visualize": {"checks", "interchange", "layouts", "scalars", "hog.spec"},
     "testing": {"hog.spec", "hog.plan", "hog.reference"},
-    "compat": {"backend", "checks", "layouts", "scalars", "hog.spec", "hog.plan", "hog.api"},
+    "compat": {"backend", "checks", "interchange", "layouts", "scalars", "hog.spec", "hog.plan", "hog.api"},
     "hog.__init__": set(),
     "hog.spec": {"scalars"},
     "hog.plan": {"hog.spec"},
