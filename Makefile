@@ -30,7 +30,7 @@ CXX_TESTS := $(foreach suffix,h cpp cu,$(wildcard tests/gpu/cuda_on_host/*.$(suf
 CLANG_FORMAT := $(PY) -c "import clang_format; clang_format.clang_format()"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo experiment photographs test test-slow bench results gpu gpu-carry lint format wheel wheels sdist \
+.PHONY: help setup demo experiment photographs test test-slow bench results docs gpu gpu-carry lint format wheel wheels sdist \
   check-tag checksums clean FORCE
 
 help:  ## list the targets
@@ -62,6 +62,13 @@ bench: setup  ## measure ours against its rivals and write benchmarks/results/
 
 results: setup  ## bring the table in README.md up to date with benchmarks/results/
 	$(PY) -m benchmarks results
+
+# The documents keep their places, so that links between them hold.
+docs: $(INSTALLED)  ## build the site of all documents into build/site
+	rm -rf build/docs && mkdir -p build/docs
+	git ls-files '*.md' '*.jpg' '*.png' '*.svg' '*.css' 'benchmarks/results/*.json' 'examples/**/*.json' \
+	  | tar --create --files-from=- | tar --extract --directory=build/docs
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=docs/site $(PY) -m mkdocs build --quiet
 
 gpu:  ## on a machine with a GPU: calls, benchmarks and training in 4 minutes, tests and the rest in 7 (GPU=--dry-run)
 	$(PYTHON) -m benchmarks.gpu $(GPU)
