@@ -151,9 +151,8 @@ def measure(
         set_threads(threads_before)
 
     for rival, row, _ in able:
-        taken = samples[rival.name]
-        row["seconds"], most = summary(taken), ceilings[rival.threads]
-        median = row["seconds"]["median"]
+        row |= times(rival.name, rival.versus, samples)
+        median, most = row["seconds"]["median"], ceilings[rival.threads]
         if row["bytes"]:
             row["bytes_per_second"] = row["bytes"] / median
             row["share_of_copy"] = row["bytes_per_second"] / most["copy_bytes_per_second"]
@@ -162,13 +161,18 @@ def measure(
             row["share_of_arithmetic"] = rival.operations / median / most["operations_per_second"]
         if rival.items:
             row["items_per_second"] = rival.items / median
-        if rival.versus in samples:
-            ratios = [mine / other for mine, other in zip(taken, samples[rival.versus], strict=True)]
-            row["ratio"] = {"to": rival.versus, **summary(ratios)}
         if rival.at is not None:
             row |= {"at": rival.at, "series": rival.series}
-        row["samples"] = taken
     return rows
+
+
+def times(name: str, versus: str | None, samples: dict[str, list[float]]) -> dict:
+    """The seconds of a row, and their ratio to those of another row within each round."""
+    facts = {"seconds": summary(samples[name]), "samples": samples[name]}
+    if versus in samples:
+        ratios = [mine / other for mine, other in zip(samples[name], samples[versus], strict=True)]
+        facts["ratio"] = {"to": versus, **summary(ratios)}
+    return facts
 
 
 @contextlib.contextmanager

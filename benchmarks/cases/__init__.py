@@ -8,35 +8,30 @@ if TYPE_CHECKING:  # memory.py is a program here, whose start is timed without t
     from benchmarks.timing import Case, Settings
 
 SUITES = {
-    "hog": "hog",
-    "tokens": "tokens",
-    "blocks": "blocks",
-    "gradients": "blocks",
-    "gather": "moves",
-    "mask": "moves",
-    "accuracy": "accuracy",
-    "loader": "training",
-    "step": "training",
-    "memory": "memory",
-    "compat": "compat",
+    "hog": ("hog", {"hog"}),
+    "tokens": ("tokens", {"hog", "tokens"}),
+    "blocks": ("blocks", {"blocks"}),
+    "gradients": ("blocks", {"gradients"}),
+    "gather": ("moves", {"moves"}),
+    "mask": ("moves", {"moves"}),
+    "accuracy": ("accuracy", {"hog"}),
+    "loader": ("training", {"hog", "tokens"}),
+    "step": ("training", {"hog", "tokens", "moves"}),
+    "memory": ("memory", {"hog"}),
+    "compat": ("compat", {"blocks"}),
 }
-"""Each is a function of that name in that file: from the settings of a run to its cases."""
+"""Each is a function of that name in that file: from the settings of a run to its cases, which call these ops."""
 
 OPS = ("hog", "tokens", "blocks", "gradients", "moves", "places")
 """As ``benchmarks.small_calls`` has them: "moves" gather and mask tokens, "places" are streams, graphs and threads."""
-
-NEEDED = {"tokens": ("hog", "tokens"), "gather": ("moves",), "mask": ("moves",), "compat": ("blocks",)}
-NEEDED |= {"step": ("hog", "tokens", "moves"), "loader": ("hog", "tokens")}
-NEEDED |= {"blocks": ("blocks",), "gradients": ("gradients",)}
-"""The ops that the cases of a suite call; "hog" where nothing is said."""
 
 
 def cases(suite: str, settings: "Settings", only: str = "") -> "list[Case]":
     """Those in whose "suite: title" the pattern ``only`` is found; none where "auto" takes what is left out."""
     from maskfeat_kernels import available_backends
 
-    auto = available_backends(settings.device)[0]
-    if any(f"{auto}:{op}" in settings.without for op in NEEDED.get(suite, ("hog",))):
+    (file, ops), auto = SUITES[suite], available_backends(settings.device)[0]
+    if any(f"{auto}:{op}" in settings.without for op in ops):
         return []
-    every = getattr(importlib.import_module(f"benchmarks.cases.{SUITES[suite]}"), suite)(settings)
+    every = getattr(importlib.import_module(f"benchmarks.cases.{file}"), suite)(settings)
     return [case for case in every if re.search(only, f"{suite}: {case.title}")]

@@ -31,10 +31,9 @@ def memory(settings) -> list:
 def contenders(settings, batch: int) -> list[tuple[str, int]]:
     from benchmarks.rivals import NUMPY_OPS, is_there
 
-    modules = {"OpenCV uint8": "cv2", "compat.skimage": NUMPY_OPS, "compat.opencv": NUMPY_OPS}
-    on_device = ("fused_hog uint8", "reference layer float32")
-    names = [name for name in LOADERS if settings.device == "cpu" or name in on_device]
-    return [(name, batch) for name in names if name not in modules or is_there(modules[name])]
+    needed = {"cv2": "cv2", "maskfeat_kernels.compat.opencv": NUMPY_OPS, "maskfeat_kernels.compat.skimage": NUMPY_OPS}
+    there = [name for name, (module, *_) in PROGRAMS.items() if module not in needed or is_there(needed[module])]
+    return [(name, batch) for name in there if settings.device == "cpu" or PROGRAMS[name][2]]
 
 
 def measure_processes(contenders: list[tuple[str, int]], settings) -> list[dict]:
@@ -43,7 +42,7 @@ def measure_processes(contenders: list[tuple[str, int]], settings) -> list[dict]
     Raises WrongResult where the results of a rival and of ours that does its job differ by more than 1e-5.
     """
     from benchmarks.rivals import photograph_batch
-    from benchmarks.timing import WrongResult, summary
+    from benchmarks.timing import WrongResult, summary, times
 
     taken: dict[str, list[dict]] = {name: [] for name, _ in contenders}
     with tempfile.TemporaryDirectory() as folder:
@@ -56,25 +55,20 @@ def measure_processes(contenders: list[tuple[str, int]], settings) -> list[dict]
                 run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
                 taken[name].append(json.loads(run.stdout.splitlines()[-1]))
         results = {name: np.load(Path(folder, f"{name}.npy")).ravel() for name in taken}
-    rows = []
+    rows, samples = [], {name: [f["cold_start"] for f in facts] for name, facts in taken.items()}
     for name, facts in taken.items():
-        samples, ours = [f["cold_start"] for f in facts], COMPARED.get(name)
-        row = {"name": name, "threads": 1, "seconds": summary(samples)}
+        row, ours = {"name": name, "threads": 1}, PROGRAMS[name][3]
+        if ours in taken and not (error := np.abs(results[name] - results[ours]).max()) <= 1e-5:
+            raise WrongResult(f"{name} and {ours} differ by {error:.2g}, allowed are 1e-05")
         row |= {key: summary([f[key] for f in facts])["median"] for key in ("import_seconds", "peak_bytes")}
-        if ours in taken:
-            error = np.abs(results[name] - results[ours]).max()
-            if not error <= 1e-5:
-                raise WrongResult(f"{name} and {ours} differ by {error:.2g}, allowed are 1e-05")
-            ratios = [mine / f["cold_start"] for mine, f in zip(samples, taken[ours], strict=True)]
-            row["ratio"] = {"to": ours, **summary(ratios)}
-        rows.append({**row, "result_bytes": facts[0]["result_bytes"], "samples": samples})
+        rows.append({**row, "result_bytes": facts[0]["result_bytes"], **times(name, ours, samples)})
     return rows
 
 
 def process_of(name: str, images: str, device: str, to: str, asked_for: str) -> None:
     """The process of one rival, which was asked for at that time.time(). The result of all images goes to a file."""
     begin = time.time()
-    hog, planes = LOADERS[name](device)
+    hog, planes = load(name, device)
     facts = {"import_seconds": time.time() - begin}
     batch = np.load(images)
     first = hog(planes(batch[:1]))
@@ -113,43 +107,33 @@ def peak_bytes(call, device: str):
     return call(), high_water() - before
 
 
-def _of_torch(module: str, name: str, dtype: str, device: str):
-    import torch
+PROGRAMS = {
+    "fused_hog uint8": ("maskfeat_kernels", "fused_hog", "uint8", None),
+    "reference layer float32": ("benchmarks.rivals", "hog_layer", "float32", "fused_hog uint8"),
+    "compat.opencv": ("maskfeat_kernels.compat.opencv", "HOGDescriptor", None, None),
+    "OpenCV uint8": ("cv2", "HOGDescriptor", None, "compat.opencv"),
+    "compat.skimage": ("maskfeat_kernels.compat.skimage", "hog", None, None),
+    "scikit-image uint8": ("skimage.feature", "hog", None, "compat.skimage"),
+}
+"""For each rival what is imported from where, its dtype if it takes tensors, and which of ours does its job."""
 
-    hog = getattr(importlib.import_module(module), name)
-    torch.set_num_threads(1)
-    return hog, lambda images: torch.from_numpy(images).permute(0, 3, 1, 2).to(device, getattr(torch, dtype))
 
-
-def _of_opencv(module: str, device: str):
+def load(name: str, device: str) -> tuple:
+    """Import a rival: its HOG, and what makes its input of [B, 224, 224, 3]."""
+    module, attribute, dtype, _ = PROGRAMS[name]
     library = importlib.import_module(module)
+    hog = getattr(library, attribute)
+    if dtype:
+        import torch
+
+        torch.set_num_threads(1)
+        return hog, lambda images: torch.from_numpy(images).permute(0, 3, 1, 2).to(device, getattr(torch, dtype))
     if module == "cv2":
         library.setNumThreads(1)
-    describe = library.HOGDescriptor((224, 224), (16, 16), (8, 8), (8, 8), 9)
-    return lambda images: np.stack([describe.compute(image) for image in images]), lambda images: images
+    is_descriptor = attribute == "HOGDescriptor"
+    run = hog((224, 224), (16, 16), (8, 8), (8, 8), 9).compute if is_descriptor else partial(hog, channel_axis=-1)
+    return lambda images: np.stack([run(image) for image in images]), lambda images: images
 
-
-def _of_skimage(module: str, device: str):
-    hog = importlib.import_module(module).hog
-    return lambda images: np.stack([hog(image, channel_axis=-1) for image in images]), lambda images: images
-
-
-LOADERS = {
-    "fused_hog uint8": partial(_of_torch, "maskfeat_kernels", "fused_hog", "uint8"),
-    "reference layer float32": partial(_of_torch, "benchmarks.rivals", "hog_layer", "float32"),
-    "compat.opencv": partial(_of_opencv, "maskfeat_kernels.compat.opencv"),
-    "OpenCV uint8": partial(_of_opencv, "cv2"),
-    "compat.skimage": partial(_of_skimage, "maskfeat_kernels.compat.skimage"),
-    "scikit-image uint8": partial(_of_skimage, "skimage.feature"),
-}
-"""For each rival, a function that imports it and returns its HOG, and what makes its input of [B, 224, 224, 3]."""
-
-COMPARED = {
-    "reference layer float32": "fused_hog uint8",
-    "OpenCV uint8": "compat.opencv",
-    "scikit-image uint8": "compat.skimage",
-}
-"""Which of ours does the job of a rival."""
 
 if __name__ == "__main__":
     process_of(*sys.argv[1:])

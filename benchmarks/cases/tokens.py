@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks import rivals as r
 from benchmarks import timing
-from benchmarks.cases.hog import LAYER, our_backends, photographs, short
+from benchmarks.cases.hog import LAYER, our_backends, ours, photographs, short, truth_of
 from benchmarks.timing import Case, Rival, Settings
 from maskfeat_kernels import fused_hog, fused_hog_tokens
 
@@ -27,16 +27,14 @@ def tokens(settings: Settings) -> list[Case]:
 
 def targets(settings: Settings, batch: int) -> list[Rival]:
     """Targets of the masked patches come from our tokens, or are gathered from the HOG of the whole image."""
-    planes, truth = photographs(batch, settings.device)
-    ids = chosen_patches(batch, KEPT, settings.device)
-    expected, read = take(to_tokens(truth), ids), pixels_read(ids)
+    planes, ids = photographs(batch, settings.device), chosen_patches(batch, KEPT, settings.device)
+    expected = take(to_tokens(truth_of(batch, settings.device)), ids)
     bytes_, floats = (timing.rotating(x, settings.device) for x in (planes, planes.float()))
-    rivals = []
-    for name, backend in our_backends(settings, "tokens").items():
-        name = name.replace("fused_hog", "fused_hog_tokens")
-        run = partial(fused_hog_tokens, token_ids=ids, backend=backend)
-        rivals.append(Rival(f"{name} uint8", run, bytes_, expected, items=batch, reads=read))
-        rivals.append(Rival(f"{name} float32", run, floats, expected, f"{name} uint8", items=batch, reads=4 * read))
+    run = partial(fused_hog_tokens, token_ids=ids)
+    rows = ours(our_backends(settings, "tokens"), [bytes_, floats], expected, run, to="fused_hog uint8", items=batch)
+    for row in rows:
+        row.name, row.reads = of_tokens(row.name), pixels_read(ids) * row.inputs[0].element_size()
+        row.versus = row.versus and of_tokens(row.versus)
     for name, hog, x in (
         ("fused_hog uint8", fused_hog, bytes_),
         ("fused_hog float32", fused_hog, floats),
@@ -44,26 +42,30 @@ def targets(settings: Settings, batch: int) -> list[Rival]:
     ):
         versus = f"fused_hog_tokens {name.split()[-1]}"
         run = partial(lambda hog, x: take(to_tokens(hog(x)), ids), hog)
-        rivals.append(Rival(f"gather after {name}", run, x, expected, versus, items=batch))
-    return rivals
+        rows.append(Rival(f"gather after {name}", run, x, expected, versus, items=batch))
+    return rows
+
+
+def of_tokens(name: str) -> str:
+    return name.replace("fused_hog", "fused_hog_tokens")
 
 
 def mask_ratios(settings: Settings, batch: int) -> list[Rival]:
     """A tenth of the patches to all of them are compared with the whole image in one go."""
-    planes, truth = photographs(batch, settings.device)
-    rivals = []
+    planes, truth = photographs(batch, settings.device), truth_of(batch, settings.device)
+    rows = []
     for x in (planes, planes.float()):
         dtype, inputs = short(x.dtype), timing.rotating(x, settings.device)
         whole = f"fused_hog of the whole image, {dtype}"
-        rivals.append(Rival(whole, fused_hog, inputs, truth, at=1.0, series=whole))
+        rows.append(Rival(whole, fused_hog, inputs, truth, at=1.0, series=whole))
         for tenths in (2, 10) if settings.quick else range(1, 11):
             ids = chosen_patches(batch, round(PATCHES * tenths / 10), settings.device)
             run, expected = partial(fused_hog_tokens, token_ids=ids), take(to_tokens(truth), ids)
             place = {"at": tenths / 10, "series": f"fused_hog_tokens {dtype}"}
             place["reads"] = pixels_read(ids) * x.element_size()
             name = f"fused_hog_tokens of {10 * tenths} % of the patches, {dtype}"
-            rivals.append(Rival(name, run, inputs, expected, whole, **place))
-    return rivals
+            rows.append(Rival(name, run, inputs, expected, whole, **place))
+    return rows
 
 
 def chosen_patches(batch: int, count: int, device: str) -> Tensor:  # [batch, count], int64, ascending

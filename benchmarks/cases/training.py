@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import rivals as r
-from benchmarks.cases.hog import exact
+from benchmarks.cases.hog import photographs
 from benchmarks.cases.memory import peak_bytes
 from benchmarks.cases.tokens import KEPT, chosen_patches, take, to_tokens
 from benchmarks.timing import TOLERANCE, Case, Rival, Settings, WrongResult, measure_rivals
@@ -66,30 +66,29 @@ def places(settings: Settings, workers: int) -> list[Rival]:
     batch = 4 if settings.quick else 16
     count = 4 * batch
     last = torch.stack([Photographs(count)[i][0] for i in range(count - batch, count)])
-    truth = exact(last)
-    ids = chosen_patches(batch, KEPT, settings.device)
+    truth, ids = r.exact(last), chosen_patches(batch, KEPT, settings.device)
     tokens = take(to_tokens(truth), ids.cpu())
-    of_skimage = torch.from_numpy(r.exact_skimage_hog(last.movedim(1, -1).numpy()))[..., None, None, :]
-
-    def rival(name, in_worker, on_device, expected=truth, **gate):
+    of_skimage = r.exact_skimage_hog(last.movedim(1, -1).numpy())[..., None, None, :]
+    theirs, ours = (partial(skimage_target, name) for name in ("skimage.feature", "maskfeat_kernels.compat.skimage"))
+    jobs = {  # what a worker does, what is done on the device, and the targets of the last batch
+        "no targets": (None, None, None),
+        "fused_hog_tokens on the device": (None, partial(fused_hog_tokens, token_ids=ids), tokens),
+        "fused_hog on the device": (None, fused_hog, truth),
+        "reference layer on the device": (None, lambda x: r.hog_layer(x.float()), truth),
+        "fused_hog in the workers": (fused_hog, None, truth),
+        "scikit-image in the workers": (theirs, None, of_skimage),
+    }
+    if r.is_there(r.NUMPY_OPS):
+        jobs["compat.skimage in the workers"] = ours, None, of_skimage
+    rows = []
+    for name, (in_worker, on_device, expected) in jobs.items():
         images = Photographs(count, in_worker)
         data = DataLoader(images, batch_size=batch, num_workers=workers, persistent_workers=True)
-        versus = None if name == "no targets" else "no targets"
         run = partial(epoch, on_device=on_device, device=settings.device)
-        return Rival(name, run, [data], expected, versus, items=count, on_host=True, **gate)
-
-    theirs, ours = (partial(skimage_target, name) for name in ("skimage.feature", "maskfeat_kernels.compat.skimage"))
-    rivals = [
-        rival("no targets", None, None, None),
-        rival("fused_hog_tokens on the device", None, partial(fused_hog_tokens, token_ids=ids), tokens),
-        rival("fused_hog on the device", None, fused_hog),
-        rival("reference layer on the device", None, lambda x: r.hog_layer(x.float())),
-        rival("fused_hog in the workers", fused_hog, None),
-        rival("scikit-image in the workers", theirs, None, of_skimage, tolerance=r.SKIMAGE_TOLERANCE),
-    ]
-    if r.is_there(r.NUMPY_OPS):
-        rivals.append(rival("compat.skimage in the workers", ours, None, of_skimage))
-    return rivals
+        versus, gate = None if name == "no targets" else "no targets", {"items": count, "on_host": True}
+        tolerance = r.SKIMAGE_TOLERANCE if "scikit-image" in name else TOLERANCE
+        rows.append(Rival(name, run, [data], expected, versus, tolerance=tolerance, **gate))
+    return rows
 
 
 def skimage_target(module: str, planes: Tensor) -> Tensor:  # [3, H, W] uint8 -> blocks of one cell
@@ -156,7 +155,7 @@ def steps(settings: Settings, size: str, batch: int, compiled: bool = False) -> 
     where the two targets of bytes differ.
     """
     device, on_gpu = settings.device, settings.device == "cuda"
-    images = torch.from_numpy(r.photograph_batch(batch)).permute(0, 3, 1, 2).contiguous().to(device)
+    images = photographs(batch, device)
     pixels = normalise(images, **IMAGENET)
     mixed = partial(torch.autocast, device, torch.bfloat16, enabled=on_gpu)
     dtype = torch.bfloat16 if on_gpu else torch.float32
