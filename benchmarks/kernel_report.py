@@ -9,14 +9,15 @@ Occupancy is an estimate: the share of a multiprocessor's threads that its regis
 import argparse
 import dataclasses
 import importlib
-import json
 import math
+import multiprocessing
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from benchmarks import machine
@@ -162,15 +163,15 @@ def _ptxas() -> str:
 
 def triton_kernels(modules: list[str], targets: tuple[str, ...] = TRITON_TARGETS) -> list[Kernel]:
     """The kernels of some modules, in a process of its own: Triton's interpreter and its compiler do not mix."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.kernel_report", "--triton-process", *modules, "--targets", *targets]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise CompileError(done.stderr)
-    return [Kernel(**facts) for facts in json.loads(done.stdout.splitlines()[-1])]
+    interpret = os.environ.pop("TRITON_INTERPRET", None)
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(compile_triton, modules, targets).result()
+    finally:
+        os.environ |= {"TRITON_INTERPRET": interpret} if interpret else {}
 
 
-def compile_triton(modules: list[str], targets: list[str]) -> list[Kernel]:
+def compile_triton(modules: list[str], targets: tuple[str, ...]) -> list[Kernel]:
     """Compile the ``ahead_of_time_cases()`` of each module, (name, kernel, signature, constexprs, num_warps) each.
 
     ``signature`` maps every argument to its Triton type ("*fp32", "i64", "constexpr"), ``constexprs`` the constant ones
@@ -251,13 +252,7 @@ def table(kernels: list[Kernel]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("cuda", "triton"), help="kernels of one language")
-    parser.add_argument("--triton-process", nargs="*", metavar="MODULE", help=argparse.SUPPRESS)
-    parser.add_argument("--targets", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.triton_process is not None:
-        compiled = compile_triton(options.triton_process, options.targets)
-        print(json.dumps([dataclasses.asdict(kernel) for kernel in compiled]))
-        return
     kernels = [] if options.only == "triton" else cuda_kernels(CUDA_SOURCES)
     if options.only != "cuda":
         kernels += triton_kernels(TRITON_MODULES)

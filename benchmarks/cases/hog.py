@@ -148,11 +148,13 @@ def gray(settings: Settings, batch: int) -> list[Rival]:
         x = images.astype(np.float64)
         rows.append(Rival("fasthog float64", r.fasthog_hog, [x], versus="fused_hog float64", items=batch))
     if r.is_there("cv2") and r.optional("cv2").ocl.haveOpenCL():
-        size = images.shape[1:]
-        on_device = [r.optional("cv2").UMat(image) for image in images]
-        truth = torch.from_numpy(np.stack([r.opencv_descriptor(*size, 16).compute(image) for image in images]))
+        descriptor = r.opencv_descriptor(*images.shape[1:], 16)
+
+        def run(images):  # arrays, or cv2.UMat on the device
+            return np.stack([descriptor.compute(image) for image in images])
+
+        truth, on_device = torch.from_numpy(run(images)), [r.optional("cv2").UMat(image) for image in images]
         gate = {"tolerance": r.OPENCL_TOLERANCE, "on_average": True, "reads": images.nbytes, "items": batch}
-        run = partial(r.opencv_opencl_hog, height=size[0], width=size[1])
         rows.append(Rival("OpenCV OpenCL uint8", run, [on_device], truth, "fused_hog uint8", **gate))
     return rows
 
