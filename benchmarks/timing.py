@@ -47,6 +47,7 @@ class Rival:
     items: images that a call takes, for the throughput; 0 for no such column.
     at: the place of this line on the axis of its case, whose curves are drawn through the lines of one ``series``.
     on_host: timed by the clock also on a GPU, which is idle before and after: for work that no CUDA graph can hold.
+    more: gives further facts of the row, after the times.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Rival:
     at: float | None = None
     series: str | None = None
     on_host: bool = False
+    more: Callable[[], dict] = dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +165,7 @@ def measure(
             row["items_per_second"] = rival.items / median
         if rival.at is not None:
             row |= {"at": rival.at, "series": rival.series}
+        row |= rival.more()
     return rows
 
 

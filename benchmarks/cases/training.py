@@ -24,7 +24,7 @@ from benchmarks import rivals as r
 from benchmarks.cases.hog import photographs
 from benchmarks.cases.memory import peak_bytes
 from benchmarks.cases.tokens import KEPT, chosen_patches, take, to_tokens
-from benchmarks.timing import TOLERANCE, Case, Rival, Settings, WrongResult, measure_rivals
+from benchmarks.timing import TOLERANCE, Case, Rival, Settings, WrongResult
 from maskfeat import HogTarget, MaskFeat, Masks, Target, make_masks, vit
 from maskfeat.config import IMAGENET
 from maskfeat.run.step import normalise
@@ -110,21 +110,15 @@ def step(settings: Settings) -> list[Case]:
     on_gpu = settings.device == "cuda"
     size, batch = "tiny" if settings.quick else "base", 128 if on_gpu and not settings.quick else 2
     title = f"Step of pre-training, ViT-{size}, batch {batch}" + (", bfloat16" if on_gpu else "")
-    cases = [Case(title, partial(steps, settings, size, batch), measure=measure_steps)]
+    cases = [Case(title, partial(steps, settings, size, batch))]
     if on_gpu:  # for a CPU it takes minutes
-        cases.append(Case(f"Compiled: {title}", partial(steps, settings, size, batch, True), measure=measure_steps))
+        cases.append(Case(f"Compiled: {title}", partial(steps, settings, size, batch, True)))
     return cases
 
 
-def measure_steps(rivals: list[Rival], settings: Settings) -> list[dict]:
-    """The times, and on a CPU the peak memory, which a row on a GPU has already. What a step moves is not counted."""
-    rows = measure_rivals(rivals, settings)
-    for row, rival in zip(rows, rivals, strict=True):
-        for name in ("bytes", "bytes_per_second", "share_of_copy", "result_bytes"):
-            row.pop(name, None)
-        if settings.device == "cpu":
-            _, row["peak_bytes"] = peak_bytes(partial(rival.run, rival.inputs[0]), "cpu")
-    return rows
+def peak(run: Callable, images: Tensor) -> dict:
+    """On a CPU the peak memory of a step; on a GPU the check has told it already."""
+    return {} if images.is_cuda else {"peak_bytes": peak_bytes(partial(run, images), "cpu")[1]}
 
 
 class ReferenceTarget(Target):
@@ -207,4 +201,7 @@ def steps(settings: Settings, size: str, batch: int, compiled: bool = False) -> 
         runs += [(f"{first}, once more", step_with(hog), first), ("step, reference targets", step_with(layer), first)]
         runs += [("our target path, forward", our_path, first)]
         runs += [("reference target path, forward", reference_path, "step, reference targets")]
-    return [Rival(name, run, [images], versus=versus, items=batch, on_host=True) for name, run, versus in runs]
+    job = {"reads": 0, "items": batch, "on_host": True}  # what a step moves is not counted
+    return [
+        Rival(name, run, [images], versus=versus, more=partial(peak, run, images), **job) for name, run, versus in runs
+    ]
