@@ -26,6 +26,7 @@ examples:
   maskfeat finetune vit_b_in1k_ft init=runs/vit_b data=/data/imagenet out=runs/vit_b_ft
   maskfeat eval runs/vit_b_ft
   maskfeat probe runs/vit_b data=/data/imagenet
+  maskfeat stats /data/bands channels=13 data_range=0,10000       mean=... and std=... of each channel
   maskfeat plot runs/vit_b runs/other --output curves.png
   maskfeat show runs/vit_b --output panel.png
   maskfeat export runs/mvit_s val_data=/data/ava/clips.csv --output features
@@ -100,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--depths", type=_depths, default=(), help="blocks, from 0, as 3,7,11; by default four")
     probe.add_argument("--rates", type=_rates, default=(), help="learning rates that are tried, as 0.1,0.3")
     probe.add_argument("--epochs", type=int, default=30, help="passes over the training samples (%(default)s)")
+    stats = command("stats", _stats, "mean and std of each channel, as settings", ("data", "as data= of a recipe"))
+    stats.add_argument("--recipe", default="vit_b_in1k", help="whose images or clips are read (%(default)s)")
     plot = command("plot", _plot, "learning curves of one or more runs, as a picture")
     plot.add_argument("runs", nargs="+", help="run folders")
     plot.add_argument("--output", default="curves.png", help="the PNG to write (%(default)s)")
@@ -169,7 +172,7 @@ def _knn(options: argparse.Namespace) -> None:
     from .run.distributed import join
     from .run.evaluate import knn_accuracy
 
-    model, recipe = _load(options)
+    model, recipe = _load(options, predicts=False)
     with join(recipe.device, recipe.precision) as world:
         _print({"knn_accuracy": knn_accuracy(model.to(world.device), recipe, world)})
 
@@ -178,7 +181,7 @@ def _probe(options: argparse.Namespace) -> None:
     from .run.distributed import join
     from .run.probe import RATES, probe
 
-    model, recipe = _load(options)
+    model, recipe = _load(options, predicts=False)
     if options.epochs < 1:
         raise ValueError(f"--epochs must be at least 1, got {options.epochs}")
     with join(recipe.device, recipe.precision) as world:
@@ -204,6 +207,16 @@ def _rates(text: str) -> tuple[float, ...]:
     return rates
 
 
+def _stats(options: argparse.Namespace) -> None:
+    from .run.stats import measure
+
+    recipe = override(get_recipe(options.recipe), [*options.settings, f"data={options.data}"], silent=True)
+    lines = {"channels": recipe.channels, "data_range": recipe.data_range, **measure(recipe)}
+    for name, value in lines.items():
+        if value != ():
+            print(f"{name}={','.join(f'{number:.5g}' for number in value) if isinstance(value, tuple) else value}")
+
+
 def _plot(options: argparse.Namespace) -> None:
     from .run.plots import curves
 
@@ -216,6 +229,9 @@ def _show(options: argparse.Namespace) -> None:
 
     model, recipe = _load(options)
     show_panel(model, recipe, Path(options.output), options.number)
+    if recipe.channels not in (1, 3):
+        seen = "band 1" if recipe.channels == 2 else "bands 1, 2 and 3"
+        print(f"maskfeat: the pictures are {seen} of {recipe.channels}; HOG is the mean of all", file=sys.stderr)
     print(options.output)
 
 
@@ -225,7 +241,7 @@ def _export(options: argparse.Namespace) -> None:
     from .run.device import device_named
     from .run.evaluate import export_features
 
-    model, recipe = _load(options)
+    model, recipe = _load(options, predicts=False)
     loader = make_loader(recipe, options.split, seed=recipe.seed, workers=recipe.workers, augment=False)
     device = device_named(recipe.device, recipe.precision)
     export_features(trunk(model).to(device), loader, options.output, device)
@@ -254,17 +270,25 @@ def _recipes(options: argparse.Namespace) -> None:
         )
 
 
-def _load(options: argparse.Namespace) -> "tuple[nn.Module, Recipe]":
-    """The model of a run and its recipe, with the settings of the command line."""
+def _load(options: argparse.Namespace, predicts: bool = True) -> "tuple[nn.Module, Recipe]":
+    """The model of a run and its recipe, with the settings of the command line.
+
+    predicts: False where its encoder is all that is used.
+    """
     from .build import build
     from .run.checkpoint import read_model
-    from .weights.files import load_strictly, read_weights
+    from .weights.files import load_strictly, read_weights, resize_weights
 
     source = Path(options.weights)
     weights, recipe = read_model(source) if _is_checkpoint(source) else read_weights(source)
-    recipe = override(recipe, options.settings)
+    trained, recipe = recipe.channels, override(recipe, options.settings)
+    if predicts and isinstance(recipe, Pretrain) and trained != recipe.channels:
+        raise ValueError(
+            f"{source} predicts {trained} channels, got channels={recipe.channels}; pre-train with "
+            f"init={source} channels={recipe.channels} first"
+        )
     model = build(recipe)
-    load_strictly(model, weights, options.weights)
+    load_strictly(model, resize_weights(model, weights, predicts), options.weights)
     return model.eval(), recipe
 
 

@@ -248,11 +248,11 @@ def get_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def override(recipe: Recipe, changes: "Iterable[str] | dict[str, Any]") -> Recipe:
+def override(recipe: Recipe, changes: "Iterable[str] | dict[str, Any]", *, silent: bool = False) -> Recipe:
     """The recipe with ``key=value`` texts, or a dict of values, put in.
 
     A new ``batch_size`` without a new ``lr`` scales ``lr``, ``warmup_lr`` and ``end_lr`` in proportion. New
-    ``channels`` without ``mean`` and ``std`` have those of :func:`mean_channel`, with a warning.
+    ``channels`` without ``mean`` and ``std`` have those of :func:`normalisation`, with a warning unless ``silent``.
 
     Of a key that is given twice the last value counts, with a warning, as scripts add their own after those of a user.
 
@@ -278,18 +278,21 @@ def override(recipe: Recipe, changes: "Iterable[str] | dict[str, Any]") -> Recip
         values = {**rates, **values}
     channels = values.get("channels", recipe.channels)
     if channels != recipe.channels and channels > 0:
-        means = {name: value for name, value in mean_channel(recipe, channels).items() if name not in values}
-        if means:
+        colours = {"mean": recipe.mean, "std": recipe.std}
+        means = {name: value for name, value in normalisation(colours, channels).items() if name not in values}
+        if means and not silent:
             said = ", ".join(f"{name}={value[0]:g} of each" for name, value in means.items())
             log.warning("channels=%d: %s; `maskfeat stats DATA channels=%d` measures them", channels, said, channels)
         values = {**means, **values}
     return dataclasses.replace(recipe, **values)
 
 
-def mean_channel(recipe: Recipe, channels: int) -> dict[str, tuple[float, ...]]:
-    """``mean`` and ``std`` for so many channels of which nothing is known: for each the mean of those of the recipe."""
-    values = {name: getattr(recipe, name) for name in ("mean", "std")}
-    return {name: (round(sum(value) / len(value), 6),) * channels for name, value in values.items()}
+def normalisation(colours: dict[str, tuple[float, ...]], channels: int) -> dict[str, Any]:
+    """``mean`` and ``std`` of so many channels of which nothing is known: of other than there are, the mean of each."""
+    return {
+        name: value if len(value) == channels else (round(sum(value) / len(value), 6),) * channels
+        for name, value in colours.items()
+    }
 
 
 def parse_policy(policy: str) -> dict[str, float]:

@@ -26,7 +26,7 @@ SEEN = 0.35
 
 def panel(
     model: MaskFeat,
-    images: Tensor,  # [B, 3, H, W] or [B, 3, T, H, W] uint8
+    images: Tensor,  # [B, C, H, W] or [B, C, T, H, W] uint8
     masks: Masks,
     path: "str | Path",
     *,
@@ -35,7 +35,8 @@ def panel(
 ) -> None:
     """Write a PNG: for every image a row of four pictures, for every clip four strips of the frames that are predicted.
 
-    The picture of the prediction shows the visible patches dimmed, with their true histograms.
+    The picture of the prediction shows the visible patches dimmed, with their true histograms. Of more than three
+    channels the images are the first three, of fewer the first; a histogram is drawn as the mean over all channels.
 
     Raises ValueError if the model does not predict HOG, or for images or masks that do not fit it.
     """
@@ -48,10 +49,11 @@ def panel(
     sheet = F.pad(sheet, (0, 0, 0, 0, MARGIN, 0), value=1.0)
     picture = Image.fromarray((sheet * 255).round().byte().cpu().numpy())
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    titles = [*TITLES[:3], TITLES[3] + {1: "", 2: ", band 1", 3: ""}.get(images.shape[1], ", bands 1, 2, 3")]
     if video:
-        draw.text((GAP, 3), ", ".join(TITLES) + "; time runs to the right", "black", font)
+        draw.text((GAP, 3), ", ".join(titles) + "; time runs to the right", "black", font)
     else:
-        for i, title in enumerate(TITLES):
+        for i, title in enumerate(titles):
             draw.text((GAP + i * rows.shape[-1], 3), title, "black", font)
     file = BytesIO()
     picture.save(file, "png")
@@ -61,7 +63,7 @@ def panel(
 @torch.no_grad()
 def pictures(
     model: MaskFeat,
-    images: Tensor,  # [B, 3, H, W] or [B, 3, T, H, W] uint8
+    images: Tensor,  # [B, C, H, W] or [B, C, T, H, W] uint8
     masks: Masks,
     mean: tuple[float, ...],
     std: tuple[float, ...],
@@ -77,9 +79,9 @@ def pictures(
     target, first = hog_part(model.targets[-1])
     prediction = prediction[..., first : first + target.dim].float()
     frames = frames_of(images, target.temporal_stride)
-    frames = frames if images.ndim == 5 else frames.unsqueeze(1)  # [B, T', 3, H, W]
+    frames = frames if images.ndim == 5 else frames.unsqueeze(1)  # [B, T', C, H, W]
     seen = brightness(frames) if target.gray else frames.contiguous()
-    wanted = fused_hog(seen, target.spec, backend=target.backend)  # [B, T', 3, bins, rows, columns]
+    wanted = fused_hog(seen, target.spec, backend=target.backend)  # [B, T', C, bins, rows, columns]
     grid = tuple(masked.mask.shape[1:]) if images.ndim == 5 else (1, *masked.mask.shape[1:])
     hidden = masked.mask.view(-1, *grid)
     sides = [cells // patches for cells, patches in zip(wanted.shape[-2:], grid[1:], strict=True)]
@@ -89,10 +91,10 @@ def pictures(
     drawn = hog_image(torch.where(hidden_cells, predicted, SEEN * wanted))
     target_drawn = hog_image(wanted)
     size = drawn.shape[-2:]
-    original = enlarge(frames.float() / 255, size)
+    colour = (-1, -1, 3, -1, -1)
+    original = enlarge(frames[:, :, : 3 if frames.shape[2] > 2 else 1].float() / 255, size).expand(colour)
     shade = enlarge(hidden.unsqueeze(2).float(), size)
     masked_input = torch.where(shade > 0, GREY, original)
-    colour = (-1, -1, 3, -1, -1)
     return [
         masked_input.cpu(),
         drawn.unsqueeze(2).expand(colour).cpu(),

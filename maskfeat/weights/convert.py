@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..build import build
-from ..config import IMAGENET, KINETICS, Finetune, Pretrain, Recipe
+from ..config import IMAGENET, KINETICS, Finetune, Pretrain, Recipe, normalisation
 from ..encoders.mvit import SIZES as MVIT_SIZES
 from ..encoders.vit import SIZES as VIT_SIZES
 from ..encoders.vit import VisionTransformer
@@ -28,7 +28,7 @@ from .torch_files import read_file
 
 SLOWFAST_DEFAULTS: dict[str, dict[str, Any]] = {
     "MODEL": dict(MODEL_NAME="SlowFast", NUM_CLASSES=400),
-    "DATA": dict(TRAIN_CROP_SIZE=224, NUM_FRAMES=8),
+    "DATA": dict(TRAIN_CROP_SIZE=224, NUM_FRAMES=8, INPUT_CHANNEL_NUM=[3, 3]),
     "MASK": dict(PRETRAIN_DEPTH=[15]),
     "MVIT": dict(EMBED_DIM=96, DEPTH=16, NUM_HEADS=1, DIM_MUL=[], PATCH_KERNEL=[3, 7, 7]),
 }
@@ -137,10 +137,12 @@ def _read_vit(tensors: dict[str, Tensor], project: str, source: Path) -> tuple[n
         raise ValueError(f"{source} is no ViT as {project} has them: there is no {', '.join(missing)}")
     weights = rename(tensors, layout, own)
     unknown = left_over(tensors, rename(weights, own, layout), project)
-    width, patch_size = weights[f"{own.patch}.weight"].shape[0], weights[f"{own.patch}.weight"].shape[-1]
+    patch = weights[f"{own.patch}.weight"].shape
+    width, channels, patch_size = patch[0], patch[1], patch[-1]
     side = math.isqrt(weights[own.pos].shape[1] - 1)
     size = _size(VIT_SIZES, embed_dim=width, depth=depth_of(tensors, layout))
     shape: dict[str, Any] = dict(name=source.stem, size=size, image_size=side * patch_size, patch_size=patch_size)
+    shape |= dict(channels=channels, **normalisation(IMAGENET, channels))
     recipe: Recipe
     if kind is Finetune:
         recipe = Finetune(**shape, classes=len(weights[f"{own.head}.bias"]))
@@ -174,7 +176,9 @@ def _read_mmpretrain_mvit(tensors: dict[str, Tensor], source: Path) -> tuple[nn.
     # A table has a row for each distance between two places: 2 n - 1 for n places.
     image_size, frames = (len(tensors[f"{attention}rel_pos_{axis}"]) + 1 for axis in "ht")
     shape: dict[str, Any] = dict(name=source.stem, encoder="mvit", size=size, image_size=2 * image_size, frames=frames)
-    recipe = Pretrain(**shape, mask="cube", mask_stride=32, interpolation="bilinear", **KINETICS)
+    channels = tensors[f"{layout.patch}.weight"].shape[1]
+    shape |= dict(channels=channels, **normalisation(KINETICS, channels))
+    recipe = Pretrain(**shape, mask="cube", mask_stride=32, interpolation="bilinear")
     model = build(recipe).eval()
     load_strictly(model, weights | unknown, source)
     return model, recipe, f"{source}: MViT {size} of mmpretrain, {len(weights)} tensors"
@@ -235,17 +239,25 @@ def slowfast_recipe(cfg: str, name: str) -> Recipe:
 def _slowfast_recipe(cfg: dict[str, Any], name: str) -> Recipe:
     cfg = {part: {**values, **cfg.get(part, {})} for part, values in SLOWFAST_DEFAULTS.items()}
     model, data = cfg["MVIT"], cfg["DATA"]
-    shape = dict(name=name, image_size=data["TRAIN_CROP_SIZE"], drop_path=float(model.get("DROPPATH_RATE", 0)))
+    channels = data["INPUT_CHANNEL_NUM"][0]
+    shape = dict(
+        name=name, channels=channels, image_size=data["TRAIN_CROP_SIZE"], drop_path=float(model.get("DROPPATH_RATE", 0))
+    )
     parts = dict(embed_dim=model["EMBED_DIM"], depth=model["DEPTH"], num_heads=model["NUM_HEADS"])
     if model.get("PATCH_2D"):
         patch_size = model["PATCH_KERNEL"][0]
-        shape |= dict(size=_size(VIT_SIZES, **parts), patch_size=patch_size, **IMAGENET)
+        shape |= dict(size=_size(VIT_SIZES, **parts), patch_size=patch_size, **normalisation(IMAGENET, channels))
         mask = dict(mask="block", mask_stride=patch_size)
     else:
         if model.get("DIM_MUL_IN_ATT") or model.get("USE_ABS_POS"):
             raise ValueError("this MViT widens in its attention or has absolute positions, unlike those of MaskFeat")
         parts["stages"] = tuple(int(stage) for stage, _ in model["DIM_MUL"])
-        shape |= dict(size=_size(MVIT_SIZES, **parts), encoder="mvit", frames=data["NUM_FRAMES"], **KINETICS)
+        shape |= dict(
+            size=_size(MVIT_SIZES, **parts),
+            encoder="mvit",
+            frames=data["NUM_FRAMES"],
+            **normalisation(KINETICS, channels),
+        )
         mask = dict(mask="cube", mask_stride=32)
     if cfg["MODEL"]["MODEL_NAME"] == "MViT":
         return Finetune(**shape, classes=cfg["MODEL"]["NUM_CLASSES"])
@@ -268,6 +280,7 @@ def huggingface_config(encoder: VisionTransformer) -> dict[str, Any]:
         "intermediate_size": block.mlp.fc1.out_features,
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-6,
+        "num_channels": encoder.patch_embed.proj.in_channels,
         "image_size": encoder.grid[0] * encoder.patch_size,
         "patch_size": encoder.patch_size,
         "qkv_bias": True,

@@ -1,10 +1,12 @@
 """Weights of our models in files, with their recipe, and how they are put into a model."""
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import config
@@ -13,6 +15,8 @@ from ..encoders.mvit import resize_relative_positions
 from ..encoders.vit import resize_positions
 from ..model import MaskFeat, trunk
 from .storage import one_line, read_tensors, save_tensors
+
+log = logging.getLogger(__name__)
 
 WEIGHTS, EMA_WEIGHTS, BEST_WEIGHTS = "weights.safetensors", "weights_ema.safetensors", "best.safetensors"
 
@@ -85,18 +89,57 @@ def initialise(model: nn.Module, path: Path) -> None:
     if not isinstance(model, MaskFeat) and any(name.startswith("encoder.") for name in weights):
         weights = {name.removeprefix("encoder."): t for name, t in weights.items() if name.startswith("encoder.")}
         fresh = ("fc_norm.", "norm.", "head.")
-    load_strictly(model, resize_weights(model, weights), path, fresh)
+    load_strictly(model, resize_weights(model, weights, predicts=False), path, fresh)
 
 
-def resize_weights(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Absolute positions (of square images) and relative ones, brought to the lengths of ``model``."""
+def spread_channels(
+    weight: Tensor,  # [D, old, ...]
+    channels: int,
+) -> Tensor:  # [D, channels, ...]
+    """A patch embedding for another number of channels, which gives of a gray picture about what it gave.
+
+    One channel has the sum of the old; others repeat the old in order, scaled by old / channels.
+
+    Raises ValueError for several channels from others than 1 or 3, as bands differ too much to stand for each other.
+
+    Source: timm's ``adapt_input_conv``.
+    """
+    old = weight.shape[1]
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    if old not in (1, 3):
+        raise ValueError(
+            f"weights of {old} channels fit {old} or 1, got channels={channels}; those of 3 fit any number"
+        )
+    order = torch.arange(channels) % old
+    return weight[:, order] * (old / channels)
+
+
+def resize_weights(model: nn.Module, weights: dict[str, Tensor], predicts: bool = True) -> dict[str, Tensor]:
+    """Absolute positions (of square images) and relative ones, brought to the lengths of ``model``, and its channels.
+
+    predicts: False lets the model keep its own layers that predict where other channels need others.
+    """
     encoder, own, resized = trunk(model), model.state_dict(), {}
+    patch = next((name for name in weights if name.endswith("patch_embed.proj.weight")), "")
+    spread = patch in own and weights[patch].shape[1] != own[patch].shape[1]
+    if spread:
+        log.warning(
+            "the patch embedding of %d channels becomes one of %d: %s",
+            *(weights[patch].shape[1], own[patch].shape[1]),
+            "their sum" if own[patch].shape[1] == 1 else "they are repeated, and scaled to the same sum",
+        )
     for name, tensor in weights.items():
         if name in own and own[name].shape != tensor.shape:
             if name.endswith("pos_embed"):
                 side = round((tensor.shape[1] - 1) ** 0.5)
                 if side**2 + 1 == tensor.shape[1] and tensor.shape[2] == encoder.embed_dim:
                     tensor = resize_positions(tensor, (side, side), encoder.grid)
+            elif name == patch and spread:
+                tensor = spread_channels(tensor, own[name].shape[1])
+            elif spread and not predicts and name.startswith("pred_head.projections."):
+                tensor = own[name]
+                log.warning("new, as it predicts other channels: %s", name)
             elif ".rel_pos_" in name and tensor.shape[1] == own[name].shape[1]:
                 tensor = resize_relative_positions(tensor, len(own[name]))
         resized[name] = tensor
