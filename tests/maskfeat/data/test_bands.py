@@ -1,6 +1,7 @@
 """Pictures of one, two, four and thirteen channels: every band, its range, and what is refused by name."""
 
 import io
+import struct
 
 import media
 import numpy as np
@@ -142,6 +143,14 @@ def test_what_does_not_fit_is_refused_with_what_would(what):
     with pytest.raises(ValueError, match=message) as refused:
         read(file, channels, **options)
     assert "\n" not in str(refused.value)
+
+
+def test_a_damaged_height_is_not_looked_for_part_by_part():
+    """Else tifffile looks for each of 130,000 strips, and for minutes for those of the largest height."""
+    high, low = (struct.pack("<HHII", 257, 4, 1, height) for height in (60_000, 6))
+    file = LAYOUTS["a page of planes"].replace(low, high)
+    with pytest.raises(ValueError, match="damaged TIFF: 130000 parts of a page of which 13 are in the file"):
+        read(file, 13)
 
 
 def test_pages_of_different_sizes_are_no_bands():
