@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.machine import ROOT, told_commit
-from benchmarks.report import table
-from benchmarks.timing import Settings, times
+from benchmarks.report import aligned
+from benchmarks.timing import Settings, summary
 
 TURNS = 3
 
@@ -40,8 +40,8 @@ def is_commit(name: str) -> bool:
 def compare(commit: str, suites: list[str], settings: Settings, out: "Path | None" = None) -> str:
     """A table of both, each measured ``TURNS`` times by turns in processes of its own, whose reports go to ``out``.
 
-    The time of the base has a ratio to the time now, more than 1 where this tree is faster: the median of the turns,
-    and their spread. Rows of rivals, which did not change, show how far the ratios can be trusted.
+    The ratio is time of the base over time now, more than 1 where this tree is faster: the middle one of the turns, and
+    the range of them. Rows of rivals, which did not change, show how far the ratios can be trusted.
     """
     taken: dict[str, list[dict]] = {"now": [], "base": []}
     words = [*suites, "--device", settings.device, "--threads", str(settings.threads), *["--quick"] * settings.quick]
@@ -57,18 +57,20 @@ def compare(commit: str, suites: list[str], settings: Settings, out: "Path | Non
                 if not found:
                     raise RuntimeError(f"--base {commit}: these benchmarks do not run on {side} ({run.returncode})")
                 taken[side].append(json.loads(found[0].read_text()))
-    rows, (now, base) = [], ([_medians(report) for report in taken[side]] for side in ("now", "base"))
-    for name in now[0]:
-        if all(name in medians for medians in (*now, *base)):
-            samples = {side: [medians[name] for medians in taken] for side, taken in (("now", now), ("base", base))}
-            rows.append({"name": name, **times("now", None, samples)})
-            rows.append({"name": "base", **times("base", "now", samples)})
+    lines = [["", "ms now", "ms base", "base / now", "range"]]
+    now, base = ([_medians(report) for report in taken[side]] for side in ("now", "base"))
+    for row in now[0]:
+        if all(row in medians for medians in (*now, *base)):
+            ratios = [b[row] / n[row] for n, b in zip(now, base, strict=True)]
+            times = [f"{1e3 * summary([m[row] for m in side])['median']:.4g}" for side in (now, base)]
+            spread = f"{min(ratios):.3g} to {max(ratios):.3g}"
+            lines.append([row, *times, f"{summary(ratios)['median']:.3g}", spread])
     commits = [taken[side][0]["environment"]["commit"] for side in ("now", "base")]
     told = (
         f"Now: {told_commit(commits[0])}. Base: {commit}, which is {commits[1].rstrip('+')}. More than 1 is slower "
         "there. Rows of rivals, which did not change, show how far the ratios can be trusted."
     )
-    return "\n".join(["", told, "", *table({"rows": rows})])
+    return "\n".join(["", told, "", *aligned(lines)])
 
 
 def _medians(report: dict) -> dict[str, float]:

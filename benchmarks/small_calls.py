@@ -9,7 +9,6 @@ all were right. A process that a bad access has broken fails from there on: ``be
 """
 
 import argparse
-import contextlib
 import sys
 import threading
 import time
@@ -137,13 +136,15 @@ def large(backend: str, device: str) -> None:
         "tokens uint8": lambda: fused_hog_tokens(x, ids, backend=backend),
         "skimage uint8": lambda: fused_hog(x, SKIMAGE, backend=backend),
     }
-    on_gpu = device == "cuda"
     for name, call in calls.items():
         call()  # compiles, and loads the module
-        with torch.cuda.profiler.profile() if on_gpu else contextlib.nullcontext():
-            call()
-            if on_gpu:
-                torch.cuda.synchronize()
+        if device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.cudart().cudaProfilerStart()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.cudart().cudaProfilerStop()
         print(f"{backend}: {name}, batch {batch}", flush=True)
 
 

@@ -32,6 +32,7 @@ examples:
   maskfeat export runs/mvit_s val_data=/data/ava/clips.csv --output features
   maskfeat convert in1k_VIT_B_MaskFeat_PT_epoch_01600.pyth vit_b.safetensors
   maskfeat convert runs/vit_b vit_b_timm.safetensors --to timm
+  maskfeat knn runs/vit_b image_size=224x112          on images of another shape: 224 high, 112 wide
 
 A run that was killed goes on when its command is given again. data= takes folders, lists (.csv, .txt, .json), tar
 shards, 'skimage' and 'synthetic'; docs/data.md has an example of each, and the formats of pictures and videos.
@@ -117,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("source", help="a run folder or file of maskfeat, SlowFast, mmpretrain, timm or Hugging Face")
     convert.add_argument("output", help="the file to write; a folder for Hugging Face")
     convert.add_argument("--to", choices=("maskfeat", "timm", "huggingface"), default="maskfeat")
+    convert.add_argument("settings", nargs="*", metavar="key=value", help="such as image_size=224x112 or patch_size=8")
     recipes = command("recipes", _recipes, "list the recipes, or print one whole")
     recipes.add_argument("name", nargs="?", help="name of a recipe")
     return parser
@@ -254,7 +256,7 @@ def _convert(options: argparse.Namespace) -> None:
 
     source = Path(options.source)
     ours = read_model(source) if _is_checkpoint(source) else None
-    print(convert(source, Path(options.output), options.to, ours))
+    print(convert(source, Path(options.output), options.to, ours, options.settings))
 
 
 def _recipes(options: argparse.Namespace) -> None:
@@ -271,24 +273,23 @@ def _recipes(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace, predicts: bool = True) -> "tuple[nn.Module, Recipe]":
-    """The model of a run and its recipe, with the settings of the command line.
-
-    predicts: False where its encoder is all that is used.
-    """
+    """The model of a run and its recipe, with the settings of the command line; ``predicts`` as in put()."""
     from .build import build
     from .run.checkpoint import read_model
-    from .weights.files import load_strictly, read_weights, resize_weights
+    from .weights.files import put, read_weights
 
     source = Path(options.weights)
-    weights, recipe = read_model(source) if _is_checkpoint(source) else read_weights(source)
-    trained, recipe = recipe.channels, override(recipe, options.settings)
-    if predicts and isinstance(recipe, Pretrain) and trained != recipe.channels:
+    weights, trained = read_model(source) if _is_checkpoint(source) else read_weights(source)
+    recipe = override(trained, options.settings)
+    if predicts and isinstance(recipe, Pretrain) and trained.channels != recipe.channels:
         raise ValueError(
-            f"{source} predicts {trained} channels, got channels={recipe.channels}; pre-train with "
+            f"{source} predicts {trained.channels} channels, got channels={recipe.channels}; pre-train with "
             f"init={source} channels={recipe.channels} first"
         )
     model = build(recipe)
-    load_strictly(model, resize_weights(model, weights, predicts), options.weights)
+    note = put(model, weights, trained, options.weights, predicts=predicts)
+    if note and _speaks():
+        print(f"maskfeat: {options.weights}: {note}", file=sys.stderr)
     return model.eval(), recipe
 
 

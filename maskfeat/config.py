@@ -2,13 +2,15 @@
 
 import dataclasses
 import logging
+import math
+import operator
 import re
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from .keys import bad_choice, check_numbers, key, nearest, parse, text_of
+from .keys import Size, bad_choice, check_numbers, key, nearest, parse, text_of
 from .mask import check_masks
 
 log = logging.getLogger(__name__)
@@ -30,7 +32,9 @@ class Recipe:
         "base", "size of the encoder; MViT has no micro and no base"
     )
     patch_size: int = key(16, "pixels of a patch of the ViT", least=1)
-    image_size: int = key(224, "height and width of a crop, in pixels", least=1)
+    image_size: Size = key(  # noqa: RUF009, a field
+        Size(224, 224), "pixels of a crop: 224, or 224x112 for 224 high and 112 wide"
+    )
     channels: int = key(3, "1 for brightness, 3 for colours, one more for opacity, any number of bands", least=1)
     frames: int = key(0, "frames of a clip; 0 for images", least=0)
     frame_step: int = key(4, "frames of the video from one of the clip to the next", least=1)
@@ -51,7 +55,9 @@ class Recipe:
     crop_scale: tuple[float, ...] = key(
         (0.5, 1.0), "area of a random crop, as a share of the image", above=0, most=1, numbers=2
     )
-    crop_ratio: tuple[float, ...] = key((0.75, 1.3333), "width / height of a random crop", above=0, numbers=2)
+    crop_ratio: tuple[float, ...] = key(
+        (0.75, 1.3333), "width / height of a random crop, over that of image_size", above=0, numbers=2
+    )
     interpolation: Literal["bicubic", "bilinear"] = key("bicubic", "of resized crops")
     flip: bool = key(True, "mirror half of the samples")
     sampling: Literal["dense", "uniform"] = key("dense", "frames: `frame_step` apart, or spread over the video")
@@ -105,6 +111,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
+            if item.type is Size:
+                object.__setattr__(self, item.name, Size.of(item.name, getattr(self, item.name)))
             check_numbers(item.name, getattr(self, item.name), item.metadata)
         for name, choices in _literals(type(self)).items():
             if getattr(self, name) not in choices:
@@ -192,8 +200,9 @@ class Pretrain(Recipe):
                 f"mask_stride={self.mask_stride} is not a multiple of patch_size={self.patch_size}; "
                 f"set mask_stride={self.patch_size}"
             )
-        if self.image_size % self.mask_stride:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of mask_stride {self.mask_stride}")
+        finer, token = math.gcd(self.mask_stride, *self.image_size), self.patch_size if self.encoder == "vit" else 16
+        advice = f", or set mask_stride={finer}" if finer % token == 0 else ""
+        self.image_size.check_multiple("image_size", self.mask_stride, f"mask_stride={self.mask_stride}", advice)
         try:
             check_masks(self.mask, self.mask_grid, self.mask_ratio, self.mask_compat or None)
         except ValueError as error:
@@ -202,8 +211,8 @@ class Pretrain(Recipe):
     @property
     def mask_grid(self) -> tuple[int, ...]:
         """(rows, columns), or (time, rows, columns) for video, of a mask."""
-        side = self.image_size // self.mask_stride
-        return (self.frames // 2, side, side) if self.frames else (side, side)
+        rows, columns = (side // self.mask_stride for side in self.image_size)
+        return (self.frames // 2, rows, columns) if self.frames else (rows, columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,8 +231,8 @@ class Finetune(Recipe):
     dropout: float = key(0.0, "probability of dropping a feature before the classifier", least=0, below=1)
     head_init: float = key(0.001, "factor on the initial weights of the classifier", least=0)
     ema: float = key(0.0, "decay of an average of the weights that is evaluated as well; 0 for none", least=0, below=1)
-    test_size: int = key(
-        0, "shorter side to which a test sample is resized, in pixels; 0 for 8/7 of image_size", least=0
+    test_size: Size = key(  # noqa: RUF009, a field
+        Size(0, 0), "pixels that a test sample is resized to cover, as image_size; 0 for 8/7 of that"
     )
     test_clips: int = key(1, "clips of each test video", least=1)
     test_crops: int = key(1, "crops of each test clip: 1 in the centre, or 3 along the longer side")
@@ -235,7 +244,9 @@ class Finetune(Recipe):
             parse_policy(self.rand_augment)
         if self.test_crops not in (1, 3):
             raise ValueError(f"test_crops must be 1 or 3, got {self.test_crops}")
-        if 0 < self.test_size < self.image_size:
+        step, of = (self.patch_size, f"patch_size={self.patch_size}") if self.encoder == "vit" else (4, "4 pixels")
+        self.image_size.check_multiple("image_size", step, of)
+        if any(self.test_size) and any(map(operator.lt, self.test_size, self.image_size)):
             raise ValueError(
                 f"test_size={self.test_size} is below image_size={self.image_size}; set test_size=0 for 8/7 of that"
             )
@@ -325,7 +336,9 @@ def task(recipe: Recipe) -> str:
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
     """For JSON; :func:`from_dict` reads it."""
-    return {"task": task(recipe), **dataclasses.asdict(recipe)}
+    values = dataclasses.asdict(recipe)
+    squares = {name: size.height for name, size in values.items() if isinstance(size, Size) and len({*size}) == 1}
+    return {"task": task(recipe), **values, **squares}
 
 
 def from_dict(values: dict[str, Any]) -> Recipe:

@@ -3,10 +3,11 @@
 import difflib
 import math
 import operator
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 BOUNDS = {
@@ -15,6 +16,33 @@ BOUNDS = {
     "most": (operator.le, "at most"),
     "below": (operator.lt, "below"),
 }
+
+
+class Size(NamedTuple):
+    """Height and width in pixels. Its text is 224x112, or 224 of a square."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return str(self.height) if self.height == self.width else f"{self.height}x{self.width}"
+
+    @classmethod
+    def of(cls, name: str, value: Any) -> "Size":
+        """Of two whole numbers, or of one for both sides; TypeError for anything else."""
+        try:
+            return cls(*map(operator.index, value if isinstance(value, (tuple, list)) else (value, value)))
+        except TypeError:
+            raise TypeError(f"{name} must be a whole number or (height, width), got {value!r}") from None
+
+    def check_multiple(self, name: str, step: int, of: str, advice: str = "") -> None:
+        """ValueError with the nearest sizes unless both sides are multiples of ``step``, above 0."""
+        if min(self) < step or any(side % step for side in self):
+            whole = (Size(*(max(round_(side / step), 1) * step for side in self)) for round_ in (math.floor, math.ceil))
+            sizes = " or ".join(dict.fromkeys(map(str, whole)))
+            raise ValueError(
+                f"height and width must be multiples of {of}, got {name}={self}; the nearest are {sizes}{advice}"
+            )
 
 
 def key(default: Any, doc: str, *, numbers: int = 0, **bounds: float) -> Any:
@@ -31,6 +59,12 @@ def parse(name: str, text: str, kind: Any) -> Any:
     if typing.get_origin(kind) is tuple:
         parts = text.strip("()[] ").split(",")
         return tuple(parse(name, part.strip(), typing.get_args(kind)[0]) for part in parts if part.strip())
+    if kind is Size:
+        if not (match := re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", text)):
+            sides = [str(round(float(side))) for side in re.findall(r"[0-9]{1,9}(?:\.[0-9]+)?", text)[:2]]
+            example = f"{name}={'x'.join(sides) or '224x112'}"
+            raise ValueError(f"{name} must be pixels, or HEIGHTxWIDTH, as {example}, got {text!r}")
+        return Size(int(match[1]), int(match[2] or match[1]))
     if kind is bool:
         if text.lower() not in TRUE + FALSE:
             raise ValueError(f"{name} must be true or false, got {text!r}")
@@ -58,7 +92,7 @@ def check_numbers(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
 
 def text_of(value: Any) -> str:
     """``value`` as :func:`parse` reads it."""
-    return ",".join(map(text_of, value)) if isinstance(value, tuple) else str(value)
+    return ",".join(map(text_of, value)) if type(value) is tuple else str(value)
 
 
 def _example(text: str, kind: type) -> str:

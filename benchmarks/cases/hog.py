@@ -50,23 +50,21 @@ def ours(
     inputs: list[list[Tensor]],
     truth: Tensor,
     run: Callable = fused_hog,
-    name: str = "fused_hog",
     more: str = "",
     to: str = "",
     **fields,
 ) -> list[Rival]:
-    """A row for each list of inputs and each backend. Other backends are compared with "auto" on the same dtype.
+    """A row for each list of inputs and each backend. Other backends are compared with "fused_hog" on the same dtype.
 
-    name: how the names of rows begin, and what that of "auto" is.
     more: follows in the names of rows.
-    to: what "auto" itself is compared with, where "{}" stands for the dtype; "" for nothing.
+    to: what "fused_hog" itself is compared with, where "{}" stands for the dtype; "" for nothing.
     """
     rows = []
     for x in inputs:
         dtype = short(x[0].dtype)
-        for prefix, backend in backends.items():
-            row, first = f"{prefix.replace('fused_hog', name)} {dtype}{more}", f"{name} {dtype}{more}"
-            versus = to.format(dtype) if row == first else first
+        for name, backend in backends.items():
+            row = f"{name} {dtype}{more}"
+            versus = to.format(dtype) if name == "fused_hog" else f"fused_hog {dtype}{more}"
             versus = None if versus in ("", row) else versus
             rows.append(Rival(row, partial(run, backend=backend), x, truth, versus, **fields))
     return rows

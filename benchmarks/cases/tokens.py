@@ -30,11 +30,11 @@ def targets(settings: Settings, batch: int) -> list[Rival]:
     planes, ids = photographs(batch, settings.device), chosen_patches(batch, KEPT, settings.device)
     expected = take(to_tokens(truth_of(batch, settings.device)), ids)
     bytes_, floats = (timing.rotating(x, settings.device) for x in (planes, planes.float()))
-    run, backends = partial(fused_hog_tokens, token_ids=ids), our_backends(settings, "tokens")
-    place = {"name": "fused_hog_tokens", "to": "fused_hog_tokens uint8", "items": batch}
-    rows = ours(backends, [bytes_, floats], expected, run, **place)
+    run = partial(fused_hog_tokens, token_ids=ids)
+    rows = ours(our_backends(settings, "tokens"), [bytes_, floats], expected, run, to="fused_hog uint8", items=batch)
     for row in rows:
-        row.reads = pixels_read(ids) * row.inputs[0].element_size()
+        row.name, row.reads = of_tokens(row.name), pixels_read(ids) * row.inputs[0].element_size()
+        row.versus = row.versus and of_tokens(row.versus)
     for name, hog, x in (
         ("fused_hog uint8", fused_hog, bytes_),
         ("fused_hog float32", fused_hog, floats),
@@ -44,6 +44,10 @@ def targets(settings: Settings, batch: int) -> list[Rival]:
         run = partial(lambda hog, x: take(to_tokens(hog(x)), ids), hog)
         rows.append(Rival(f"gather after {name}", run, x, expected, versus, items=batch))
     return rows
+
+
+def of_tokens(name: str) -> str:
+    return name.replace("fused_hog", "fused_hog_tokens")
 
 
 def mask_ratios(settings: Settings, batch: int) -> list[Rival]:

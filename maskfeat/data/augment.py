@@ -31,11 +31,15 @@ def random_resized_crop(
     interpolation: str,  # "bilinear", "bicubic", ...
     rng: np.random.Generator,
 ) -> Frames:
-    """A random window of a share ``scale`` of the picture's area and of width / height within ``ratio``, resized.
+    """A random window of a share ``scale`` of the picture's area, resized.
+
+    ``ratio`` bounds its width / height over that of the result: how much wider or narrower things may become.
 
     Source: Szegedy et al., Going Deeper with Convolutions, CVPR 2015.
     """
-    left, top, width, height = random_window(*frames[0].size, scale, ratio, rng)
+    shape = size[1] / size[0]
+    least, most = ratio
+    left, top, width, height = random_window(*frames[0].size, scale, (least * shape, most * shape), rng)
     box, resample = (left, top, left + width, top + height), Image.Resampling[interpolation.upper()]
     return [frame.resize(size[::-1], resample, box=box) for frame in frames]
 
@@ -61,28 +65,29 @@ def random_window(
 def eval_crops(
     frames: Frames,
     size: tuple[int, int],  # (height, width)
-    resize: int,
+    resize: tuple[int, int],  # (height, width)
     interpolation: str,
     crops: int = 1,
 ) -> list[Frames]:
-    """The central crop of pictures whose shorter side is resized to ``resize``, or three along the longer side.
+    """The central crop of pictures that are resized to cover ``resize``, or three along the side that is left over.
 
-    ``resize`` is no smaller than the crop. Of a picture more than ``LONGEST`` times as long as wide only the crops are
-    resized, so that memory is bounded whatever its shape. A value may then differ by 2, in noise by more, as Pillow
-    chooses by the size of the result which axis it resizes first.
+    Pictures keep their proportions. ``resize`` is no smaller than the crop. If more than ``LONGEST`` times as much of a
+    picture would be left over, only the crops are resized, so that memory is bounded whatever its shape. A value may
+    then differ by 2, in noise by more, as Pillow chooses by the size of the result which axis it resizes first.
     """
     width, height = frames[0].size
-    short = min(width, height)
-    resized = resize * width // short, resize * height // short
+    across, down = width * resize[0], height * resize[1]
+    wide = across >= down  # than what is to be covered
+    resized = (across // height, resize[0]) if wide else (resize[1], down // width)
     resample = Image.Resampling[interpolation.upper()]
     spare_x, spare_y = resized[0] - size[1], resized[1] - size[0]
     corners = [(round(spare_x / 2), round(spare_y / 2))]
-    if crops == 3 and width >= height:
+    if crops == 3 and wide:
         corners = [(0, corners[0][1]), *corners, (spare_x, corners[0][1])]
     elif crops == 3:
         corners = [(corners[0][0], 0), *corners, (corners[0][0], spare_y)]
     boxes = [(x, y, x + size[1], y + size[0]) for x, y in corners]
-    if max(width, height) <= LONGEST * short:
+    if max(across, down) <= LONGEST * min(across, down):
         frames = [frame.resize(resized, resample) for frame in frames]
         return [[frame.crop(box) for frame in frames] for box in boxes]
     x, y = width / resized[0], height / resized[1]  # back to the picture's own pixels

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import Finetune, Pretrain, Recipe
+from ..keys import Size
 from ..mask import Masks, make_masks
 from . import processes
 from .augment import Frames, eval_crops, flip, rand_augment, random_resized_crop
@@ -144,8 +145,8 @@ class Batches(Dataset[dict[str, Any]]):
         self.policy = tuned.rand_augment if tuned and self.train else ""
         self.repeats = tuned.repeats if tuned and self.train else 1
         self.clips, self.crops = (tuned.test_clips, tuned.test_crops) if tuned and split == "test" else (1, 1)
-        larger = round(recipe.image_size * 256 / 224)
-        self.resize = (tuned.test_size if tuned else 0) or larger
+        larger = Size(*(round(side * 256 / 224) for side in recipe.image_size))
+        self.resize = tuned.test_size if tuned and any(tuned.test_size) else larger
         rendered = {"synthetic", "skimage"} & {recipe.data, recipe.val_data}
         samples = recipe.samples if rendered else 0  # files are all listed, and chosen from below
         pixels = recipe.autorotate, recipe.channels, recipe.data_range
@@ -214,8 +215,7 @@ class Batches(Dataset[dict[str, Any]]):
             else:
                 if self.train:
                     raise OSError(f"{MOST_FAILURES} samples in a row could not be read, the last is {failures[-1]}")
-        size = self.recipe.image_size
-        nothing = 0, self.recipe.channels, max(self.recipe.frames, 1), size, size
+        nothing = 0, self.recipe.channels, max(self.recipe.frames, 1), *self.recipe.image_size
         images = to_tensor(clips) if clips else torch.empty(nothing, dtype=torch.uint8)
         batch = {"images": images if self.recipe.frames else images.squeeze(2), "failures": failures}
         batch["rewound"] = dict(REWOUND)
@@ -256,19 +256,19 @@ class Batches(Dataset[dict[str, Any]]):
             raise Unreadable(f"sample {index} of {self.data} (it has no label)")
         if self.classes is not None and label is not None and label >= self.classes:
             raise ValueError(f"sample {index} of {self.data!r} has the label {label}, but classes={self.classes}")
-        size = recipe.image_size, recipe.image_size
         if self.train:
-            return [self.augment(clips[0], size, rng) for _ in range(self.repeats)], label
-        views = [eval_crops(clip, size, self.resize, recipe.interpolation, self.crops) for clip in clips]
+            return [self.augment(clips[0], rng) for _ in range(self.repeats)], label
+        views = [eval_crops(clip, recipe.image_size, self.resize, recipe.interpolation, self.crops) for clip in clips]
         return [view for clip in views for view in clip], label
 
-    def augment(self, clip: Frames, size: tuple[int, int], rng: np.random.Generator) -> Frames:
+    def augment(self, clip: Frames, rng: np.random.Generator) -> Frames:
         """A random crop; RandAugment comes after it on images and before it on clips, as in SlowFast."""
         recipe = self.recipe
         fill = tuple(round(255 * value) for value in recipe.mean)
         if self.policy and recipe.frames:
             clip = rand_augment(clip, self.policy, "bicubic", fill, rng)
-        clip = random_resized_crop(clip, size, recipe.crop_scale, recipe.crop_ratio, recipe.interpolation, rng)
+        shape = recipe.crop_scale, recipe.crop_ratio
+        clip = random_resized_crop(clip, recipe.image_size, *shape, recipe.interpolation, rng)
         clip = flip(clip, 0.5 if recipe.flip else 0.0, rng)
         if self.policy and not recipe.frames:
             clip = rand_augment(clip, self.policy, "bicubic", fill, rng)
@@ -296,7 +296,7 @@ def _source(
     val_data: str,
     split: str,
     video: bool,
-    size: int,
+    size: Size,
     samples: int,
     autorotate: bool,
     channels: int,

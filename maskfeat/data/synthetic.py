@@ -32,9 +32,12 @@ class Scenes:
 
     classes = len(CLASSES)
 
-    def __init__(self, split: str, size: int, moving: bool, samples: int = 0, channels: int = 3):
+    def __init__(
+        self, split: str, size: tuple[int, int], moving: bool, samples: int = 0, channels: int = 3
+    ):  # size: height, width
         self.split, self.moving, self.channels = split, moving, channels
-        self.grid = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)
+        y, x = (side / min(size) for side in size)
+        self.grid = np.mgrid[-y : y : size[0] * 1j, -x : x : size[1] * 1j].astype(np.float32)
         self.samples = (samples or 2048) if split == "train" else max((samples or 2048) // 4, 1)
 
     def __len__(self) -> int:
@@ -53,7 +56,7 @@ class Scenes:
 
 
 class Scene:
-    """One scene; ``frame(t)`` is its picture at the time t from 0 to 1. Places are from -1 to 1 on both axes."""
+    """One scene; ``frame(t)`` is its picture at the time t from 0 to 1. Places are from -1 to 1 on the shorter axis."""
 
     def __init__(
         self,
@@ -67,7 +70,7 @@ class Scene:
         self.texture = rng.choice(TEXTURES) if moving else TEXTURES[kind]
         self.motion = MOTIONS[kind] if moving else None
         self.y, self.x = grid
-        self.pixel = 2 / len(self.x)
+        self.pixel = 2 / min(self.x.shape)
         # the shape
         self.angle, self.scale = rng.uniform(-math.pi, math.pi), rng.uniform(0.45, 0.7)
         self.centre = rng.uniform(-0.25, 0.25, 2)

@@ -113,9 +113,6 @@ def read_tiff(file: "str | BytesIO", channels: int, data_range: tuple[float, ...
 
 
 def _bands(page: Any) -> np.ndarray:  # [H, W, C]
-    parts = math.prod(page.chunked)
-    if parts != len(page.dataoffsets):  # where a size is damaged there may be millions to look for
-        raise ValueError(f"a damaged TIFF: {parts} parts of a page of which {len(page.dataoffsets)} are in the file")
     values, count = page.asarray(maxworkers=1), page.samplesperpixel  # the loader runs one process for each core
     if page.planarconfig == 2 and count > 1:
         values = np.moveaxis(values, 0, -1)

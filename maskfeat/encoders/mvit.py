@@ -35,7 +35,8 @@ class MViT(nn.Module):
 
     num_frames, img_size: the clip for which relative positions are learned; other sizes interpolate them.
     stages: the three blocks at which width and heads double and the queries are pooled 2 x 2 in space.
-    last_stride: query stride of the last stage: 1 in pre-training (features at stride 16), 2 in fine-tuning.
+    last_stride: query stride of the last stage: 1 in pre-training (features at stride 16), 2 in fine-tuning. Where a
+        stride does not divide the tokens of a side, it pools what is left to one more.
     kv_stride: stride of keys and values in the first block; it shrinks as the queries do.
     dim_mul_in_att: widen in the attention of the stage's first block (supervised MViTv2) instead of in the MLP
         before it (MaskFeat).
@@ -69,7 +70,6 @@ class MViT(nn.Module):
             raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         self.embed_dim, self.num_prefix_tokens = embed_dim, 1
         self.dropout, self.grad_checkpointing = dropout, False
-        self.stride = 4 * 2 ** (len(stages) - 1) * last_stride
         self.patch_embed = PatchEmbed(in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         grid = self.token_grid(num_frames, *image_size(img_size))
@@ -82,7 +82,7 @@ class MViT(nn.Module):
             num_heads *= 2 if i in stages else 1
             dim_out = 2 * dim if (i if dim_mul_in_att else i + 1) in stages else dim
             blocks.append(Block(dim, dim_out, num_heads, grid, q_stride, kv_stride, mlp_ratio, rate, dim_mul_in_att))
-            dim, grid = dim_out, (grid[0], grid[1] // q_stride, grid[2] // q_stride)
+            dim, grid = dim_out, (grid[0], -(-grid[1] // q_stride), -(-grid[2] // q_stride))
         self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(dim, eps=1e-6) if num_classes else nn.Identity()
         self.head = nn.Sequential()
@@ -98,10 +98,10 @@ class MViT(nn.Module):
         return [block.dim_out for block in self.blocks]
 
     def token_grid(self, frames: int, height: int, width: int) -> Grid:
-        if frames % 2 or height % self.stride or width % self.stride or min(frames, height, width) < 1:
+        if frames % 2 or height % 4 or width % 4 or min(frames, height, width) < 1:
             raise ValueError(
                 f"a clip of {frames} frames of {height} x {width} pixels does not fit; it needs an even number of "
-                f"frames, and a height and width that are multiples of {self.stride}"
+                "frames, and a height and width that are multiples of 4"
             )
         return frames // 2, height // 4, width // 4
 
@@ -222,7 +222,7 @@ class PoolingAttention(nn.Module):
             self.add_module(f"pool_{name}", pool)
             self.add_module(f"norm_{name}", nn.LayerNorm(channels, eps=1e-6))
         finest = min(q_stride, kv_stride)
-        for name, size in zip("thw", (grid[0], grid[1] // finest, grid[2] // finest), strict=True):
+        for name, size in zip("thw", (grid[0], -(-grid[1] // finest), -(-grid[2] // finest)), strict=True):
             table = nn.Parameter(torch.zeros(2 * size - 1, channels))
             nn.init.trunc_normal_(table, std=0.02)
             self.register_parameter(f"rel_pos_{name}", table)

@@ -30,6 +30,11 @@ class TimmEncoder(nn.Module):
         return self.vit.blocks
 
     @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the patches for which positions are learned, where the ViT says it."""
+        return getattr(self.vit.patch_embed, "grid_size", None)
+
+    @property
     def widths(self) -> list[int]:
         return [self.embed_dim] * len(self.vit.blocks)
 

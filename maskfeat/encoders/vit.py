@@ -224,16 +224,32 @@ class DropPath(nn.Module):
 
 
 def resize_positions(
-    pos_embed: Tensor,  # [1, 1 + rows * columns, D]
+    pos_embed: Tensor,  # [1, P + rows * columns, D]
     old: tuple[int, int],
     new: tuple[int, int],
-) -> Tensor:  # [1, 1 + new rows * new columns, D]
-    """Learned positions on another grid: bicubic with anti-aliasing, the class token's kept."""
+) -> Tensor:  # [1, P + new rows * new columns, D]
+    """Learned positions on another grid: bicubic with anti-aliasing, those of the P tokens before the patches kept."""
     if tuple(old) == tuple(new):
         return pos_embed
-    picture = pos_embed[:, 1:].unflatten(1, old).permute(0, 3, 1, 2).float()
+    prefix = pos_embed.shape[1] - old[0] * old[1]
+    picture = pos_embed[:, prefix:].unflatten(1, old).permute(0, 3, 1, 2).float()
     picture = F.interpolate(picture, size=new, mode="bicubic", antialias=True).to(pos_embed.dtype)
-    return torch.cat([pos_embed[:, :1], picture.flatten(2).transpose(1, 2)], dim=1)
+    return torch.cat([pos_embed[:, :prefix], picture.flatten(2).transpose(1, 2)], dim=1)
+
+
+def resize_patches(
+    weight: Tensor,  # [D, C, p, q]
+    size: tuple[int, int],
+) -> Tensor:  # [D, C, *size]
+    r"""A patch embedding for patches of another size: the :math:`w'` with :math:`w' R x = w x` for patches x.
+
+    R resizes a patch (bicubic, anti-aliased). Where R loses something, w' is the best in the sense of least squares.
+
+    Source: Beyer et al., FlexiViT, CVPR 2023.
+    """
+    pixels = torch.eye(weight[0, 0].numel(), dtype=torch.float64).unflatten(1, (1, *weight.shape[2:]))
+    resize = F.interpolate(pixels, size=size, mode="bicubic", antialias=True).flatten(1)  # R, transposed
+    return (weight.flatten(2).double() @ torch.linalg.pinv(resize).T).to(weight.dtype).unflatten(2, size)
 
 
 def image_size(size: int | tuple[int, int]) -> tuple[int, int]:

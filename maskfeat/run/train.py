@@ -103,8 +103,9 @@ class Trainer:
         name = world.first(fingerprint(source) if world.rank == 0 else "")
         self.checkpoints = Checkpoints(self.out, recipe, world, len(source), name)
         self.resumed = self.checkpoint_to_resume()
-        if recipe.init and not self.resumed:  # a run that goes on needs no `init`, which may be gone
-            initialise(self.module, Path(recipe.init))
+        self.init = ""  # a run that goes on needs no `init`, which may be gone
+        if recipe.init and not self.resumed:
+            self.init = f"{recipe.init}; {initialise(self.module, Path(recipe.init))}".removesuffix("; ")
         self.model = share(self.module, recipe, world)
         self.ema = EMA(self.module, recipe.ema) if isinstance(recipe, Finetune) and recipe.ema else None
         groups = parameter_groups(self.module, recipe)
@@ -186,9 +187,7 @@ class Trainer:
         of_all = f" of {len(source):,}" if used < len(source) else ""
         classes = f", {source.classes} classes" if source.classes else ""
         tested = f", {self.held_out:,} held out" if recipe.eval_every else ""
-        shape = " x ".join(
-            map(str, [recipe.channels, *([recipe.frames] if recipe.frames else []), *[recipe.image_size] * 2])
-        )
+        shape = " x ".join(map(str, [recipe.channels, *([recipe.frames] if recipe.frames else []), *recipe.image_size]))
         hidden = f", {recipe.mask_ratio:.0%} hidden by {recipe.mask} masks" if isinstance(recipe, Pretrain) else ""
         if isinstance(recipe, Finetune) and recipe.rand_augment and recipe.channels != 3:
             hidden = "; rand_augment changes each channel by itself, without 'color', which is of three"
@@ -199,6 +198,7 @@ class Trainer:
             "data": f"{recipe.data}: {used:,}{of_all} samples to train on{classes}{tested}",
             "input": f"{shape} pixels{hidden}",
             "model": f"{recipe.encoder} {recipe.size}, {parameters / 1e6:.1f} million parameters",
+            "init": self.init,
             "device": f"{self.world.device}, {recipe.precision}, processes: {self.world.size}",
             "steps": f"{self.total:,}, {epochs}, {recipe.batch_size} samples each",
             "changed": ", ".join(f"{key} {before} -> {now}" for key, (before, now) in self.changed.items()),

@@ -7,8 +7,9 @@ compared tensor by tensor. That a converted model computes what its project comp
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from ..build import build
-from ..config import IMAGENET, KINETICS, Finetune, Pretrain, Recipe, normalisation
+from ..config import IMAGENET, KINETICS, Finetune, Pretrain, Recipe, normalisation, override
 from ..encoders.mvit import SIZES as MVIT_SIZES
 from ..encoders.vit import SIZES as VIT_SIZES
 from ..encoders.vit import VisionTransformer
+from ..keys import Size, parse
 from ..model import trunk
-from .files import load_strictly, read_weights, resize_weights, save_weights
+from .files import grid_of, load_strictly, put, read_weights, save_weights
 from .layout import LAYOUTS, MVIT_LAYOUTS, depth_of, rename, rename_mvit, unwrap
 from .storage import one_line, read_tensors, save_tensors, write_atomically
 from .torch_files import read_file
@@ -43,18 +45,24 @@ LEFT_OUT = {
 
 
 def convert(
-    source: Path, output: Path, to: str = "maskfeat", ours: tuple[dict[str, Tensor], Recipe] | None = None
+    source: Path,
+    output: Path,
+    to: str = "maskfeat",
+    ours: tuple[dict[str, Tensor], Recipe] | None = None,
+    settings: Sequence[str] = (),
 ) -> str:
     """Read the weights at ``source``, of whatever project, and write them for "maskfeat", "timm" or "huggingface".
 
     ours: weights and recipe, where ``source`` is a checkpoint of a run and has been read.
+    settings: ``key=value`` texts, as image_size=224x112 or patch_size=8, to which the weights are brought. Where the
+        positions of a file are no square, image_size says their rows and columns.
 
     Returns a report of what was checked. Raises FileNotFoundError or ValueError for files that are not there, not
     understood or do not fit the other project, or if a check fails.
     """
     if to != "huggingface" and output.suffix != ".safetensors":
         raise ValueError(f"weights are written to a file such as {output.with_suffix('.safetensors')}, not to {output}")
-    model, recipe, report = read(source, ours)
+    model, recipe, report = read(source, ours, settings)
     if to == "maskfeat":
         save_weights(output, model.state_dict(), recipe, 0)
         return f"{report}\n{output}: {recipe.encoder} {recipe.size}; {_read_back(output, model.state_dict())}"
@@ -93,20 +101,28 @@ def load_slowfast(file: "str | Path") -> nn.Module:
         return _read_slowfast(read_file(Path(file)), Path(file))[0]
 
 
-def read(source: Path, ours: tuple[dict[str, Tensor], Recipe] | None = None) -> tuple[nn.Module, Recipe, str]:
-    """The model at ``source``, its recipe, and a line on what was read."""
+def read(
+    source: Path, ours: tuple[dict[str, Tensor], Recipe] | None = None, settings: Sequence[str] = ()
+) -> tuple[nn.Module, Recipe, str]:
+    """The model at ``source``, its recipe, and a line on what was read; all as in :func:`convert`."""
     if source.is_dir() and (source / "model.safetensors").exists():
         source = source / "model.safetensors"
     if ours or source.is_dir() or _has_recipe(source):
         weights, recipe = ours or read_weights(source)
-        model = build(recipe)
-        load_strictly(model, weights, source)
-        return model.eval(), recipe, f"{source}: {recipe.encoder} {recipe.size} of maskfeat"
-    with _understood(source):
-        return _read_foreign(read_file(source), source)
+        report = f"{source}: {recipe.encoder} {recipe.size} of maskfeat"
+    else:
+        with _understood(source):
+            model, recipe, report = _read_foreign(read_file(source), source, settings)
+        if not settings:
+            return model, recipe, report
+        weights = model.state_dict()
+    wanted = override(recipe, settings)
+    model = build(wanted)
+    note = put(model, weights, recipe, source, predicts=False)
+    return model.eval(), wanted, report + (f"; {note}" if note else "")
 
 
-def _read_foreign(file: dict[str, Any], source: Path) -> tuple[nn.Module, Recipe, str]:
+def _read_foreign(file: dict[str, Any], source: Path, settings: Sequence[str]) -> tuple[nn.Module, Recipe, str]:
     if "model_state" in file:
         return _read_slowfast(file, source)
     tensors = _tensors(file.get("state_dict", file.get("model", file)), source)
@@ -119,11 +135,13 @@ def _read_foreign(file: dict[str, Any], source: Path) -> tuple[nn.Module, Recipe
         return _read_mmpretrain_mvit(tensors, source)
     for project in ("mmpretrain", "huggingface", "timm"):
         if LAYOUTS[project][Pretrain].cls in tensors:
-            return _read_vit(tensors, project, source)
+            return _read_vit(tensors, project, source, settings)
     raise ValueError(f"{source} is of no known project; its names begin with {', '.join(list(tensors)[:3])}")
 
 
-def _read_vit(tensors: dict[str, Tensor], project: str, source: Path) -> tuple[nn.Module, Recipe, str]:
+def _read_vit(
+    tensors: dict[str, Tensor], project: str, source: Path, settings: Sequence[str]
+) -> tuple[nn.Module, Recipe, str]:
     layouts = LAYOUTS[project]
     classifies = Finetune in layouts and all(
         f"{getattr(layouts[Finetune], part)}.weight" in tensors for part in ("norm", "head")
@@ -139,9 +157,9 @@ def _read_vit(tensors: dict[str, Tensor], project: str, source: Path) -> tuple[n
     unknown = left_over(tensors, rename(weights, own, layout), project)
     patch = weights[f"{own.patch}.weight"].shape
     width, channels, patch_size = patch[0], patch[1], patch[-1]
-    side = math.isqrt(weights[own.pos].shape[1] - 1)
+    image_size = _image_size(weights[own.pos].shape[1] - 1, patch_size, source, settings)
     size = _size(VIT_SIZES, embed_dim=width, depth=depth_of(tensors, layout))
-    shape: dict[str, Any] = dict(name=source.stem, size=size, image_size=side * patch_size, patch_size=patch_size)
+    shape: dict[str, Any] = dict(name=source.stem, size=size, image_size=image_size, patch_size=patch_size)
     shape |= dict(channels=channels, **normalisation(IMAGENET, channels))
     recipe: Recipe
     if kind is Finetune:
@@ -174,14 +192,38 @@ def _read_mmpretrain_mvit(tensors: dict[str, Tensor], source: Path) -> tuple[nn.
     heads, depth = width // len(tensors[f"{attention}pool_q.weight"]), depth_of(tensors, layout)
     size = _size(MVIT_SIZES, embed_dim=width, depth=depth, num_heads=heads)
     # A table has a row for each distance between two places: 2 n - 1 for n places.
-    image_size, frames = (len(tensors[f"{attention}rel_pos_{axis}"]) + 1 for axis in "ht")
-    shape: dict[str, Any] = dict(name=source.stem, encoder="mvit", size=size, image_size=2 * image_size, frames=frames)
+    frames, *sides = (len(tensors[f"{attention}rel_pos_{axis}"]) + 1 for axis in "thw")
+    image_size = Size(*(2 * side for side in sides))
+    shape: dict[str, Any] = dict(name=source.stem, encoder="mvit", size=size, image_size=image_size, frames=frames)
     channels = tensors[f"{layout.patch}.weight"].shape[1]
     shape |= dict(channels=channels, **normalisation(KINETICS, channels))
-    recipe = Pretrain(**shape, mask="cube", mask_stride=32, interpolation="bilinear")
+    recipe = Pretrain(**shape, mask="cube", mask_stride=math.gcd(32, *image_size), interpolation="bilinear")
     model = build(recipe).eval()
     load_strictly(model, weights | unknown, source)
     return model, recipe, f"{source}: MViT {size} of mmpretrain, {len(weights)} tensors"
+
+
+def _image_size(patches: int, side: int, source: Path, settings: Sequence[str]) -> Size:
+    """The size for which a ViT with so many patches of ``side`` pixels was made.
+
+    Hugging Face's ``config.json`` beside the file says it. Else it is a square, or as the settings say.
+    """
+    beside, settled = None, None
+    with suppress(OSError, ValueError, TypeError, LookupError, RecursionError):
+        beside = Size.of("image_size", json.loads(source.with_name("config.json").read_bytes())["image_size"])
+    for text in settings:
+        name, _, value = text.partition("=")
+        settled = parse(name, value, Size) if name == "image_size" else settled
+    found = (grid_of(patches, size and (size.height // side, size.width // side)) for size in (beside, settled))
+    grid = next(filter(None, found), None)
+    if grid is None:
+        columns = next(n for n in range(math.isqrt(max(patches, 1)), 0, -1) if patches % n == 0)
+        example = Size(patches // columns * side, columns * side)
+        raise ValueError(
+            f"{source} has positions of {patches} patches, which are no square, and does not say their rows and "
+            f"columns; add image_size=HEIGHTxWIDTH, such as image_size={example} or {Size(*example[::-1])}"
+        )
+    return Size(grid[0] * side, grid[1] * side)
 
 
 def left_over(tensors: dict[str, Tensor], known: Mapping[str, Tensor], project: str) -> dict[str, Tensor]:
@@ -218,7 +260,7 @@ def _read_slowfast(file: dict[str, Any], source: Path) -> tuple[nn.Module, Recip
         weights = rename(state, LAYOUTS["slowfast"][Finetune], LAYOUTS["maskfeat"][Finetune])
     else:
         weights = state
-    load_strictly(model, resize_weights(model, weights), source)
+    put(model, weights, recipe, source)
     kind = "ViT" if recipe.encoder == "vit" else "MViT"
     return model, recipe, f"{source}: {kind} {recipe.size} of SlowFast, {len(weights)} tensors"
 
@@ -239,10 +281,9 @@ def slowfast_recipe(cfg: str, name: str) -> Recipe:
 def _slowfast_recipe(cfg: dict[str, Any], name: str) -> Recipe:
     cfg = {part: {**values, **cfg.get(part, {})} for part, values in SLOWFAST_DEFAULTS.items()}
     model, data = cfg["MVIT"], cfg["DATA"]
-    channels = data["INPUT_CHANNEL_NUM"][0]
-    shape = dict(
-        name=name, channels=channels, image_size=data["TRAIN_CROP_SIZE"], drop_path=float(model.get("DROPPATH_RATE", 0))
-    )
+    channels, image_size = data["INPUT_CHANNEL_NUM"][0], operator.index(data["TRAIN_CROP_SIZE"])
+    drop_path = float(model.get("DROPPATH_RATE", 0))
+    shape: dict[str, Any] = dict(name=name, channels=channels, image_size=image_size, drop_path=drop_path)
     parts = dict(embed_dim=model["EMBED_DIM"], depth=model["DEPTH"], num_heads=model["NUM_HEADS"])
     if model.get("PATCH_2D"):
         patch_size = model["PATCH_KERNEL"][0]
@@ -270,7 +311,7 @@ def _slowfast_recipe(cfg: dict[str, Any], name: str) -> Recipe:
 
 def huggingface_config(encoder: VisionTransformer) -> dict[str, Any]:
     """``config.json`` of a ViTModel."""
-    block = encoder.blocks[0]
+    block, sides = encoder.blocks[0], [side * encoder.patch_size for side in encoder.grid]
     return {
         "architectures": ["ViTModel"],
         "model_type": "vit",
@@ -281,7 +322,7 @@ def huggingface_config(encoder: VisionTransformer) -> dict[str, Any]:
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-6,
         "num_channels": encoder.patch_embed.proj.in_channels,
-        "image_size": encoder.grid[0] * encoder.patch_size,
+        "image_size": sides[0] if len({*sides}) == 1 else sides,
         "patch_size": encoder.patch_size,
         "qkv_bias": True,
     }

@@ -1,8 +1,8 @@
 """Weights of our models in files, with their recipe, and how they are put into a model."""
 
 import json
-import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from .. import config
 from ..config import Recipe
 from ..encoders.mvit import resize_relative_positions
-from ..encoders.vit import resize_positions
+from ..encoders.vit import resize_patches, resize_positions
+from ..keys import Size
 from ..model import MaskFeat, trunk
 from .storage import one_line, read_tensors, save_tensors
-
-log = logging.getLogger(__name__)
 
 WEIGHTS, EMA_WEIGHTS, BEST_WEIGHTS = "weights.safetensors", "weights_ema.safetensors", "best.safetensors"
 
@@ -76,20 +75,20 @@ def recipe_of(values: Any, source: Path) -> Recipe:
         raise ValueError(f"the recipe in {source} is damaged ({type(error).__name__}: {error})") from error
 
 
-def initialise(model: nn.Module, path: Path) -> None:
-    """Put the weights at ``path`` into ``model``; positions are resized.
+def initialise(model: nn.Module, path: Path) -> str:
+    """Put the weights at ``path`` into ``model`` by :func:`put`, whose note this returns.
 
     A classifier takes the encoder of a pre-trained model and keeps its own norm and head. A classifier's own weights
     must fit whole.
 
     Raises ValueError with the names that are missing, left over or of another shape.
     """
-    weights, _ = read_weights(path)
+    weights, recipe = read_weights(path)
     fresh: tuple[str, ...] = ()
     if not isinstance(model, MaskFeat) and any(name.startswith("encoder.") for name in weights):
         weights = {name.removeprefix("encoder."): t for name, t in weights.items() if name.startswith("encoder.")}
         fresh = ("fc_norm.", "norm.", "head.")
-    load_strictly(model, resize_weights(model, weights, predicts=False), path, fresh)
+    return put(model, weights, recipe, path, fresh, predicts=False)
 
 
 def spread_channels(
@@ -115,35 +114,67 @@ def spread_channels(
     return weight[:, order] * (old / channels)
 
 
-def resize_weights(model: nn.Module, weights: dict[str, Tensor], predicts: bool = True) -> dict[str, Tensor]:
-    """Absolute positions (of square images) and relative ones, brought to the lengths of ``model``, and its channels.
+def put(
+    model: nn.Module,
+    weights: dict[str, Tensor],
+    recipe: Recipe,
+    source: Any,
+    fresh: tuple[str, ...] = (),
+    predicts: bool = True,
+) -> str:
+    """Put weights of ``recipe`` into a model that may be for images of another shape, other patches or channels.
 
-    predicts: False lets the model keep its own layers that predict where other channels need others.
+    fresh: beginnings of names that may be missing.
+    predicts: False lets the model keep its own layers that predict where other patches or channels need others.
+
+    Returns a note on what was resized or is new. Raises ValueError as :func:`load_strictly`.
     """
-    encoder, own, resized = trunk(model), model.state_dict(), {}
-    patch = next((name for name in weights if name.endswith("patch_embed.proj.weight")), "")
-    spread = patch in own and weights[patch].shape[1] != own[patch].shape[1]
-    if spread:
-        log.warning(
-            "the patch embedding of %d channels becomes one of %d: %s",
-            *(weights[patch].shape[1], own[patch].shape[1]),
-            "their sum" if own[patch].shape[1] == 1 else "they are repeated, and scaled to the same sum",
-        )
-    for name, tensor in weights.items():
-        if name in own and own[name].shape != tensor.shape:
-            if name.endswith("pos_embed"):
-                side = round((tensor.shape[1] - 1) ** 0.5)
-                if side**2 + 1 == tensor.shape[1] and tensor.shape[2] == encoder.embed_dim:
-                    tensor = resize_positions(tensor, (side, side), encoder.grid)
-            elif name == patch and spread:
-                tensor = spread_channels(tensor, own[name].shape[1])
-            elif spread and not predicts and name.startswith("pred_head.projections."):
-                tensor = own[name]
-                log.warning("new, as it predicts other channels: %s", name)
-            elif ".rel_pos_" in name and tensor.shape[1] == own[name].shape[1]:
-                tensor = resize_relative_positions(tensor, len(own[name]))
-        resized[name] = tensor
-    return resized
+    weights, notes = resize_weights(model, weights, recipe)
+    if not predicts and any(note.startswith(("patches", "channels")) for note in notes):
+        heads = ((name, own) for name, own in model.state_dict().items() if name.startswith("pred_head.projections."))
+        new = tuple(name for name, own in heads if name in weights and own.shape != weights[name].shape)
+        weights, fresh = {name: tensor for name, tensor in weights.items() if name not in new}, fresh + new
+        notes += [f"new: {', '.join(new)}"] if new else []
+    load_strictly(model, weights, source, fresh)
+    return "; ".join(notes)
+
+
+def resize_weights(model: nn.Module, weights: dict[str, Tensor], recipe: Recipe) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights of ``recipe`` with patches, channels and positions as ``model`` has them, and notes on what was changed.
+
+    What else has another shape stays as it is.
+    """
+    own, resized, notes, tables = model.state_dict(), dict(weights), [], 0
+    old_grid, new_grid = None, getattr(trunk(model), "grid", None)
+    known = [name for name in weights if name in own and weights[name].ndim == own[name].ndim]
+    for name in sorted(known, key=lambda name: "patch_embed" not in name):  # which says the grid of the positions
+        tensor, old, new = weights[name], weights[name].shape, own[name].shape
+        if name.endswith("patch_embed.proj.weight"):
+            if tensor.ndim == 4:
+                old_grid = recipe.image_size.height // old[2], recipe.image_size.width // old[3]
+            if tensor.ndim == 4 and old[2:] != new[2:]:
+                resized[name] = resize_patches(tensor, (new[2], new[3]))
+                notes.append(f"patches resized from {Size(*old[2:])} to {Size(*new[2:])} pixels")
+            if old[1] != new[1]:
+                resized[name] = spread_channels(resized[name], new[1])
+                how = "their sum" if new[1] == 1 else "they are repeated, and scaled to the same sum"
+                notes.append(f"channels from {old[1]} to {new[1]}: {how}")
+        elif re.search(r"(^|\.)pos_embed$", name) and new_grid and old[2:] == new[2:]:
+            prefix = new[1] - math.prod(new_grid)
+            grid = grid_of(old[1] - prefix, old_grid)
+            if grid and grid != new_grid:
+                resized[name] = resize_positions(tensor, grid, new_grid)
+                notes.append("positions resized from {} x {} to {} x {} patches".format(*grid, *new_grid))
+        elif ".rel_pos_" in name and old[0] != new[0] and old[1] == new[1]:
+            resized[name] = resize_relative_positions(tensor, new[0])
+            tables += 1
+    return resized, notes + ([f"{tables} tables of relative positions resized"] if tables else [])
+
+
+def grid_of(patches: int, stated: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Rows and columns of so many patches: those stated if they are as many, else those of a square, if it is one."""
+    side = math.isqrt(max(patches, 0))
+    return stated if stated and math.prod(stated) == patches else (side, side) if 0 < side**2 == patches else None
 
 
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: Any, fresh: tuple[str, ...] = ()) -> None:

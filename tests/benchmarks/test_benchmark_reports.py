@@ -349,9 +349,8 @@ def test_against_another_commit(tmp_path):
     words = [sys.executable, "-m", "benchmarks", "mask", "--quick", "--threads", "1", "--base", "HEAD"]
     environment = {**os.environ, "MASKFEAT_BUILD": "cpu"}
     run = subprocess.run(words, cwd=clone, env=environment, check=True, timeout=550, capture_output=True, text=True)
-    time = r"\| [\d.]+ +\| [\d.]+ to [\d.]+[ (!)]+\|"
     assert re.search(
-        rf"\| Mask: .*: fused_mask_tokens +{time} .*\n\| base +{time} [\d.]+ \(.* to .*\) +\| now ", run.stdout
+        r"\| Mask: .*: fused_mask_tokens +\| [\d.]+ +\| [\d.]+ +\| [\d.]+ +\| [\d.]+ to [\d.]+ +\|", run.stdout
     )
     trees = subprocess.run([*git, "worktree", "list"], check=True, capture_output=True, text=True).stdout
     assert len(trees.splitlines()) == 1

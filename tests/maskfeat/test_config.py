@@ -58,7 +58,7 @@ def test_values_are_parsed_by_type():
         ("clip_grad=-1", "clip_grad must be at least 0, got -1.0"),
         ("layer_decay=0", "layer_decay must be above 0, got 0.0"),
         ("mask=cube", "mask must be one of block, random for vit, got 'cube'"),
-        ("image_size=60", "image_size 60 is not a multiple of mask_stride 16"),
+        ("image_size=60", "multiples of mask_stride=16, got image_size=60; the nearest are 48 or 64$"),
         ("patch_size=14", "mask_stride=16 is not a multiple of patch_size=14; set mask_stride=14"),
         ("epochs=1", "warmup_epochs=1 is not below epochs=1, .* lr; add warmup_epochs=0.1"),
         ("frames=4", "vit reads images"),

@@ -91,7 +91,7 @@ def test_all_kinds_of_png_become_rgb(tmp_path, mode):
     picture = Image.fromarray(ramp.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(ramp).convert(mode)
     (tmp_path / "val" / "a").mkdir(parents=True)
     picture.save(tmp_path / "val" / "a" / "0.png", **({"transparency": bytes(range(256))} if mode == "P" else {}))
-    loader = make_loader(images(tmp_path, image_size=20), "val", seed=0)
+    loader = make_loader(images(tmp_path, image_size=20, patch_size=4), "val", seed=0)
     [batch] = list(loader)
     assert loader.skipped == 0 and batch["images"].shape == (1, 3, 20, 20)
     columns = batch["images"].float().mean((0, 1, 2))

@@ -210,9 +210,9 @@ def test_crops_of_a_long_picture_are_those_of_the_whole_one_resized(monkeypatch,
     for size in ((70, 600), (900, 81), (2000, 33), (11, 200)):
         colours = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
         frame = colours.resize(size, Image.Resampling.BICUBIC)
-        found = eval_crops([frame], (64, 64), 73, interpolation, crops)
+        found = eval_crops([frame], (64, 64), (73, 73), interpolation, crops)
         monkeypatch.setattr("maskfeat.data.augment.LONGEST", 1000)
-        expected = eval_crops([frame], (64, 64), 73, interpolation, crops)
+        expected = eval_crops([frame], (64, 64), (73, 73), interpolation, crops)
         monkeypatch.undo()
         for [one], [other] in zip(found, expected, strict=True):
             assert np.abs(np.asarray(one, np.int16) - np.asarray(other)).max() <= 2

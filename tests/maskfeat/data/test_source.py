@@ -216,7 +216,8 @@ def test_synthetic_scenes(recipe):
 
 
 def test_scenes_differ_in_light_and_between_splits():
-    frames = {split: [Scenes(split, 32, False).read(i, None)[0][0][0] for i in range(40)] for split in ("train", "val")}
+    scenes = {split: Scenes(split, (32, 32), False) for split in ("train", "val")}
+    frames = {split: [source.read(i, None)[0][0][0] for i in range(40)] for split, source in scenes.items()}
     assert all(np.asarray(a).tobytes() != np.asarray(b).tobytes() for a, b in zip(*frames.values(), strict=True))
     brightness = [np.asarray(frame).mean() for frame in frames["train"]]
     contrast = [np.asarray(frame).std() for frame in frames["train"]]

@@ -51,7 +51,7 @@ def random_input(model: nn.Module) -> Tensor:  # [1, 3, (T,) H, W]
     if isinstance(encoder, VisionTransformer):
         shape = [side * encoder.patch_size for side in encoder.grid]
     else:
-        shape = [4, 4 * encoder.stride, 4 * encoder.stride]
+        shape = [4, 64, 64]
     return torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(0))
 
 

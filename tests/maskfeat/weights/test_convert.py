@@ -147,7 +147,7 @@ def test_there_and_back(tmp_path, project):
     check(model, tensors, LAYOUTS[project][Pretrain])
     assert f"read back, all {len(tensors)} tensors are equal" in report
     back, read_recipe, _ = read(tmp_path / "theirs.safetensors")
-    assert read_recipe.image_size == 32 and read_recipe.size == "tiny"
+    assert read_recipe.image_size == (32, 32) and read_recipe.size == "tiny"
     assert_equal_weights(back, model, but=("mask_token", "pred_head.projections"))
     if project == "huggingface":
         config = json.loads((tmp_path / "theirs.safetensors" / "config.json").read_text())
@@ -188,7 +188,7 @@ def test_mmpretrain_mvit(tmp_path):
         "mvit",
         "tiny",
         6,
-        64,
+        (64, 64),
         "cube",
     )
     loaded = build(recipe).eval()
