@@ -68,9 +68,13 @@ INLINE V octant_angle(V smaller, V larger, V magnitude) {
 constexpr float kArc1 = 57.283623f, kArc3 = -18.667446f, kArc5 = 8.9140005f,
                 kArc7 = -2.5397246f;  // factors of a, a^3, ...
 template <typename V>
-INLINE V opencv_octant_degrees(V smaller, V larger) {
-  const V a = smaller / (larger + 2.220446e-16f), u = a * a;
+INLINE V opencv_arc_tangent(V a) {
+  const V u = a * a;
   return (((kArc7 * u + kArc5) * u + kArc3) * u + kArc1) * a;
+}
+template <typename V>
+INLINE V opencv_octant_degrees(V smaller, V larger) {
+  return opencv_arc_tangent<V>(smaller / (larger + 2.220446e-16f));
 }
 
 // The derivative of this angle by the smaller component. That by the larger one is -smaller / larger times as much.

@@ -9,12 +9,14 @@ import re
 
 import pytest
 import torch
+from conftest import BACKENDS
 from cuda_program import ON_HOST, Out, checked, run
 from test_cuda_on_host import CHECKERS, usable
 
-from maskfeat_kernels.hog import reference
+from maskfeat_kernels.hog import ops, reference
 from maskfeat_kernels.hog.plan import Region, block_shape, pack, whole
 from maskfeat_kernels.hog.spec import DALAL_TRIGGS, MASKFEAT, OPENCV, SKIMAGE, HogSpec
+from maskfeat_kernels.testing import FLOATS
 
 BLOCKS, GRADIENT, REFUSAL = range(3)
 LARGE_TILES = (
@@ -165,6 +167,35 @@ def test_a_block_beyond_one_band_and_cells_beyond_a_tile(spec):
     check(usable("address"), pixels(spec, 1, side, side, dtype=torch.float64), spec)
 
 
+USUAL = {
+    "skimage": SKIMAGE,
+    "opencv": OPENCV,
+    "dalal_triggs": DALAL_TRIGGS,
+    "two cells": SKIMAGE.replace(block=2, reduction="sum"),
+    "roots in columns": SKIMAGE.replace(layout="columns", sqrt=True),
+}
+"""Shapes that have a kernel of their own, blocks_8x8.h."""
+
+
+HALVES_AND_FLOATS = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in FLOATS[:3]]
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the extension is not built")
+@pytest.mark.parametrize("dtype", [torch.uint8, *HALVES_AND_FLOATS], ids=str)
+@pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in USUAL])
+def test_usual_shapes_have_the_bits_of_the_cpu(name, dtype):
+    """In several strips and tiles, with ties of channels and flat areas, of an image and beyond it."""
+    spec = USUAL[name]
+    for channels, region in ((1, whole(spec, 41, 260)), (3, Region(-9, -4, 40, 245, 8))):
+        x = torch.randint(256, (1, channels, 41, 260), generator=torch.Generator().manual_seed(0))
+        x[..., :20, :70] = 7
+        x[:, -1, 20:, :90] = x[:, 0, 20:, :90]
+        x = x.to(dtype)
+        if spec.arithmetic == "skimage":  # it has no such column
+            region = region._replace(tie_column=region.width)
+        assert torch.equal(blocks_of(usable("address"), x, spec, region), ops.hog(x, spec, region))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 def test_large_tiles(name):
@@ -276,12 +307,14 @@ def spec_of_chance(chance: random.Random) -> HogSpec:
 # That the checks see what they are for: a text of the source, what stands there instead, under what, and what it says
 
 VOTES, COLUMNS, SLOPES = "magnitude * vote.above;\n    });\n", "above[pixel];\n      }\n", "= to.channel;\n      });\n"
+STRIP = "find_rows(work, top + (half + 1) * kStripRows + 1, memory);\n"
 BUGS = {
     "missing barrier": (VOTES + "    __syncthreads();\n", VOTES, "thread", "data race"),
     "missing fence of a warp": (COLUMNS + "      __syncwarp();\n", COLUMNS, "thread", "data race"),
     "missing barrier of the gradient": (SLOPES + "      __syncthreads();\n", SLOPES, "thread", "data race"),
     "blocks beyond the last": ("if (column >= x.blocks) continue;", "", "address", "Sanitizer: heap"),
     "rows beyond the last": ("min(work.height, work.image_height - top)", "work.height", "address", "Sanitizer: heap"),
+    "missing barrier of strips": (STRIP + "    __syncthreads();\n", STRIP, "thread", "data race"),
     "too little shared memory": ("take<uint16_t>(work.band * width)", "take<int>(1)", "address", "Sanitizer: heap"),
 }
 
@@ -291,9 +324,9 @@ BUGS = {
 def test_a_bug_is_stopped(name):
     right, wrong, checker, expected = BUGS[name]
     assert checker in ON_HOST
-    spec = SPECS["planes of blocks"]
-    x = pixels(spec, 2, 21, 37, dtype=torch.float32)
-    grad = torch.ones(2, *block_shape(spec, whole(spec, 21, 37)))
+    spec = SPECS["skimage" if name.endswith("strips") else "planes of blocks"]
+    x = pixels(spec, 2, 1, 25, 37, dtype=torch.float32)
+    grad = torch.ones(2, *[1] * (spec.channels == "each"), *block_shape(spec, whole(spec, 25, 37)))
     calls = (BLOCKS, Out(grad.shape)), (GRADIENT, grad, Out(grad.shape), Out(x.shape))
     for function, *rest in calls:
         arguments = (function, *words(x, spec, None), *rest)

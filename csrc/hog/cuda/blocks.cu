@@ -1,4 +1,5 @@
-// Histograms of blocks on a GPU, in every dialect. One kernel reads the pixels once and writes the blocks once. A
+// Histograms of blocks on a GPU, in every dialect. The usual shapes have a kernel of their own, in blocks_8x8.h. For all
+// others, the kernel below reads the pixels once and writes the blocks once. A
 // thread block does a tile of blocks that fits into shared memory, one band of rows after the other:
 //
 //     votes:      a thread a pixel       gx, gy -> magnitude, bin and shares, into shared memory (votes.h)
@@ -11,6 +12,7 @@
 #include "hog/cuda/blocks.h"
 
 #include "hog/cuda/backward.h"
+#include "hog/cuda/blocks_8x8.h"
 #include "hog/cuda/normalise.h"
 #include "hog/cuda/votes.h"
 
@@ -162,7 +164,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2)
 }
 
 template <bool GRADIENT, typename Pixel, typename T>
-int launch_blocks(BlockWork<T>& work, const T* grad, T* out, void* stream) {
+int launch_blocks(BlockWork<T>& work, const BlockPlan& plan, const T* grad, T* out, void* stream) {
+  if constexpr (std::is_same_v<T, float>)
+    if (has_strip_kernel(work, plan)) return launch_strips<GRADIENT>(work, plan, grad, out, stream);
   if (!place_blocks(work)) return cudaErrorInvalidValue;
   const int64_t tiles = ceil_div<int64_t>(work.y.blocks, work.y.tile) * ceil_div<int64_t>(work.x.blocks, work.x.tile);
   const dim3 grid = grid_of_planes(tiles, work.planes);
@@ -190,8 +194,9 @@ int launch(const ImageView& image, const Channels& channels, const BlockPlan& pl
   if (fill(work, image, channels, plan)) return cudaErrorInvalidValue;
   const T* const from = static_cast<const T*>(grad);
   if (work.planes == 0 || (grad ? image.height * image.width : work.size) == 0) return cudaSuccess;
-  if (!grad) return launch_blocks<false, Pixel, T>(work, nullptr, static_cast<T*>(out), stream);
-  const int error = work.size > 0 ? launch_blocks<true, Pixel, T>(work, from, static_cast<T*>(grad_blocks), stream) : 0;
+  if (!grad) return launch_blocks<false, Pixel, T>(work, plan, nullptr, static_cast<T*>(out), stream);
+  const int error =
+      work.size > 0 ? launch_blocks<true, Pixel, T>(work, plan, from, static_cast<T*>(grad_blocks), stream) : 0;
   return error ? error
                : launch_pixels<Pixel, T>(work, static_cast<const T*>(grad_blocks), static_cast<T*>(out), stream);
 }
