@@ -74,7 +74,8 @@ def gradient(
 
 def mirror(begin: int, count: int, size: int, device: torch.device) -> Tensor:  # [count], int64
     """Indices begin .. begin + count - 1, mirrored into 0 .. size - 1 as often as it takes."""
-    index = torch.arange(begin, begin + count, device=device) % max(2 * (size - 1), 1)
+    index = torch.arange(begin, begin + count, device=device)
+    index = index % index.new_full((), max(2 * (size - 1), 1))  # a tensor, as ONNX needs of an unknown size
     return torch.where(index < size, index, 2 * (size - 1) - index)
 
 

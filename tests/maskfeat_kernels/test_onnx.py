@@ -106,3 +106,16 @@ def test_onnxruntime_agrees(dtype, tmp_path):
     got = session.run(None, {"x": x.numpy(), "token_ids": ids.numpy()})
     for (name, of_torch), of_onnx in zip(want.items(), got, strict=True):
         assert np.abs(of_onnx - of_torch.numpy()).max() <= 1e-6, name
+
+
+@pytest.mark.slow  # exports for ten seconds
+@pytest.mark.filterwarnings("ignore")  # of torch about itself
+@pytest.mark.parametrize("name", ["maskfeat", "opencv"])
+def test_onnxruntime_takes_images_of_any_size(name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, file = HOG(DIALECTS[name]), str(tmp_path / "model.onnx")
+    torch.onnx.export(model, (BYTES,), file, dynamic_shapes=({0: "b", 2: "h", 3: "w"},), verbose=False)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    other = BYTES[:1, :, 5:42, :59]
+    (got,) = session.run(None, {"x": other.numpy()})
+    np.testing.assert_allclose(got, model(other).numpy(), rtol=0, atol=1e-6)
