@@ -49,7 +49,9 @@ SPECS = {
 ``from_half`` (a conversion, in hog/cuda/cells_8x8.h): float16, and bytes, in "maskfeat", "eight bins" and "one bin".
 ``multiply_add`` (pairs of halves, in hog/cuda/cells_8x8.h): bytes in the same three.
 ``approximate_reciprocal`` (in hog/cuda/cells_8x8.h): the same; "eight bins" sees an error of 2^-20.
-``root`` (an approximate reciprocal root and a Newton step, in hog/cuda/cells_launch.h): all of the MASKFEAT family.
+``root`` (an approximate reciprocal root and a Newton step, in hog/cuda/cells_launch.h): all of the MASKFEAT family, and
+those of the next line.
+``reciprocal`` and ``quotient`` (in hog/cuda/blocks_8x8_stages.h): "skimage", and both in "opencv".
 What else a device does otherwise has no branch: division and square root of the compiler in all others, ``__ldg``,
 shuffles of a warp and shared memory in the blocks, constant memory for the parameters.
 """
