@@ -1,5 +1,6 @@
 """What the rivals compute, that the gate stops those that do not, and what accuracy and memory measure."""
 
+import os
 import subprocess
 import sys
 
@@ -147,6 +148,15 @@ def test_the_truth_in_strips_is_the_truth():
     truth = fused_hog(x.double(), SKIMAGE, block=1, norm="l2", backend="reference")
     assert torch.allclose(rows, truth, rtol=0, atol=1e-14), "the sums of a cell have another order"
     assert hog.operations(1, bins=9) == 50, "as DESIGN.md counts them"
+
+
+@pytest.mark.slow
+def test_the_cases_are_tests_of_pytest_benchmark():
+    """Collecting them makes the inputs of all cases."""
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "-q", "-k", "One and call and token"]
+    beside_nothing = {name: value for name, value in os.environ.items() if "XDIST" not in name}  # or it times nothing
+    run = subprocess.run(command, cwd=ROOT, env=beside_nothing, capture_output=True, text=True)
+    assert run.returncode == 0 and "3 passed" in run.stdout, run.stdout
 
 
 def test_peak_memory_sees_a_temporary():
