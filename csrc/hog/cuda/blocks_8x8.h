@@ -21,11 +21,16 @@
 namespace maskfeat {
 namespace {
 
+// How many thread blocks are to be resident on a multiprocessor: as many as leave enough registers.
+template <typename Shape, bool GRADIENT>
+constexpr int kResidentStrips = !Shape::kLinear && Shape::kPerBlock == 2 ? 3
+                                : GRADIENT                               ? 2
+                                : Shape::kLinear                         ? 3
+                                                                         : 4;
+
 // Writes blocks, or with GRADIENT the gradient to blocks before their normalisation, from that to the result.
 template <typename Shape, int CHANNELS, bool GRADIENT>
-__global__ void __launch_bounds__(kStripThreads, GRADIENT         ? 2
-                                                 : Shape::kLinear ? 3
-                                                                  : 4)
+__global__ void __launch_bounds__(kStripThreads, kResidentStrips<Shape, GRADIENT>)
     hog_strip_kernel(const __grid_constant__ BlockWork<float> work, const __grid_constant__ StripWeights weights,
                      const float* __restrict__ grad, float* __restrict__ out) {
   using Memory = StripMemory<Shape, CHANNELS>;
