@@ -4,13 +4,12 @@ import dataclasses
 import logging
 import math
 import operator
-import re
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from .keys import Size, bad_choice, check_numbers, key, nearest, parse, text_of
+from .keys import Size, bad_choice, check_numbers, key, literals, nearest, parse, parse_policy, text_of
 from .mask import check_masks
 
 log = logging.getLogger(__name__)
@@ -114,7 +113,7 @@ class Recipe:
             if item.type is Size:
                 object.__setattr__(self, item.name, Size.of(item.name, getattr(self, item.name)))
             check_numbers(item.name, getattr(self, item.name), item.metadata)
-        for name, choices in _literals(type(self)).items():
+        for name, choices in literals(type(self)).items():
             if getattr(self, name) not in choices:
                 raise ValueError(bad_choice(name, getattr(self, name), choices))
         for name in ("mean", "std"):
@@ -306,18 +305,6 @@ def normalisation(colours: dict[str, tuple[float, ...]], channels: int) -> dict[
     }
 
 
-def parse_policy(policy: str) -> dict[str, float]:
-    options = {"m": 10.0, "n": 2.0, "mstd": 0.0, "inc": 0.0}
-    for part in policy.removeprefix("rand-").split("-"):
-        match = re.fullmatch(r"(m|n|mstd|inc)(\d+\.?\d*)", part)
-        if not match:
-            raise ValueError(f"rand_augment must look like 'm9-mstd0.5-inc1', got {policy!r}")
-        options[match[1]] = float(match[2])
-    if not options["inc"]:
-        raise ValueError(f"rand_augment must contain inc1, changes that grow with the magnitude, got {policy!r}")
-    return options
-
-
 def describe(recipe: Recipe) -> str:
     """The whole recipe, one ``key=value  # meaning`` a line."""
     settings = []
@@ -350,11 +337,6 @@ def from_dict(values: dict[str, Any]) -> Recipe:
         raise ValueError(f"the recipe has keys that this version does not know: {', '.join(unknown)}")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return cls(**values)
-
-
-def _literals(cls: type[Recipe]) -> dict[str, tuple[str, ...]]:
-    hints = typing.get_type_hints(cls).items()
-    return {name: typing.get_args(kind) for name, kind in hints if typing.get_origin(kind) is Literal}
 
 
 def _check_measure(name: str, measures: tuple[str, ...]) -> None:

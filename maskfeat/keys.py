@@ -79,6 +79,19 @@ def parse(name: str, text: str, kind: Any) -> Any:
     return value
 
 
+def parse_policy(policy: str) -> dict[str, float]:
+    """The numbers in a text such as m9-mstd0.5-inc1 of ``rand_augment``; ValueError for another."""
+    options = {"m": 10.0, "n": 2.0, "mstd": 0.0, "inc": 0.0}
+    for part in policy.removeprefix("rand-").split("-"):
+        match = re.fullmatch(r"(m|n|mstd|inc)(\d+\.?\d*)", part)
+        if not match:
+            raise ValueError(f"rand_augment must look like 'm9-mstd0.5-inc1', got {policy!r}")
+        options[match[1]] = float(match[2])
+    if not options["inc"]:
+        raise ValueError(f"rand_augment must contain inc1, changes that grow with the magnitude, got {policy!r}")
+    return options
+
+
 def check_numbers(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     """ValueError unless there are as many numbers as the key needs, all within its bounds."""
     numbers, bounds = metadata["numbers"], metadata["bounds"]
@@ -100,6 +113,12 @@ def _example(text: str, kind: type) -> str:
         return str(kind(round(float(text))))
     except (ValueError, OverflowError):
         return {int: "10", float: "0.1"}[kind]
+
+
+def literals(cls: type) -> dict[str, tuple[str, ...]]:
+    """The choices of each key that has some."""
+    hints = typing.get_type_hints(cls).items()
+    return {name: typing.get_args(kind) for name, kind in hints if typing.get_origin(kind) is Literal}
 
 
 def bad_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:

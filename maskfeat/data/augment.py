@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from ..config import parse_policy
+from ..keys import parse_policy
 from .bands import Bands, Picture
 
 Frames = list[Picture]
