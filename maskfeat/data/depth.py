@@ -18,12 +18,14 @@ def eight_bits(
     said: Range | None = None,
     stated: tuple[float, ...] = (),
     full: int = 4096,
+    opacity: tuple[int, ...] = (),
     inverted: bool = False,
 ) -> np.ndarray:  # uint8
     """The values from black to white as 0 to 255. Sixteen bits whose range nobody says give their upper eight.
 
     said: the range that the file says. stated: the range of the recipe, once or for each channel, which comes first.
     full: of 16 bits, the value that some have to reach; else they are taken for fewer bits, as of 12.
+    opacity: bands that do not count for that, as they are full in pictures of any depth.
     inverted: white comes first.
 
     ValueError for a range that is not known or upside down, and for values that are not finite.
@@ -34,10 +36,10 @@ def eight_bits(
         ends = np.array(stated)
         low, high = (ends[0], ends[1]) if len(ends) == 2 else (ends[::2], ends[1::2])
     else:
-        low, high = range_of(values, kind, bits, said, full)
+        low, high = range_of(np.delete(values, opacity, -1) if opacity else values, kind, bits, said, full)
     if inverted:
         values = low + high - values.astype(np.float64)
-    if np.ndim(low) == 0 and (low, high) == (0, 65535):
+    if np.equal(low, 0).all() and np.equal(high, 65535).all():
         return (values.clip(0, 65535).astype(np.uint16) >> 8).astype(np.uint8)
     return ((values.astype(np.float64) - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
 

@@ -11,7 +11,7 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from .augment import Frames
-from .bands import Picture, of_picture
+from .bands import Bands, Picture, of_picture
 from .decode import Choose, check_size
 from .depth import FLOATS, SIGNED, UNSIGNED, check_dark, eight_bits
 from .tiff import BITS, ORIENTATION, PHOTOMETRIC, is_tiff, pillow_reads, read_tiff, said_range
@@ -71,7 +71,8 @@ def read_image(
     with image:
         check_size(*image.size)
         if isinstance(image, TiffImageFile):
-            plain = not data_range or set(image.tag_v2.get(BITS, (8,))) == {8}
+            ranged = data_range or (image.mode in ("RGB", "RGBA", "LA") and said_range(image.tag_v2))
+            plain = not ranged or set(image.tag_v2.get(BITS, (8,))) == {8}
             if not plain or not pillow_reads(image):
                 return _by_tifffile(file, channels, data_range, autorotate)
             before = _orientation(image)
@@ -114,7 +115,7 @@ def _orientation(image: Image.Image) -> int:
 def _eight_bits(image: Image.Image, channels: int, data_range: tuple[float, ...]) -> Picture:
     """The picture in eight bits. Sixteen give their upper eight; where a range is known, it becomes 0 to 255."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return of_picture(_scaled(image, data_range), channels)
+        return of_picture(_scaled(image, channels, data_range), channels)
     halved = (
         image.format in ("PNG", "TIFF")
         and isinstance(image, ImageFile)
@@ -126,16 +127,19 @@ def _eight_bits(image: Image.Image, channels: int, data_range: tuple[float, ...]
         image = image.convert("RGBA")
     picture = of_picture(image, channels)
     if halved:  # by Pillow
-        check_dark(256 * int(np.asarray(picture).max()) + 255)
+        colours = picture.planes[:-1] if isinstance(picture, Bands) and channels != 1 else [picture]
+        check_dark(256 * max(int(np.asarray(plane).max()) for plane in colours) + 255)
     return picture
 
 
-def _scaled(image: Image.Image, data_range: tuple[float, ...]) -> Image.Image:
+def _scaled(image: Image.Image, channels: int, data_range: tuple[float, ...]) -> Image.Image:
     """A picture of one band of integers or floats, in eight bits."""
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
     kind = FLOATS if image.mode == "F" else SIGNED if image.mode == "I" and image.format == "TIFF" else UNSIGNED
     bits = tags.get(BITS, (16,))[0]
     said, inverted = said_range(tags), tags.get(PHOTOMETRIC) == 0
-    if len(data_range) > 2:
-        values = np.stack([values] * 3, -1)
+    if len(data_range) > 2:  # the last of two or four channels is opacity, of which it has none
+        colours = 1 if channels == 2 else 3
+        values, data_range = np.stack([values] * colours, -1), data_range[: 2 * colours]
+        values = values[..., 0] if colours == 1 else values
     return Image.fromarray(eight_bits(values, kind, bits, said=said, stated=data_range, inverted=inverted))

@@ -20,6 +20,9 @@ MINIMUM, MAXIMUM = (340, 280), (341, 281)
 REDUCED, MASK = 1, 4
 """Bits of SUBFILE: a smaller copy, a mask."""
 
+PREMULTIPLIED, OPACITY = 1, 2
+"""What a band of EXTRA may be."""
+
 COLOURS = {0: "white is zero", 1: "black is zero", 2: "RGB", 5: "inks"}
 """Photometric interpretations whose bands are read as they are."""
 
@@ -60,8 +63,8 @@ def said_range(tags: Any) -> Range | None:
 def read_tiff(file: "str | BytesIO", channels: int, data_range: tuple[float, ...]) -> tuple[Picture, int]:
     """All bands of all pages, in their order, and the orientation of the first, 1 to 8 as in EXIF.
 
-    One band becomes three alike, and the three of RGB the brightness, where these are asked for. Smaller copies and
-    masks are no bands.
+    One band becomes three alike, and the three of RGB the brightness, where these are asked for; opacity is left out
+    then. Smaller copies and masks are no bands.
 
     ValueError for any other number of bands than ``channels``, for pages of different sizes or numbers, for colours in
     a palette or other than RGB, and for a range that is not known.
@@ -79,15 +82,22 @@ def read_tiff(file: "str | BytesIO", channels: int, data_range: tuple[float, ...
             raise ValueError("a TIFF without a picture")
         first = pages[0]
         check_size(first.imagewidth, first.imagelength)
-        kinds = {(page.imagelength, page.imagewidth, page.dtype, page.bitspersample) for page in pages}
+        kinds = {
+            (page.imagelength, page.imagewidth, page.dtype, page.bitspersample, page.photometric == 0) for page in pages
+        }
         if len(kinds) > 1:
-            raise ValueError(f"a TIFF whose {len(pages)} pages differ in size or depth; write each as a file")
+            raise ValueError(
+                f"a TIFF whose {len(pages)} pages differ in size or depth, or in which white is zero in some; write "
+                "each as a file"
+            )
         if first.dtype is None or first.dtype.kind not in KINDS:
             raise ValueError(f"a TIFF of {first.bitspersample} bits of sample format {first.sampleformat}")
-        if first.photometric not in COLOURS:
-            name = getattr(first.photometric, "name", first.photometric)
+        if others := [page.photometric for page in pages if page.photometric not in COLOURS]:
+            name = getattr(others[0], "name", others[0])
             raise ValueError(f"a TIFF of photometric interpretation {name}; write RGB or a band for each channel")
         count = sum(page.samplesperpixel for page in pages)
+        if len(pages) == 1 and channels in (1, 3) and tuple(map(int, first.extrasamples)) == (OPACITY,):
+            count -= 1  # Pillow drops it too
         promised = _promised(first)
         if promised > len(pages):
             raise ValueError(f"a TIFF of {promised} pictures, of which {len(pages)} are pages; write a page for each")
@@ -98,12 +108,15 @@ def read_tiff(file: "str | BytesIO", channels: int, data_range: tuple[float, ...
             raise ValueError("a TIFF of 3 bands that are no colours, and channels=1; set channels=3")
         values = np.concatenate([_bands(page) for page in pages], -1)
         ranges = [said_range({tag.code: tag.value for tag in page.tags}) for page in pages]
+        said = _joined(ranges, [page.samplesperpixel for page in pages])
+        opacity = tuple(band for band in _opacity(pages) if band < count)
+    values, said = values[..., :count], said and (said[0][:count], said[1][:count])
     if count < channels:
         values = values.repeat(channels, -1)
     bits, kind, inverted = first.bitspersample, KINDS[values.dtype.kind], first.photometric == 0
     if (kind, bits) != (UNSIGNED, 8) or inverted:
-        said = _joined(ranges, [page.samplesperpixel for page in pages])
-        options: dict[str, Any] = dict(said=said, stated=data_range if bits > 8 else (), inverted=inverted)
+        options: dict[str, Any] = dict(opacity=opacity, inverted=inverted)
+        options |= dict(said=said, stated=data_range) if bits > 8 else {}
         values = eight_bits(values, kind, bits, full=FULL if count > 1 else 4096, **options)
     tag = first.tags.get(ORIENTATION)
     orientation = 1 if tag is None else int(tag.value)
@@ -117,6 +130,15 @@ def _bands(page: Any) -> np.ndarray:  # [H, W, C]
     if page.planarconfig == 2 and count > 1:
         values = np.moveaxis(values, 0, -1)
     return values.reshape(page.imagelength, page.imagewidth, count)
+
+
+def _opacity(pages: list[Any]) -> tuple[int, ...]:
+    """Which of the bands of all pages say how opaque a pixel is."""
+    found: list[bool] = []
+    for page in pages:
+        extra = [int(kind) in (PREMULTIPLIED, OPACITY) for kind in page.extrasamples]
+        found += [False] * (page.samplesperpixel - len(extra)) + extra
+    return tuple(np.flatnonzero(found).tolist())
 
 
 def _promised(page: Any) -> int:

@@ -5,6 +5,7 @@ import io
 import media
 import numpy as np
 import pytest
+import test_images
 import tifffile
 from PIL import Image
 
@@ -111,6 +112,43 @@ def test_bands_are_turned_as_exif_says(orientation):
     assert np.array_equal(read(file, 13, autorotate=False), CUBE)
 
 
+DARK = np.dstack([np.arange(4096, dtype=np.uint16).reshape(64, 64)] * 3 + [np.full((64, 64), 65535, np.uint16)])
+RGBA = {"photometric": "rgb", "planarconfig": "contig", "extrasamples": ["unassalpha"]}
+GRAY_PNG = saved(Image.fromarray(DARK[..., 0]), "PNG")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_range_holds_beside_opacity(channels):
+    """Of colours of 16 bits; opacity is left out for one and three channels, as that of 8 bits is."""
+    wanted = np.rint(DARK[..., 0] / 4095 * 255)
+    for tag, stated in ((), (0.0, 4095.0)), ((), (0.0, 4095.0) * channels), ((4095,) * 4, ()):
+        tags = [(341, 3, 4, tag, False)] if tag else []
+        got = read(tiff(DARK, extratags=tags, **RGBA), channels, data_range=stated)
+        assert abs(got[..., : min(channels, 3)] - wanted[..., None]).max() <= 1
+        assert channels < 4 or (got[..., 3] == 255).all()
+
+
+@pytest.mark.parametrize("white", [4095, 10000, 65535])
+def test_what_a_tag_says_of_colours_counts(white):
+    values = (DARK[..., :3].astype(float) * white / 4095).astype(np.uint16)
+    file = tiff(values, photometric="rgb", extratags=[(341, 3, 3, (white,) * 3, False)])
+    assert len(np.unique(read(file, 3))) == 256 == len(np.unique(read(file, 1)))
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_a_range_of_each_channel_holds_for_gray(channels):
+    got = read(GRAY_PNG, channels, data_range=(0.0, 4095.0) * channels)
+    assert abs(got[..., 0] - DARK[..., 0] / 4095 * 255).max() <= 0.5 and (got[..., -1] == 255).all()
+
+
+def two_pages(*kinds):
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for kind in kinds:
+            writer.write(CUBE[..., 0], photometric=kind)
+    return file.getvalue()
+
+
 PAGES = [np.zeros((6, 8), np.uint8), np.zeros((8, 6), np.uint8)]
 REFUSED = {
     "4 bands for 3": (tiff(CUBE[..., :4], planarconfig="contig"), 3, "TIFF of 4 bands, and channels=3; set channels=4"),
@@ -127,6 +165,12 @@ REFUSED = {
     "complex": (tiff(PLANES.astype("c8")), 13, "sample format"),
     "bands that are no colours": (tiff(PLANES[:3]), 1, "3 bands .*channels=1; set channels=3"),
     "a page for all": (tiff(PLANES, metadata={"axes": "CYX"}).replace(b"[13,", b"[14,"), 13, "14 pictures, of"),
+    "12 bits beside opacity": (tiff(DARK, **RGBA), 4, "above 4095.*data_range=0,4095"),
+    "12 bits beside opacity that is made": (test_images.png16(DARK[..., :3]), 4, "above 4095.*data_range=0,4095"),
+    "12 bits beside opacity of PNG": (test_images.png16(DARK), 4, "above 4095.*data_range=0,4095"),
+    "12 bits beside opacity of gray": (test_images.png16(DARK), 2, "above 4095.*data_range=0,4095"),
+    "white is zero in a page": (two_pages("minisblack", "miniswhite"), 2, "in which white is zero in some"),
+    "white is one in a page": (two_pages("miniswhite", "minisblack"), 2, "in which white is zero in some"),
     "a PNG of 16 bits in colour": (None, 3, "for a data_range write TIFF"),
 }  # fmt: skip
 
@@ -136,8 +180,6 @@ def test_what_does_not_fit_is_refused_with_what_would(what):
     file, channels, message = REFUSED[what]
     options = {}
     if file is None:
-        import test_images
-
         file, options = test_images.png16(np.stack([test_images.RAMP * 65535] * 3, -1)), {"data_range": (0.0, 9.0)}
     with pytest.raises(ValueError, match=message) as refused:
         read(file, channels, **options)

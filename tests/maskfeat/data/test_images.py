@@ -53,10 +53,10 @@ def raw_tiff(values, *, bits, samples=1, form=1, photometric=1, extra=()):
 
 
 def png16(values):
-    """A PNG of 16 bits of one or three colours, which Pillow does not write."""
+    """A PNG of 16 bits of one or three colours, or three and opacity, which Pillow does not write."""
     height, width = values.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    head = struct.pack(">IIBBBBB", width, height, 16, 2 if values.ndim == 3 else 0, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, 16, {(): 0, (3,): 2, (4,): 6}[values.shape[2:]], 0, 0, 0)
     parts = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     chunks = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
