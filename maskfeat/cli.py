@@ -213,10 +213,12 @@ def _stats(options: argparse.Namespace) -> None:
     from .run.stats import measure
 
     recipe = override(get_recipe(options.recipe), [*options.settings, f"data={options.data}"], silent=True)
-    lines = {"channels": recipe.channels, "data_range": recipe.data_range, **measure(recipe)}
-    for name, value in lines.items():
-        if value != ():
-            print(f"{name}={','.join(f'{number:.5g}' for number in value) if isinstance(value, tuple) else value}")
+    measured = measure(recipe)
+    print(f"channels={recipe.channels}")
+    if recipe.data_range:  # with all digits: what was measured holds for this range alone
+        print(f"data_range={','.join(str(number).removesuffix('.0') for number in recipe.data_range)}")
+    for name, value in measured.items():
+        print(f"{name}={','.join(f'{number:.5g}' for number in value)}")
 
 
 def _plot(options: argparse.Namespace) -> None:

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from .. import config
 from ..config import Recipe
+from ..keys import text_of
 from ..weights.files import recipe_of
 from ..weights.storage import file_checksum, json_checksum, one_line, sync_folder, write_atomically
 from .checkpoint_files import Planner, Reader, Writer
@@ -275,7 +276,9 @@ def check_recipe(path: Path, saved: Recipe, wanted: Recipe) -> None:
     allowed |= {"samples"} if "data" in wanted.change else set()
     differ = {name: values for name, values in differences(saved, wanted).items() if name not in allowed}
     if differ:
-        details = ", ".join(f"{name}={there} there and {here} here" for name, (there, here) in differ.items())
+        details = ", ".join(
+            f"{name}={text_of(there)} there and {text_of(here)} here" for name, (there, here) in differ.items()
+        )
         keys = {"epochs": "extend=true", "steps": "extend=true", "lr": "change=lr", "samples": "change=data"}
         advice = "".join(f", or add {key}" for key in sorted({keys[name] for name in differ if name in keys}))
         raise ValueError(f"{path} belongs to another run: {details}; choose another out, or the same settings{advice}")

@@ -55,7 +55,7 @@ def convert(
 
     ours: weights and recipe, where ``source`` is a checkpoint of a run and has been read.
     settings: ``key=value`` texts, as image_size=224x112 or patch_size=8, to which the weights are brought. Where the
-        positions of a file are no square, image_size says their rows and columns.
+        positions of a file are no square and it does not say their shape, image_size says their rows and columns.
 
     Returns a report of what was checked. Raises FileNotFoundError or ValueError for files that are not there, not
     understood or do not fit the other project, or if a check fails.
@@ -77,7 +77,7 @@ def convert(
     if to == "huggingface":
         write_atomically(output / "config.json", json.dumps(huggingface_config(trunk(model)), indent=2).encode())
     file = output / "model.safetensors" if to == "huggingface" else output
-    save_tensors(file, tensors, {"format": "pt"})
+    save_tensors(file, tensors, {"format": "pt", "image_size": str(Size(*_sides(trunk(model))))})
     return f"{report}\n{output}: ViT of {to}; {_read_back(file, tensors)}"
 
 
@@ -206,15 +206,18 @@ def _read_mmpretrain_mvit(tensors: dict[str, Tensor], source: Path) -> tuple[nn.
 def _image_size(patches: int, side: int, source: Path, settings: Sequence[str]) -> Size:
     """The size for which a ViT with so many patches of ``side`` pixels was made.
 
-    Hugging Face's ``config.json`` beside the file says it. Else it is a square, or as the settings say.
+    The header of a file of :func:`convert` says it, or Hugging Face's ``config.json`` beside it. Else it is a square,
+    or as the settings say.
     """
-    beside, settled = None, None
+    own, beside, settled = None, None, None
+    with suppress(OSError, ValueError, LookupError):
+        own = parse("image_size", read_tensors(source)[1]["image_size"], Size)
     with suppress(OSError, ValueError, TypeError, LookupError, RecursionError):
         beside = Size.of("image_size", json.loads(source.with_name("config.json").read_bytes())["image_size"])
     for text in settings:
         name, _, value = text.partition("=")
         settled = parse(name, value, Size) if name == "image_size" else settled
-    found = (grid_of(patches, size and (size.height // side, size.width // side)) for size in (beside, settled))
+    found = (grid_of(patches, size and (size.height // side, size.width // side)) for size in (own or beside, settled))
     grid = next(filter(None, found), None)
     if grid is None:
         columns = next(n for n in range(math.isqrt(max(patches, 1)), 0, -1) if patches % n == 0)
@@ -311,7 +314,7 @@ def _slowfast_recipe(cfg: dict[str, Any], name: str) -> Recipe:
 
 def huggingface_config(encoder: VisionTransformer) -> dict[str, Any]:
     """``config.json`` of a ViTModel."""
-    block, sides = encoder.blocks[0], [side * encoder.patch_size for side in encoder.grid]
+    block, sides = encoder.blocks[0], _sides(encoder)
     return {
         "architectures": ["ViTModel"],
         "model_type": "vit",
@@ -326,6 +329,11 @@ def huggingface_config(encoder: VisionTransformer) -> dict[str, Any]:
         "patch_size": encoder.patch_size,
         "qkv_bias": True,
     }
+
+
+def _sides(encoder: VisionTransformer) -> list[int]:
+    """Height and width in pixels for which positions are learned."""
+    return [side * encoder.patch_size for side in encoder.grid]
 
 
 def _size(sizes: Mapping[str, dict[str, Any]], **parts: Any) -> str:

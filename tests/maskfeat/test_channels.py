@@ -106,7 +106,7 @@ def test_every_command_takes_thirteen_bands(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["samples"] == 12
 
 
-def test_stats_are_exact(tmp_path):
+def test_stats_are_exact(tmp_path, capsys):
     data = bands(tmp_path, each=3, channels=2)
     changes = [f"data={data}", "channels=2", "data_range=0,255,0,3000", "image_size=32", "workers=0"]
     recipe = override(get_recipe("vit_tiny"), changes)
@@ -117,6 +117,8 @@ def test_stats_are_exact(tmp_path):
     assert found["std"] == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist(), rel=1e-12)
     flat = override(recipe, ["data_range=-2,-1,0,3000"])
     assert measure(flat)["std"][0] == 1
+    assert main(["stats", str(data), *changes[1:], "data_range=-0.5,123456789,0,4095.25"]) == 0
+    assert "data_range=-0.5,123456789,0,4095.25" in capsys.readouterr().out.split()
     with pytest.raises(ValueError, match=r"no sample of .* could be read"):
         measure(override(recipe, {"data_range": ()}))
 

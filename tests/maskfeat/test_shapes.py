@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from foreign_models import check
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_checkpoint import save_encoder
 from test_cli import command
 from test_convert import VIT_CFG, slowfast_file
@@ -276,12 +276,26 @@ def test_rectangles_of_other_projects(tmp_path, project):
         assert config["image_size"] == [32, 96]
         check(model, load_file(changed / "model.safetensors"), LAYOUTS[project][Pretrain])
     else:
+        save_file(load_file(changed), changed)  # as others write it
         with pytest.raises(ValueError, match=r"12 patches, which are no square, .* such as image_size=64x48 or 48x64$"):
             read(changed)
     back, found, _ = read(changed, settings=["image_size=32x96"] if project == "timm" else [])
     assert found.image_size == (32, 96) and torch.equal(back.encoder.pos_embed, model.encoder.pos_embed)
     if project == "huggingface":
         assert "positions resized from 2 x 6 to 6 x 2 patches" in read(changed, settings=["image_size=96x32"])[2]
+
+
+@pytest.mark.parametrize("project", ["timm", "huggingface"])
+def test_a_rectangle_of_as_many_patches_as_a_square_is_read_back_as_it_was(tmp_path, project):
+    recipe = override(get_recipe("vit_tiny"), ["size=micro", "image_size=32x128"])
+    ours, theirs = save(tmp_path, build(recipe), recipe), tmp_path / "theirs.safetensors"
+    convert(ours, theirs, project)
+    back, found, _ = read(theirs)
+    assert found.image_size == (32, 128) and torch.equal(back.encoder.pos_embed, load_file(ours)["encoder.pos_embed"])
+    assert "positions resized from 2 x 8 to 4 x 4 patches" in read(theirs, settings=["image_size=64"])[2]
+    if project == "huggingface":  # as others write it
+        save_file(load_file(theirs / "model.safetensors"), theirs / "model.safetensors")
+        assert read(theirs)[1].image_size == (32, 128)
 
 
 def save(folder, model, recipe):

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -187,6 +188,20 @@ def test_a_run_is_not_written_over(run, tmp_path):
 def test_another_recipe_is_refused_with_what_differs(run):
     with pytest.raises(ValueError, match=r"another run: lr=0.001 there and 0.002 here, seed=0 there and 1 here"):
         train_small(run, "steps=2", "lr=2e-3", "seed=1")
+
+
+@pytest.mark.parametrize(
+    "change, what",
+    [
+        ("channels=1", "channels=3 there and 1 here, mean="),
+        ("data_range=0,4095", "data_range= there and 0.0,4095.0 here"),
+        ("image_size=32x64", "image_size=32 there and 32x64 here"),
+        ("mean=0.406,0.456,0.485", "mean=0.485,0.456,0.406 there and 0.406,0.456,0.485 here"),
+    ],
+)
+def test_other_pixels_are_another_run(run, change, what):
+    with pytest.raises(ValueError, match=re.escape(f"belongs to another run: {what}")):
+        train_small(run, "steps=2", change)
 
 
 def test_what_does_not_change_the_arithmetic_may_change(run, tmp_path):
