@@ -14,6 +14,7 @@ from .decode import check_size
 from .depth import FLOATS, SIGNED, UNSIGNED, Range, eight_bits
 
 BITS, PHOTOMETRIC, SAMPLES, EXTRA, SUBFILE, ORIENTATION = 258, 262, 277, 338, 254, 274
+PLANAR, SAMPLE_FORMAT = 284, 339
 MINIMUM, MAXIMUM = (340, 280), (341, 281)
 """Tags of the range, SMinSampleValue and SMaxSampleValue before MinSampleValue and MaxSampleValue."""
 
@@ -33,7 +34,14 @@ FULL = 2**15
 
 
 def pillow_reads(image: TiffImageFile) -> bool:
-    """Whether Pillow would lose none of the bands and pages; opacity, smaller copies and masks are none."""
+    """Whether Pillow would lose none of the bands and pages, and takes no number for another.
+
+    Opacity, smaller copies and masks are no bands. Pillow takes signed 8 bits for unsigned ones, unsigned 32 for signed
+    ones, and planes of 16 bits for planes of 8.
+    """
+    bits, form = image.tag_v2.get(BITS, (1,))[0], image.tag_v2.get(SAMPLE_FORMAT, (1,))[0]
+    if (bits, form) in ((8, 2), (32, 1)) or (bits > 8 and image.tag_v2.get(PLANAR) == 2):
+        return False
     bands, used, extra = image.tag_v2.get(SAMPLES, 1), len(image.getbands()), image.tag_v2.get(EXTRA)
     if bands != used or (image.mode in ("LA", "RGBA") and not extra):
         return False
@@ -116,7 +124,7 @@ def read_tiff(file: "str | BytesIO", channels: int, data_range: tuple[float, ...
     bits, kind, inverted = first.bitspersample, KINDS[values.dtype.kind], first.photometric == 0
     if (kind, bits) != (UNSIGNED, 8) or inverted:
         options: dict[str, Any] = dict(opacity=opacity, inverted=inverted)
-        options |= dict(said=said, stated=data_range) if bits > 8 else {}
+        options |= dict(said=said, stated=data_range) if bits > 8 or kind == SIGNED else {}
         values = eight_bits(values, kind, bits, full=FULL if count > 1 else 4096, **options)
     tag = first.tags.get(ORIENTATION)
     orientation = 1 if tag is None else int(tag.value)

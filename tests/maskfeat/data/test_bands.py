@@ -135,6 +135,23 @@ def test_what_a_tag_says_of_colours_counts(white):
     assert len(np.unique(read(file, 3))) == 256 == len(np.unique(read(file, 1)))
 
 
+PLANES16 = PLANES[:3].astype(np.uint16) * 257
+MISTAKEN = {
+    "planes of 16 bits": (tiff(PLANES16, photometric="rgb", planarconfig="separate"), ()),
+    "planes of 16 bits, big end first": (tiff(PLANES16, photometric="rgb", planarconfig="separate", byteorder=">"), ()),
+    "signed 8 bits": (tiff((PLANES[0].astype(np.int16) - 128).astype(np.int8)), (-128.0, 127.0)),
+    "32 bits": (tiff(PLANES[0].astype(np.uint32) * 16843009, extratags=[(341, 4, 1, 2**32 - 1, False)]), ()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", MISTAKEN)
+def test_numbers_that_pillow_takes_for_others_are_what_they_are(what):
+    file, stated = MISTAKEN[what]
+    got = read(file, 3, data_range=stated)
+    assert np.array_equal(got[..., 0], CUBE[..., 0])
+    assert "planes" not in what or np.array_equal(got, CUBE[..., :3])
+
+
 @pytest.mark.parametrize("channels", [2, 4])
 def test_a_range_of_each_channel_holds_for_gray(channels):
     got = read(GRAY_PNG, channels, data_range=(0.0, 4095.0) * channels)
@@ -161,6 +178,7 @@ REFUSED = {
     "12 bits in 16": (tiff(CUBE.astype("u2") * 16, planarconfig="contig"), 13, "above 4080.*data_range=0,4095"),
     "reflectances": (tiff(PLANES.astype("u2") * 39), 13, "no value above 9945.*set data_range=0,16383"),
     "floats": (tiff(PLANES.astype("f4") - 20), 13, "floats from -20 to 235.*data_range=-20,235"),
+    "signed 8 bits": (tiff(PLANES[0].astype("i1")), 3, "integers of 8 bits from -126 to 127, .* data_range=-126,127"),
     "no numbers": (tiff(np.full((13, 6, 8), np.nan, "f4")), 13, "infinite or no numbers"),
     "complex": (tiff(PLANES.astype("c8")), 13, "sample format"),
     "bands that are no colours": (tiff(PLANES[:3]), 1, "3 bands .*channels=1; set channels=3"),
