@@ -32,6 +32,7 @@ LONG = {
     *("test_cuda_on_host", "test_hog_blocks_cuda_on_host", "test_benchmarks", "test_kernel_report", "test_manifest"),
     *("test_hog_blocks_gradient", "test_hog_blocks_compile", "test_hog_compile", "test_hog_exact_bins", "test_build"),
     *("test_hog_tokens", "test_hog", "test_workers", "test_checkpoint", "test_convert", "test_triton_on_stub"),
+    *("test_train", "test_going_on", "test_device", "test_gpu_script", "test_cli", "test_model", "test_mask"),
 }
 """Files whose tests take ten seconds or more together."""
 
