@@ -7,8 +7,9 @@ from torch import nn
 
 from maskfeat_kernels import MASKFEAT
 
-from .config import Finetune, Pretrain, Recipe
+from .config import TIMM, Finetune, Pretrain, Recipe
 from .encoders.mvit import MViT, mvit
+from .encoders.timm import TimmEncoder, timm_vit
 from .encoders.vit import VisionTransformer, vit
 from .model import MaskFeat
 from .target import HogTarget, MixTarget, PixelTarget, Target, cell_size
@@ -41,22 +42,26 @@ def classifier(recipe: Finetune) -> nn.Module:
     return _encoder(recipe, {**options, "last_stride": 2} if recipe.encoder == "mvit" else options)
 
 
-def _encoder(recipe: Recipe, options: dict[str, Any]) -> VisionTransformer | MViT:
+def _encoder(recipe: Recipe, options: dict[str, Any]) -> VisionTransformer | MViT | TimmEncoder:
     common: dict[str, Any] = dict(
         img_size=recipe.image_size, in_chans=recipe.channels, drop_path_rate=recipe.drop_path, **options
     )
-    model: VisionTransformer | MViT
+    model: VisionTransformer | MViT | TimmEncoder
     if recipe.encoder == "mvit":
         model = mvit(recipe.size, num_frames=recipe.frames, **common)
+    elif recipe.encoder.startswith(TIMM):
+        model = timm_vit(recipe.encoder.removeprefix(TIMM), **common)
     else:
         model = vit(recipe.size, patch_size=recipe.patch_size, **common)
     model.set_grad_checkpointing(recipe.recompute)
     return model
 
 
-def _stride(encoder: VisionTransformer | MViT, depth: int) -> int:
+def _stride(encoder: VisionTransformer | MViT | TimmEncoder, depth: int) -> int:
     """The side in pixels of what a token stands for after the block ``depth``."""
-    if not isinstance(encoder, MViT):
+    if isinstance(encoder, TimmEncoder):
+        return encoder.patch_size[0]
+    if isinstance(encoder, VisionTransformer):
         return encoder.patch_size
     return 4 * math.prod(block.q_stride for block in encoder.blocks[: depth + 1])
 

@@ -253,12 +253,9 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from .run.checkpoint import read_model
     from .weights.convert import convert
 
-    source = Path(options.source)
-    ours = read_model(source) if _is_checkpoint(source) else None
-    print(convert(source, Path(options.output), options.to, ours, options.settings))
+    print(convert(Path(options.source), Path(options.output), options.to, options.settings))
 
 
 def _recipes(options: argparse.Namespace) -> None:
@@ -277,11 +274,10 @@ def _recipes(options: argparse.Namespace) -> None:
 def _load(options: argparse.Namespace, predicts: bool = True) -> "tuple[nn.Module, Recipe]":
     """The model of a run and its recipe, with the settings of the command line; ``predicts`` as in put()."""
     from .build import build
-    from .run.checkpoint import read_model
     from .weights.files import put, read_weights
 
     source = Path(options.weights)
-    weights, trained = read_model(source) if _is_checkpoint(source) else read_weights(source)
+    weights, trained = read_weights(source)
     recipe = override(trained, options.settings)
     if predicts and isinstance(recipe, Pretrain) and trained.channels != recipe.channels:
         raise ValueError(
@@ -293,10 +289,6 @@ def _load(options: argparse.Namespace, predicts: bool = True) -> "tuple[nn.Modul
     if note and _speaks():
         print(f"maskfeat: {options.weights}: {note}", file=sys.stderr)
     return model.eval(), recipe
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return (path / "run.json").exists()
 
 
 def _print(results: dict[str, float]) -> None:

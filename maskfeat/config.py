@@ -17,7 +17,9 @@ log = logging.getLogger(__name__)
 IMAGENET: dict[str, Any] = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 KINETICS: dict[str, Any] = dict(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
 R = TypeVar("R", bound="Recipe")
-CHANGES = ("lr", "data")
+CHANGES = ("lr", "data", "timm")
+TIMM = "timm:"
+"""Begins the ``encoder`` that is a model of timm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +28,11 @@ class Recipe:
 
     name: str = key("", "the recipe this one started from")
     # model
-    encoder: Literal["vit", "mvit"] = key("vit", "ViT for images, MViTv2 for video")
+    encoder: str = key("vit", "'vit' for images, 'mvit' (MViTv2) for video, or timm:NAME, a ViT of timm")
     size: Literal["micro", "tiny", "small", "base", "large"] = key(
-        "base", "size of the encoder; MViT has no micro and no base"
+        "base", "size of the encoder; MViT has no micro and no base, a ViT of timm its own"
     )
-    patch_size: int = key(16, "pixels of a patch of the ViT", least=1)
+    patch_size: int = key(16, "pixels of a patch of the ViT; one of timm has its own", least=1)
     image_size: Size = key(  # noqa: RUF009, a field
         Size(224, 224), "pixels of a crop: 224, or 224x112 for 224 high and 112 wide"
     )
@@ -76,7 +78,7 @@ class Recipe:
     clip_grad: float = key(0.0, "largest L2 norm of the gradient; 0 for no limit", least=0)
     # run
     out: str = key("", "folder of the run; by default runs/NAME")
-    init: str = key("", "weights to start from: a safetensors file or a run folder")
+    init: str = key("", "weights to start from: a run, a checkpoint, a file of weights, or of timm or Hugging Face")
     resume: str = key("auto", "'auto' goes on from `out` if it holds a checkpoint, 'no' does not; or a folder")
     seed: int = key(0, "of weights, data, masks and augmentation", least=0, below=2**64)
     device: str = key("auto", "'cpu', 'cuda', ...; 'auto' takes an accelerator if there is one")
@@ -104,7 +106,7 @@ class Recipe:
         "", "also keep, in best.safetensors, the weights of the evaluation that was best by this"
     )
     extend: bool = key(False, "go on for more epochs or steps than the run began with; the schedule is drawn anew")
-    change: tuple[str, ...] = key((), "what else a run may go on with that it did not begin with: lr, data")
+    change: tuple[str, ...] = key((), "what else a run may go on with that it did not begin with: lr, data, timm")
     tensorboard: bool = key(False, "also write the log for TensorBoard")
     wandb: str = key("", "also send the log to this project of Weights & Biases")
 
@@ -116,6 +118,8 @@ class Recipe:
         for name, choices in literals(type(self)).items():
             if getattr(self, name) not in choices:
                 raise ValueError(bad_choice(name, getattr(self, name), choices))
+        if self.encoder not in ("vit", "mvit") and not (self.encoder.startswith(TIMM) and self.encoder != TIMM):
+            raise ValueError(bad_choice("encoder", self.encoder, ("vit", "mvit", "timm:NAME")))
         for name in ("mean", "std"):
             if len(value := getattr(self, name)) != self.channels:
                 raise ValueError(
@@ -146,8 +150,13 @@ class Recipe:
             raise ValueError("precision=fp16 scales its gradients on each rank; parallel must be 'ddp', got 'fsdp'")
         if self.encoder == "mvit" and self.frames < 2:
             raise ValueError(f"mvit needs clips of at least 2 frames, got frames={self.frames}")
-        if self.encoder == "vit" and self.frames:
-            raise ValueError(f"vit reads images, not clips: frames must be 0, got {self.frames}")
+        if self.encoder != "mvit" and self.frames:
+            raise ValueError(f"{self.encoder} reads images, not clips: frames must be 0, got {self.frames}")
+
+    @property
+    def model(self) -> str:
+        """The encoder in words."""
+        return self.encoder if self.encoder.startswith(TIMM) else f"{self.encoder} {self.size}"
 
     def rank_batch(self, world: int = 1) -> int:
         """Samples that one of ``world`` ranks computes at once; ValueError unless they divide the batch."""
@@ -282,6 +291,9 @@ def override(recipe: Recipe, changes: "Iterable[str] | dict[str, Any]", *, silen
         if name not in types or name == "name":
             raise ValueError(f"{recipe.name} has no key {name!r}{nearest(name, [n for n in types if n != 'name'])}")
         values[name] = parse(name, value, types[name]) if isinstance(value, str) else value
+    if values.get("encoder", recipe.encoder).startswith(TIMM) and (own := values.keys() & {"size", "patch_size"}):
+        name = min(own)
+        raise ValueError(f"a ViT of timm has its own {name}; leave out {name}={text_of(values[name])}")
     if "batch_size" in values and "lr" not in values:
         scale = values["batch_size"] / recipe.batch_size
         rates = {name: getattr(recipe, name) * scale for name in ("lr", "warmup_lr", "end_lr")}

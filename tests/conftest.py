@@ -4,7 +4,9 @@ A backend that cannot run here is left out, unless MASKFEAT_REQUIRE_BACKENDS (na
 then its tests run and fail with the reason. Triton runs on the GPU, and without one in its interpreter.
 """
 
+import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,25 @@ if not torch.cuda.is_available():
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
 
+
+def ops_of_torchvision() -> "torch.library.Library | None":
+    """What torchvision lacks where its ops do not load, as those of PyPI, which need CUDA, beside a torch for CPUs.
+
+    Without two of them it does not import. Declared, they let its Python half work: all that timm and transformers use.
+    """
+    found = importlib.util.find_spec("torchvision")
+    try:
+        for file in Path(found.origin).parent.glob("_C*.so") if found and found.origin else ():
+            torch.ops.load_library(file)
+        return None
+    except OSError:
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return library
+
+
+TORCHVISION = ops_of_torchvision()  # they are gone with this
 REQUIRED = [name for name in os.environ.get("MASKFEAT_REQUIRE_BACKENDS", "").split(",") if name]
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 BACKENDS = list(dict.fromkeys([name for device in DEVICES for name in available_backends(device)] + REQUIRED))

@@ -27,7 +27,8 @@ from maskfeat.run.distributed import join
 from maskfeat.run.evaluate import knn_accuracy
 from maskfeat.run.step import normalise
 from maskfeat.run.train import train
-from maskfeat.weights.files import initialise, read_weights
+from maskfeat.weights.files import read_weights
+from maskfeat.weights.initialise import initialise
 from maskfeat.weights.storage import write_atomically
 
 from .settings import ARMS, PILOT_SEED, Settings, finetuning, pretraining

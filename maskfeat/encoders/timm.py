@@ -1,11 +1,51 @@
 """Vision transformers of timm, and others with their attributes."""
 
+import difflib
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from .vit import scale_parameters
+
+
+def library() -> Any:
+    """The package timm; ValueError that says what to install where it is missing or does not load."""
+    try:
+        import timm
+        import timm.layers
+    except ModuleNotFoundError as error:
+        raise ValueError(f"encoder=timm:NAME needs timm: pip install timm ({error})") from error
+    except Exception as error:  # torchvision, which it imports, fails in many ways beside a torch of another build
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"timm does not load; install it with the torchvision of this torch ({reason})") from error
+    return timm
+
+
+def timm_vit(
+    name: str, num_classes: int = 0, dropout: float = 0.0, head_init_scale: float = 0.001, **options: Any
+) -> "TimmEncoder":
+    """The ViT that timm calls ``name``, with fresh weights; nothing is fetched. ``options`` go to timm.
+
+    Raises ValueError for a name that timm does not have, or a model that is no ViT or does not take the options.
+    """
+    timm = library()
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3, cutoff=0.4)
+        meant = f"; the nearest are {', '.join(close)}" if close else ""
+        raise ValueError(f"timm {timm.__version__} has no model {name!r}{meant}")
+    try:
+        vit = timm.create_model(name, pretrained=False, num_classes=0, **options)
+        encoder = TimmEncoder(vit, num_classes, dropout, head_init_scale)
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"timm's {name} cannot be the encoder here: {reason}") from error
+    if len(set(encoder.patch_size)) > 1:
+        raise ValueError(f"timm's {name} has patches of {encoder.patch_size} pixels; here they are square")
+    return encoder
 
 
 class TimmEncoder(nn.Module):
@@ -13,9 +53,12 @@ class TimmEncoder(nn.Module):
 
     Rotary positions (EVA, DINOv3) are those that ``_pos_embed`` returns beside the tokens. Truncating the ViT replaces
     its last norm and its classifier, which pre-training does not reach, by the identity.
+
+    num_classes, dropout, head_init_scale: as of :class:`~maskfeat.VisionTransformer`. A classifier has a norm and a
+        linear map of its own, on the mean patch token.
     """
 
-    def __init__(self, vit: Any):
+    def __init__(self, vit: Any, num_classes: int = 0, dropout: float = 0.0, head_init_scale: float = 0.001):
         super().__init__()
         missing = [name for name in ("patch_embed", "_pos_embed", "blocks", "embed_dim") if not hasattr(vit, name)]
         if missing:
@@ -24,6 +67,16 @@ class TimmEncoder(nn.Module):
         self.embed_dim = vit.embed_dim
         self.num_prefix_tokens = getattr(vit, "num_prefix_tokens", 1)
         self.patch_size = vit.patch_embed.patch_size
+        self.dropout = dropout
+        self.fc_norm: nn.Module = nn.Identity()
+        self.head: nn.Module = nn.Identity()
+        if num_classes:
+            self.truncate(len(vit.blocks))
+            self.fc_norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
+            self.head = nn.Linear(self.embed_dim, num_classes)
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+            scale_parameters(self.head, head_init_scale)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -67,14 +120,20 @@ class TimmEncoder(nn.Module):
             outputs[depth] = x
         return [(outputs[depth], grid) for depth in depths]
 
-    def forward(self, pixels: Tensor) -> Tensor:  # [B, D]
-        """The mean patch token of the last block."""
+    def forward(self, pixels: Tensor) -> Tensor:  # [B, num_classes], or [B, D] of a trunk
+        """Class scores from the mean patch token of the last block."""
         tokens, grid = self.embed(pixels)
         [(x, _)] = self.encode(tokens, grid, (len(self.vit.blocks) - 1,))
-        return x[:, self.num_prefix_tokens :].mean(1)
+        return self.head(F.dropout(self.fc_norm(x[:, self.num_prefix_tokens :].mean(1)), self.dropout, self.training))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward pass instead of keeping their activations."""
+        self.vit.grad_checkpointing = enable
 
     def truncate(self, depth: int) -> None:
+        """Drop the blocks from ``depth`` on, and what follows them."""
         self.vit.blocks = self.vit.blocks[:depth]
+        self.fc_norm, self.head = nn.Identity(), nn.Identity()
         for name in ("norm", "fc_norm", "attn_pool", "head", "head_dist"):
             if hasattr(self.vit, name):
                 setattr(self.vit, name, nn.Identity())

@@ -16,23 +16,20 @@ import logging
 import os
 import re
 import shutil
-import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from .. import config
-from ..config import Recipe
+from ..config import TIMM, Recipe
+from ..encoders.timm import library as timm
 from ..keys import text_of
-from ..weights.files import recipe_of
-from ..weights.storage import file_checksum, json_checksum, one_line, sync_folder, write_atomically
-from .checkpoint_files import Planner, Reader, Writer
+from ..weights.checkpoint_files import Reader, Writer
+from ..weights.checkpoints import FORMAT, damage, fill, read_run, recipe_of
+from ..weights.storage import file_checksum, json_checksum, sync_folder, write_atomically
 from .distributed import World
 
 log = logging.getLogger(__name__)
@@ -43,9 +40,6 @@ FREE = {
     "knn_samples", "log_every", "name", "out", "parallel", "recompute", "resume", "save_every", "tensorboard",
     "val_data", "wandb", "workers",
 }  # fmt: skip
-FORMAT = 2
-"""Format 1 had neither checksums nor a fingerprint of the data; it is read as well."""
-AN_OLDER = "remove it to use an older one"
 
 
 class Checkpoints:
@@ -86,17 +80,29 @@ class Checkpoints:
         """
         run = read_run(path)
         saved = recipe_of(run["recipe"], path)
+        self._check_timm(path, run)
         self._check_data(path, run, saved)
         check_recipe(path, dataclasses.replace(saved, data=self.recipe.data), self.recipe)
         checksums = sorted(run.get("checksums", {}).items())
         mine = checksums[self.world.rank :: self.world.size]
-        problem = next(filter(None, self.world.every(_damage(path, mine))), None)
+        problem = next(filter(None, self.world.every(damage(path, mine))), None)
         if problem:
             raise ValueError(problem)
         if not checksums and self.world.rank == 0:
             log.warning("%s was written without checksums: damage to it would not be noticed", path)
-        _fill(state, path, Reader(path, run["files"]), self.world.group, alone=False)
+        fill(state, path, Reader(path, run["files"]), self.world.group, alone=False)
         return run["step"], saved
+
+    def _check_timm(self, path: Path, run: dict[str, Any]) -> None:
+        """ValueError unless timm, where it makes the encoder, is of the version that made it before."""
+        if not self.recipe.encoder.startswith(TIMM) or "timm" in self.recipe.change:
+            return
+        there, here = run.get("timm"), timm().__version__
+        if there not in (None, here):
+            raise ValueError(
+                f"{path} was trained with timm {there}, and here is timm {here}; pip install timm=={there}, "
+                "or add change=timm"
+            )
 
     def _check_data(self, path: Path, run: dict[str, Any], saved: Recipe) -> None:
         """ValueError unless the samples are those of the checkpoint, wherever they are now."""
@@ -152,6 +158,8 @@ class Checkpoints:
     def _complete(self, files: list[tuple[str, int, str]], partial: Path, step: int) -> None:
         run = {"format": FORMAT, "step": step, "recipe": config.to_dict(self.recipe), "samples": self.samples}
         run |= {"data": self.data, "files": {name: size for name, size, _ in files}}
+        if self.recipe.encoder.startswith(TIMM):
+            run["timm"] = timm().__version__
         run["checksums"] = {name: checksum for name, _, checksum in files}
         run["checksum"] = json_checksum(run)
         write_atomically(partial / "run.json", json.dumps(run, indent=1).encode())
@@ -186,74 +194,6 @@ def find_checkpoint(path: Path) -> Path:
         advice = f"; resume from {others[-1]}" if others else ""
         raise ValueError(f"the checkpoint {path} is half-written{advice}")
     raise ValueError(f"{path} is not the folder of a run: it holds no complete checkpoint")
-
-
-def read_model(path: Path) -> tuple[dict[str, Tensor], Recipe]:
-    """The weights in a checkpoint and their recipe, as :func:`maskfeat.weights.files.read_weights` gives them.
-
-    Raises ValueError if it is incomplete or damaged.
-    """
-    run = read_run(path)
-    if problem := _damage(path, sorted(run.get("checksums", {}).items())):
-        raise ValueError(problem)
-    reader = Reader(path, run["files"])
-    try:
-        weights = {
-            name.removeprefix("model."): torch.empty(info.size, dtype=info.properties.dtype)
-            for name, info in reader.metadata.state_dict_metadata.items()
-            if name.startswith("model.") and isinstance(info, TensorStorageMetadata)
-        }
-    except (TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"the checkpoint {path} cannot be read: {one_line(error)}") from error
-    _fill({"model": weights}, path, reader)
-    return weights, recipe_of(run["recipe"], path)
-
-
-def _fill(state: dict[str, Any], path: Path, reader: Reader, group: Any = None, alone: bool = True) -> None:
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it is meant to be, if ``alone``
-            dcp.load(state, storage_reader=reader, planner=Planner(), process_group=group, no_dist=alone)
-    except (CheckpointException, Exception) as error:  # damage shows in any way where there is no checksum
-        raise ValueError(f"the checkpoint {path} cannot be read: {one_line(error)}") from error
-
-
-def read_run(path: Path) -> dict[str, Any]:
-    """``run.json`` of the checkpoint at ``path``; ValueError if it is damaged, or a file is missing or cut short."""
-    try:
-        run = json.loads((path / "run.json").read_text())
-        version, step, recipe = run["format"], run["step"], run["recipe"]
-        files = {str(name): int(size) for name, size in run["files"].items()}
-        checksums = dict(run.get("checksums", {}))
-        if not (isinstance(recipe, dict) and isinstance(step, int)):
-            raise TypeError("run.json has no recipe or no step")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"the checkpoint {path} is half-written: its run.json is missing or damaged") from error
-    if version not in (1, FORMAT):
-        raise ValueError(f"the checkpoint {path} has format {version}, this version reads {FORMAT}")
-    written = run.pop("checksum", None)
-    if (version == FORMAT or written is not None) and (
-        written != json_checksum(run) or checksums.keys() != files.keys()
-    ):
-        raise ValueError(f"the checkpoint {path} is damaged: run.json does not have its checksum; {AN_OLDER}")
-    for name, size in files.items():
-        found = (path / name).stat().st_size if (path / name).is_file() else None
-        if found != size:
-            state = "is missing" if found is None else f"has {found} bytes instead of {size}"
-            raise ValueError(f"the checkpoint {path} is half-written: {name} {state}; {AN_OLDER}")
-    return run
-
-
-def _damage(path: Path, checksums: list[tuple[str, str]]) -> str | None:
-    """The fault of the first of these files of a checkpoint that differs from what was written."""
-    for name, checksum in checksums:
-        try:
-            damaged = file_checksum(path / name) != checksum
-        except OSError as error:
-            return f"the checkpoint {path} cannot be read: {error}; {AN_OLDER}"
-        if damaged:
-            return f"the checkpoint {path} is damaged: {name} does not have its checksum; {AN_OLDER}"
-    return None
 
 
 def _writer(name: str) -> int:

@@ -30,7 +30,8 @@ from ..data.fingerprint import fingerprint
 from ..data.loader import TRAINING, make_loader
 from ..model import MaskFeat, trunk
 from ..sigterm import watch_sigterm
-from ..weights.files import BEST_WEIGHTS, EMA_WEIGHTS, WEIGHTS, forget_best, initialise, save_if_best, save_weights
+from ..weights.files import BEST_WEIGHTS, EMA_WEIGHTS, WEIGHTS, forget_best, save_if_best, save_weights
+from ..weights.initialise import initialise
 from .checkpoint import Checkpoints, differences, find_checkpoint, whole_checkpoints
 from .device import arithmetic
 from .distributed import Terminated, World, finite, join, share, synchronise, whole
@@ -197,7 +198,7 @@ class Trainer:
         lines = {
             "data": f"{recipe.data}: {used:,}{of_all} samples to train on{classes}{tested}",
             "input": f"{shape} pixels{hidden}",
-            "model": f"{recipe.encoder} {recipe.size}, {parameters / 1e6:.1f} million parameters",
+            "model": f"{recipe.model}, {parameters / 1e6:.1f} million parameters",
             "init": self.init,
             "device": f"{self.world.device}, {recipe.precision}, processes: {self.world.size}",
             "steps": f"{self.total:,}, {epochs}, {recipe.batch_size} samples each",

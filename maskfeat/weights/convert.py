@@ -23,6 +23,7 @@ from ..encoders.vit import SIZES as VIT_SIZES
 from ..encoders.vit import VisionTransformer
 from ..keys import Size, parse
 from ..model import trunk
+from .card import model_card
 from .files import grid_of, load_strictly, put, read_weights, save_weights
 from .layout import LAYOUTS, MVIT_LAYOUTS, depth_of, rename, rename_mvit, unwrap
 from .storage import one_line, read_tensors, save_tensors, write_atomically
@@ -48,12 +49,10 @@ def convert(
     source: Path,
     output: Path,
     to: str = "maskfeat",
-    ours: tuple[dict[str, Tensor], Recipe] | None = None,
     settings: Sequence[str] = (),
 ) -> str:
     """Read the weights at ``source``, of whatever project, and write them for "maskfeat", "timm" or "huggingface".
 
-    ours: weights and recipe, where ``source`` is a checkpoint of a run and has been read.
     settings: ``key=value`` texts, as image_size=224x112 or patch_size=8, to which the weights are brought. Where the
         positions of a file are no square and it does not say their shape, image_size says their rows and columns.
 
@@ -62,10 +61,10 @@ def convert(
     """
     if to != "huggingface" and output.suffix != ".safetensors":
         raise ValueError(f"weights are written to a file such as {output.with_suffix('.safetensors')}, not to {output}")
-    model, recipe, report = read(source, ours, settings)
+    model, recipe, report = read(source, settings)
     if to == "maskfeat":
         save_weights(output, model.state_dict(), recipe, 0)
-        return f"{report}\n{output}: {recipe.encoder} {recipe.size}; {_read_back(output, model.state_dict())}"
+        return f"{report}\n{output}: {recipe.model}; {_read_back(output, model.state_dict())}"
     if recipe.encoder != "vit":
         raise ValueError(f"{to} has no MViT of this form; only ViTs can be written for it")
     if type(recipe) not in LAYOUTS[to]:
@@ -75,6 +74,9 @@ def convert(
     if isinstance(recipe, Pretrain):  # others have no place for what predicts
         tensors = {name: t for name, t in tensors.items() if not name.startswith((f"{layout.head}.", layout.mask))}
     if to == "huggingface":
+        assert isinstance(recipe, Pretrain)
+        parameters = sum(tensor.numel() for tensor in tensors.values())
+        write_atomically(output / "README.md", model_card(recipe, source, parameters).encode())
         write_atomically(output / "config.json", json.dumps(huggingface_config(trunk(model)), indent=2).encode())
     file = output / "model.safetensors" if to == "huggingface" else output
     save_tensors(file, tensors, {"format": "pt", "image_size": str(Size(*_sides(trunk(model))))})
@@ -101,21 +103,20 @@ def load_slowfast(file: "str | Path") -> nn.Module:
         return _read_slowfast(read_file(Path(file)), Path(file))[0]
 
 
-def read(
-    source: Path, ours: tuple[dict[str, Tensor], Recipe] | None = None, settings: Sequence[str] = ()
-) -> tuple[nn.Module, Recipe, str]:
+def read(source: Path, settings: Sequence[str] = ()) -> tuple[nn.Module, Recipe, str]:
     """The model at ``source``, its recipe, and a line on what was read; all as in :func:`convert`."""
-    if source.is_dir() and (source / "model.safetensors").exists():
-        source = source / "model.safetensors"
-    if ours or source.is_dir() or _has_recipe(source):
-        weights, recipe = ours or read_weights(source)
-        report = f"{source}: {recipe.encoder} {recipe.size} of maskfeat"
-    else:
+    if not source.exists():
+        raise FileNotFoundError(f"there is no file {source}")
+    if is_foreign(source):
+        source = source / "model.safetensors" if source.is_dir() else source
         with _understood(source):
             model, recipe, report = _read_foreign(read_file(source), source, settings)
         if not settings:
             return model, recipe, report
         weights = model.state_dict()
+    else:
+        weights, recipe = read_weights(source)
+        report = f"{source}: {recipe.model} of maskfeat"
     wanted = override(recipe, settings)
     model = build(wanted)
     note = put(model, weights, recipe, source, predicts=False)
@@ -125,7 +126,7 @@ def read(
 def _read_foreign(file: dict[str, Any], source: Path, settings: Sequence[str]) -> tuple[nn.Module, Recipe, str]:
     if "model_state" in file:
         return _read_slowfast(file, source)
-    tensors = _tensors(file.get("state_dict", file.get("model", file)), source)
+    tensors = tensors_of(file.get("state_dict", file.get("model", file)), source)
     tensors = fold_batch_norm(unwrap({name.removeprefix("vit."): tensor for name, tensor in tensors.items()}))
     if tensors.get(f"{LAYOUTS['timm'][Pretrain].patch}.weight", torch.empty(0)).ndim == 5:
         raise ValueError(
@@ -252,7 +253,7 @@ def fold_batch_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _read_slowfast(file: dict[str, Any], source: Path) -> tuple[nn.Module, Recipe, str]:
     if not {"model_state", "cfg"} <= file.keys():
         raise ValueError(f"{source} is no SlowFast checkpoint: it needs model_state and cfg, and has {', '.join(file)}")
-    state = _tensors(file["model_state"], source)
+    state = tensors_of(file["model_state"], source)
     state = {name: tensor.float() for name, tensor in state.items() if not name.startswith("hogs.")}
     recipe = slowfast_recipe(file["cfg"], source.stem)
     model = build(recipe).eval()
@@ -355,8 +356,11 @@ def _read_back(file: Path, tensors: Mapping[str, Tensor]) -> str:
     return f"read back, all {len(copy)} tensors are equal"
 
 
-def _has_recipe(path: Path) -> bool:
-    return path.suffix == ".safetensors" and path.is_file() and "recipe" in read_tensors(path)[1]
+def is_foreign(path: Path) -> bool:
+    """Whether the weights at ``path`` are of another project: there is a file, which has no recipe of ours."""
+    if path.is_dir():
+        return (path / "model.safetensors").exists()
+    return path.is_file() and not (path.suffix == ".safetensors" and "recipe" in read_tensors(path)[1])
 
 
 def _kind(tensor: Tensor) -> str:
@@ -370,7 +374,7 @@ def _kind(tensor: Tensor) -> str:
     return "larger than its data" if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes() else ""
 
 
-def _tensors(values: Any, source: Path) -> dict[str, Tensor]:
+def tensors_of(values: Any, source: Path) -> dict[str, Tensor]:
     """``values``; ValueError unless they are tensors by name."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{source} holds a {type(values).__name__} in the place of tensors")

@@ -14,7 +14,8 @@ from ..config import Recipe
 from ..encoders.mvit import resize_relative_positions
 from ..encoders.vit import resize_patches, resize_positions
 from ..keys import Size
-from ..model import MaskFeat, trunk
+from ..model import trunk
+from .checkpoints import read_model, recipe_of
 from .storage import one_line, read_tensors, save_tensors
 
 WEIGHTS, EMA_WEIGHTS, BEST_WEIGHTS = "weights.safetensors", "weights_ema.safetensors", "best.safetensors"
@@ -46,11 +47,13 @@ def forget_best(path: Path, step: int) -> None:
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Recipe]:
-    """The weights in a file of :func:`save_weights` or in a run folder, and their recipe.
+    """The weights in a file of :func:`save_weights`, in a run folder or in one of its checkpoints, and their recipe.
 
     Raises FileNotFoundError or ValueError if there are none, or if they are damaged.
     """
     path = Path(path)
+    if (path / "run.json").exists():
+        return read_model(path)
     file = path / WEIGHTS if path.is_dir() else path
     if not file.exists():
         raise FileNotFoundError(f"there are no weights {file}")
@@ -65,30 +68,6 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Recipe]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the recipe in {file} is damaged ({one_line(error)})") from error
     return tensors, recipe_of(values, file)
-
-
-def recipe_of(values: Any, source: Path) -> Recipe:
-    """The recipe that ``source`` holds as JSON; ValueError if it is damaged."""
-    try:
-        return config.from_dict(values)
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"the recipe in {source} is damaged ({type(error).__name__}: {error})") from error
-
-
-def initialise(model: nn.Module, path: Path) -> str:
-    """Put the weights at ``path`` into ``model`` by :func:`put`, whose note this returns.
-
-    A classifier takes the encoder of a pre-trained model and keeps its own norm and head. A classifier's own weights
-    must fit whole.
-
-    Raises ValueError with the names that are missing, left over or of another shape.
-    """
-    weights, recipe = read_weights(path)
-    fresh: tuple[str, ...] = ()
-    if not isinstance(model, MaskFeat) and any(name.startswith("encoder.") for name in weights):
-        weights = {name.removeprefix("encoder."): t for name, t in weights.items() if name.startswith("encoder.")}
-        fresh = ("fc_norm.", "norm.", "head.")
-    return put(model, weights, recipe, path, fresh, predicts=False)
 
 
 def spread_channels(

@@ -275,9 +275,11 @@ def test_a_patch_embedding_of_another_stride_is_refused():
         MaskFeat(vit, HogTarget(8))(*small_batch())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224"])
 def test_vits_of_timm_itself(name):
-    timm = pytest.importorskip("timm", exc_type=ImportError)
+    import timm  # seconds, which the other tests need not wait for
+
     patch = 14 if "patch14" in name else 16
     size, vit = 4 * patch, timm.create_model(name, img_size=4 * patch)
     model = MaskFeat(vit, HogTarget(patch))

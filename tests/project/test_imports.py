@@ -65,7 +65,7 @@ TRAINING = {
     "build": {"config", "encoders", "model", "target"},
     "data": {"config", "keys", "mask", "sigterm"},
     "weights": {"build", "config", "encoders", "keys", "model"},
-    "run": {"build", "config", "data", "keys", "mask", "model", "sigterm", "target", "weights"},
+    "run": {"build", "config", "data", "encoders", "keys", "mask", "model", "sigterm", "target", "weights"},
     "cli": {"build", "config", "data", "model", "run", "weights"},
     "__main__": {"cli"},
     "__init__": {"encoders", "mask", "model", "target"},

@@ -21,7 +21,8 @@ from maskfeat.data.loader import _source
 from maskfeat.run.checkpoint import Checkpoints, find_checkpoint, read_run
 from maskfeat.run.distributed import Terminated
 from maskfeat.run.train import Trainer, train
-from maskfeat.weights.files import initialise, read_weights, save_weights
+from maskfeat.weights.files import read_weights, save_weights
+from maskfeat.weights.initialise import initialise
 from maskfeat.weights.storage import write_atomically
 
 CLOCKS = ("images_per_s", "data_share", "hog_share", "eta_s")

@@ -10,9 +10,10 @@ import torch
 from test_train import read_log, small, train_small
 
 from maskfeat.cli import main
-from maskfeat.run.checkpoint import find_checkpoint, read_model
+from maskfeat.run.checkpoint import find_checkpoint
 from maskfeat.run.distributed import join
 from maskfeat.run.train import Trainer
+from maskfeat.weights.checkpoints import read_model
 from maskfeat.weights.files import read_weights, save_if_best
 
 EPOCHS = ["steps=0", "samples=32", "warmup_epochs=0.5", "save_every=1", "keep=9"]
@@ -92,7 +93,7 @@ def test_what_is_not_named_stays_refused(run, tmp_path):
         ValueError, match=r"mask_ratio=0\.4 there and 0\.6 here; choose another out, or the same settings$"
     ):
         train_small(run, *EPOCHS, "epochs=2", "lr=1e-3", "mask_ratio=0.6", "extend=true", "change=lr,data")
-    with pytest.raises(ValueError, match="change must be one of 'lr', 'data', got 'dta'; did you mean 'data'"):
+    with pytest.raises(ValueError, match="change must be one of 'lr', 'data', 'timm', got 'dta'; did you mean 'data'"):
         small(tmp_path, "change=dta")
 
 

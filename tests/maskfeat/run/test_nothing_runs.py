@@ -20,7 +20,7 @@ import maskfeat_kernels
 from maskfeat.config import override
 from maskfeat.data.fingerprint import fingerprint
 from maskfeat.data.source import open_source
-from maskfeat.run.checkpoint import read_model
+from maskfeat.weights.checkpoints import read_model
 from maskfeat.weights.convert import convert, load_slowfast
 from maskfeat.weights.files import read_weights
 from maskfeat.weights.storage import json_checksum, save_tensors
@@ -166,8 +166,8 @@ def test_names_and_labels_of_data_run_nothing(tmp_path):
 
 READERS = {
     ("maskfeat/weights/torch_files.py", "torch.load(weights_only=True)"),
-    ("maskfeat/run/checkpoint_files.py", "torch.load(weights_only=True)"),
-    ("maskfeat/run/checkpoint_files.py", "_Unpickler()"),
+    ("maskfeat/weights/checkpoint_files.py", "torch.load(weights_only=True)"),
+    ("maskfeat/weights/checkpoint_files.py", "_Unpickler()"),
     ("maskfeat/weights/convert.py", "yaml.safe_load()"),
 }
 

@@ -265,16 +265,18 @@ def last_features(model, pixels):
     return model.pred_head.transforms[0](x)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_timm_itself(tmp_path):
     """Pre-trained and fine-tuned weights in timm's VisionTransformer, and back as it saves them."""
-    timm = pytest.importorskip("timm", exc_type=ImportError)
+    import timm  # seconds, which the other tests need not wait for
+
     pixels = torch.randn(2, 3, 32, 32)
-    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0).eval()
     model, recipe = vit_for_masks()
     save_weights(tmp_path / "ours.safetensors", model.state_dict(), recipe, 1)
     convert(tmp_path / "ours.safetensors", tmp_path / "timm.safetensors", to="timm")
-    theirs.load_state_dict(load_file(tmp_path / "timm.safetensors"))
+    options = dict(img_size=32, num_classes=0, checkpoint_path=tmp_path / "timm.safetensors")
+    theirs = timm.create_model("vit_tiny_patch16_224", **options).eval()
     torch.testing.assert_close(theirs.forward_features(pixels), last_features(model, pixels), rtol=1e-5, atol=1e-5)
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
     assert_equal_weights(read(tmp_path / "timm.pth")[0], model, but=("mask_token", "pred_head.projections"))
@@ -289,14 +291,15 @@ def test_timm_itself(tmp_path):
     assert_equal_weights(read(tmp_path / "timm.pth")[0], model)
 
 
+@pytest.mark.slow  # as its import is
 @torch.no_grad()
 def test_transformers_itself(tmp_path):
     """In ViTModel, and back as it saves them."""
-    transformers = pytest.importorskip("transformers", exc_type=ImportError)
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)  # not for Python 3.10
     model, recipe = vit_for_masks()
     save_weights(tmp_path / "ours.safetensors", model.state_dict(), recipe, 1)
     convert(tmp_path / "ours.safetensors", tmp_path / "hf", to="huggingface")
-    theirs, info = transformers.ViTModel.from_pretrained(
+    theirs, info = transformers.AutoModel.from_pretrained(
         tmp_path / "hf", add_pooling_layer=False, output_loading_info=True
     )
     assert not any(info.values())

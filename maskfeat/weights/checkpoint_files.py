@@ -18,7 +18,7 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, F
 from torch.distributed.checkpoint import filesystem as dcp_files
 from torch.distributed.checkpoint import metadata as dcp_metadata
 
-from ..weights.storage import one_line, writing
+from .storage import one_line, writing
 
 MOST_METADATA = 2**30
 """Bytes of a checkpoint's ``.metadata`` beyond which it is none; a sharded ViT-L on 64 ranks has some 10 MB."""
