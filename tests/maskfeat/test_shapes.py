@@ -26,7 +26,8 @@ from maskfeat.data.synthetic import Scenes
 from maskfeat.encoders.vit import resize_patches, resize_positions
 from maskfeat.mask import KINDS
 from maskfeat.weights.convert import convert, read
-from maskfeat.weights.files import initialise, read_weights, save_weights
+from maskfeat.weights.files import read_weights, save_weights
+from maskfeat.weights.initialise import initialise
 from maskfeat.weights.layout import LAYOUTS
 from maskfeat_kernels import MASKFEAT, fused_hog
 
