@@ -4,6 +4,7 @@ import argparse
 import errno
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -56,10 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         advice = "; make room and give the same command again, what was saved before is whole" if full else ""
         print(f"maskfeat: {error}{advice}", file=sys.stderr)
         return 1
-    except RuntimeError as error:
-        from .data.processes import loader_failure
-
-        failure = loader_failure(error)
+    except (MemoryError, RuntimeError) as error:
+        failure = _of_the_machine(error)
         if failure is None or options.traceback:
             raise
         print(f"maskfeat: {failure}", file=sys.stderr)
@@ -68,6 +67,22 @@ def main(arguments: list[str] | None = None) -> int:
         print("maskfeat: interrupted; give the same command again to go on from the last checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def _of_the_machine(error: MemoryError | RuntimeError) -> "str | OSError | None":
+    """What a user reads if a loader process, the memory or the network failed; None for an error of another kind."""
+    from torch.distributed import DistError
+
+    from .data.processes import loader_failure
+
+    reason = str(error).strip().partition("\n")[0]
+    if isinstance(error, MemoryError) or "out of memory" in reason.lower() or "can't allocate memory" in reason:
+        asked = re.search(r"(?:tried|Unable) to allocate [\d.]+ \w+", reason)
+        return f"out of memory ({asked[0] if asked else reason}); use a smaller batch_size, image_size or model"
+    if isinstance(error, DistError):
+        where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        return f"the ranks did not meet at {where} ({reason[:300]}); start them with torchrun --nproc-per-node"
+    return loader_failure(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -157,9 +172,13 @@ def _eval(options: argparse.Namespace) -> None:
     from .run.evaluate import evaluate_model
 
     model, recipe = _load(options)
-    with join(recipe.device, recipe.precision) as world:
-        if options.confusion and not isinstance(recipe, Finetune):
+    if options.confusion:
+        from .run.plots import check_picture
+
+        if not isinstance(recipe, Finetune):
             raise ValueError(f"--confusion needs a classifier; {recipe.name} was pre-trained")
+        check_picture(Path(options.confusion))
+    with join(recipe.device, recipe.precision) as world:
         _print(evaluate_model(model.to(world.device), recipe, world, split="test"))
         if options.confusion and isinstance(recipe, Finetune):
             from .run.evaluate import confusion_matrix, held_out
@@ -230,7 +249,9 @@ def _plot(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     from .run.evaluate import show_panel
+    from .weights.storage import check_writable
 
+    check_writable(Path(options.output))
     model, recipe = _load(options)
     show_panel(model, recipe, Path(options.output), options.number)
     if recipe.channels not in (1, 3):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..weights.storage import write_atomically
+from ..weights.storage import check_writable, write_atomically
 
 CURVES = ("loss", "val_loss", "top1", "knn_accuracy", "lr")
 
@@ -69,6 +69,12 @@ def _log(folder: Path) -> list[dict[str, float]]:
     if not lines:
         raise ValueError(f"{file} is empty: the run has logged nothing yet")
     return lines
+
+
+def check_picture(path: Path) -> None:
+    """Raises what would keep a picture from being drawn or written to ``path``, before long work is done for it."""
+    _figure(1, 1)
+    check_writable(path)
 
 
 def _figure(width: float, height: float) -> Any:

@@ -40,6 +40,15 @@ def write_atomically(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def check_writable(path: Path) -> None:
+    """OSError where :func:`write_atomically` could not write to ``path``, before long work is done for it."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file, such as {path / 'picture.png'}")
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise PermissionError(f"{folder} is no folder that can be written to; choose another place for {path.name}")
+
+
 @contextmanager
 def writing(path: "str | os.PathLike[str]") -> Iterator[None]:
     """Around what writes to ``path``: an error of a full disk then names the path, which Python leaves out."""

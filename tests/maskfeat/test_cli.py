@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 from test_train import SMALL
@@ -93,6 +94,58 @@ def test_mistakes_are_one_line(run, capsys, arguments, message):
     assert status == 1 and out == "" and err.startswith("maskfeat: ") and message in err and err.count("\n") == 1
     with pytest.raises((ValueError, OSError)):
         main(["--traceback", *[str(run / "ft") if argument == "FT" else argument for argument in arguments]])
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (MemoryError("Unable to allocate 19.0 TiB for an array"), "out of memory (Unable to allocate 19.0 TiB)"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes. Error"),
+            "out of memory (tried to allocate 64 bytes); use a smaller batch_size",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. See\ndocumentation for advice"),
+            "out of memory (CUDA out of memory. Tried to allocate 2 GiB. See); use a smaller batch_size",
+        ),
+        (
+            torch.distributed.DistNetworkError("The server socket has failed to listen. port: 29500\nException raised"),
+            "the ranks did not meet at node0:29500 (The server socket has failed to listen. port: 29500); start them",
+        ),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(monkeypatch, capsys, error, message):
+    def fail(_):
+        raise error
+
+    monkeypatch.setenv("MASTER_ADDR", "node0")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setattr("maskfeat.run.train.train", fail)
+    status, _, err = command(capsys, "pretrain", "vit_tiny")
+    assert status == 1 and err.startswith(f"maskfeat: {message}") and err.count("\n") == 1
+
+
+def test_a_picture_that_cannot_be_made_is_refused_before_the_work(run, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("maskfeat.run.evaluate.evaluate_model", lambda *_, **__: pytest.fail("it worked first"))
+    for arguments, message in (
+        (["eval", run / "ft", "--confusion", tmp_path], f"{tmp_path} is a folder; name a file"),
+        (["eval", run / "ft", "--confusion", tmp_path / "file" / "x.png"], "is no folder that can be written to"),
+        (["eval", run / "pt", "--confusion", "x.png"], "--confusion needs a classifier"),
+        (["show", run / "pt", "--output", tmp_path], f"{tmp_path} is a folder; name a file"),
+    ):
+        status, out, err = command(capsys, *arguments)
+        assert status == 1 and out == "" and message in err and err.count("\n") == 1
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    status, out, err = command(capsys, "eval", run / "ft", "--confusion", tmp_path / "x.png")
+    assert status == 1 and out == "" and "need matplotlib: pip install matplotlib" in err and err.count("\n") == 1
+
+
+def test_modes_follow_the_umask(run, tmp_path):
+    (tmp_path / "file").touch()
+    modes = {False: (tmp_path / "file").stat().st_mode, True: (run / "pt").stat().st_mode}
+    found = [path for path in run.rglob("*") if path.stat().st_mode != modes[path.is_dir()]]
+    assert found == [] and len(list(run.rglob("*.distcp"))) > 1
 
 
 def test_options_and_settings_come_in_any_order(run, tmp_path, capsys):
