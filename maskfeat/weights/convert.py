@@ -360,7 +360,10 @@ def is_foreign(path: Path) -> bool:
     """Whether the weights at ``path`` are of another project: there is a file, which has no recipe of ours."""
     if path.is_dir():
         return (path / "model.safetensors").exists()
-    return path.is_file() and not (path.suffix == ".safetensors" and "recipe" in read_tensors(path)[1])
+    try:
+        return path.is_file() and "recipe" not in read_tensors(path)[1]
+    except ValueError:  # no safetensors file, or a damaged one, of which its reader says more
+        return path.suffix != ".safetensors"
 
 
 def _kind(tensor: Tensor) -> str:
