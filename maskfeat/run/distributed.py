@@ -83,6 +83,9 @@ def join(device: str = "auto", precision: str = "fp32") -> Iterator[World]:
     Raises ValueError if there is no such device, if it lacks the precision, or if only a part of torchrun's variables
     is set.
     """
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        if not (text := os.environ.get(name, "0")).isdecimal():
+            raise ValueError(f"{name} must be a whole number, as torchrun sets it, got {text!r}")
     size = int(os.environ.get("WORLD_SIZE", "1"))
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if size > 1 and missing:

@@ -41,3 +41,10 @@ def test_a_part_of_the_variables_of_torchrun(monkeypatch):
     message = "WORLD_SIZE=2 is set, but not RANK, LOCAL_RANK, MASTER_PORT: start the ranks with torchrun"
     with pytest.raises(ValueError, match=message), join("cpu"):
         pass
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"])
+def test_variables_of_torchrun_that_are_no_numbers(monkeypatch, name):
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(ValueError, match=f"{name} must be a whole number, as torchrun sets it, got 'x'"), join("cpu"):
+        pass
