@@ -55,7 +55,8 @@ def fhog(
 
     Raises:
         TypeError, ValueError: as :func:`maskfeat_kernels.fused_hog`; another variant; an image of fewer than 3 x 3
-            cells ("dlib"), or of fewer than 4 x 4 pixels or no cell ("vlfeat").
+            cells ("dlib"), or of fewer than 4 x 4 pixels or no cell ("vlfeat"). Backend "cuda" refuses cells of more
+            than 44 pixels.
 
     Source: Felzenszwalb, Girshick, McAllester and Ramanan, Object Detection with Discriminatively Trained Part Based
     Models, PAMI 2010. Of equal channels ours takes the first, and dlib's vector code the last. Felzenszwalb and dlib
@@ -97,7 +98,9 @@ def _histograms(
         if wanted > side:  # the last two in turn: no derivative along the axis from the border on
             in_turn = [side - 1 - (i - side + 1) % 2 for i in range(side, wanted)]
             x = x.index_select(axis, torch.tensor([*range(side), *in_turn], device=x.device))
-    raw = _bilinear(x, cell, grid, backend, max(grid) if backend in ("cpu", "reference") else 6)
+    # A launch of CUDA has room for 300 numbers: 36 edges of bins, and 2 * cell weights a cell of a block on either axis
+    most = max(grid) if backend in ("cpu", "reference") else max(1, min(6, 66 // cell - 2))
+    raw = _bilinear(x, cell, grid, backend, most)
     first = torch.tensor([(8 - 2 * o) % 36 for o in range(18)], device=x.device)
     planes = list((raw.index_select(-3, first) + raw.index_select(-3, (first + 1) % 36)).unbind(-3))
     right, left = _along_border(x, outside[0], cell, grid)

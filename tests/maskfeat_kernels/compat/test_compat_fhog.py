@@ -9,6 +9,7 @@ from conftest import BACKENDS, moved
 
 from maskfeat_kernels.compat import fhog as fhog_module
 from maskfeat_kernels.compat.fhog import fhog
+from maskfeat_kernels.hog.plan import cell_axes
 
 OF_DLIB = """
 0.3823299 0.0495296 0.0000000 0.3722529 0.0017616 0.0674618 0.1031829 0.1442811
@@ -127,6 +128,22 @@ def test_overlapping_blocks_are_the_whole(height, width, cell):
     cut = fhog_module._bilinear(x, cell, grid, "cpu", most=6)
     assert whole.shape == cut.shape == (36, *grid)
     torch.testing.assert_close(whole, cut, rtol=1e-6, atol=1e-3)  # sums of up to 1e4 in another order
+
+
+@pytest.mark.parametrize("cell", [1, 8, 9, 16, 22, 23, 44])
+def test_blocks_fit_a_launch_of_cuda(cell, monkeypatch):
+    """Its weights and edges are 300 numbers at most, and the weights of two equal axes are there once."""
+
+    def look(x, spec, backend, **changes):
+        raise LookupError(spec.replace(**changes))
+
+    monkeypatch.setattr(fhog_module, "fused_hog", look)
+    monkeypatch.setattr(fhog_module, "choose_backend", lambda device, name: "cuda")
+    for sides in ((7, 8), (5, 9), (3, 31)):
+        with pytest.raises(LookupError) as caught:
+            fhog(torch.zeros(1, *(side * cell for side in sides)), cell)
+        weights = {axis.weights for axis in cell_axes(caught.value.args[0])}
+        assert sum(len(w) * len(w[0]) for w in weights) + 36 <= 300
 
 
 @pytest.mark.parametrize("variant", fhog_module.VARIANTS)
