@@ -82,7 +82,7 @@ class Recipe:
     resume: str = key("auto", "'auto' goes on from `out` if it holds a checkpoint, 'no' does not; or a folder")
     seed: int = key(0, "of weights, data, masks and augmentation", least=0, below=2**64)
     device: str = key("auto", "'cpu', 'cuda', ...; 'auto' takes an accelerator if there is one")
-    workers: int = key(8, "loader processes of each rank; 0 loads in the training process", least=0)
+    workers: int = key(8, "loader processes of each rank; 0 loads in the training process", least=0, most=1024)
     cache_mb: int = key(
         0, "megabytes of decoded images that are kept where workers=0; the rest is decoded again", least=0
     )

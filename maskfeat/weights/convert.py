@@ -66,7 +66,7 @@ def convert(
         save_weights(output, model.state_dict(), recipe, 0)
         return f"{report}\n{output}: {recipe.model}; {_read_back(output, model.state_dict())}"
     if recipe.encoder != "vit":
-        raise ValueError(f"{to} has no MViT of this form; only ViTs can be written for it")
+        raise ValueError(f"only our own ViTs can be written for {to}, got a model of encoder={recipe.encoder}")
     if type(recipe) not in LAYOUTS[to]:
         raise ValueError(f"the ViT of {to} classifies the class token, ours the mean: convert the pre-trained model")
     layout = LAYOUTS[to][type(recipe)]
