@@ -46,7 +46,10 @@ class Size(NamedTuple):
 
 
 def key(default: Any, doc: str, *, numbers: int = 0, **bounds: float) -> Any:
-    """A field of a recipe. A tuple has ``numbers`` of them; ``bounds``, of those in BOUNDS, hold for each."""
+    """A field of a recipe.
+
+    ``numbers`` is the length of a tuple, 0 for any. ``bounds`` are limits of each number, named as in BOUNDS.
+    """
     return field(default=default, metadata={"doc": doc, "numbers": numbers, "bounds": bounds})
 
 
@@ -104,7 +107,7 @@ def check_numbers(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
 
 
 def text_of(value: Any) -> str:
-    """``value`` as :func:`parse` reads it."""
+    """The text from which :func:`parse` reads ``value``."""
     return ",".join(map(text_of, value)) if type(value) is tuple else str(value)
 
 

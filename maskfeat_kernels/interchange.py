@@ -21,8 +21,9 @@ def through_tensors(
 ) -> Any:
     """What a function of tensors returns for arrays: arrays of the library of the first, on its device.
 
-    Their memory is read in place. NumPy arrays that torch cannot describe are copied: of negative or odd strides, or of
-    another byte order. On a GPU each library waits for the other's stream, as DLPack's protocol has it.
+    Their memory is read in place. Arrays with negative strides are copied. So are NumPy arrays that are unaligned, of
+    another byte order, or with strides that are no multiple of the item size.
+    On a GPU each library waits for the other's stream, as DLPack's protocol has it.
 
     Raises TypeError that names what is no array, or is of a library or dtype without DLPack.
     """
@@ -52,7 +53,7 @@ def _tensor(name: str, x: Any) -> Tensor:
 
 
 def _way_back(name: str, x: Any) -> Callable[[Tensor], Any]:
-    """What makes an array of the library of ``x`` of a tensor."""
+    """The function that turns a tensor into an array of the library of ``x``."""
     numpy = sys.modules.get("numpy")
     if numpy and isinstance(x, numpy.ndarray):
         return Tensor.numpy

@@ -7,11 +7,11 @@ import numpy as np
 from PIL import Image
 
 OPAQUE = ("JPEG", "PPM")
-"""Formats that never have opacity; a picture of another that has none is opaque."""
+"""Formats without opacity. In any other format, a picture without an opacity channel is opaque."""
 
 
 class Bands:
-    """A picture of other than three channels, as one of Pillow for each, with the methods that crops need.
+    """A picture whose channels are not three, as one Pillow image per channel. It has the methods that crops need.
 
     What is done is done to each channel by itself, to opacity too. ``np.asarray`` gives uint8 ``[H, W, C]``.
     """
@@ -42,7 +42,7 @@ class Bands:
 
 
 Picture = Image.Image | Bands
-"""A frame: of three channels one of Pillow in RGB, else :class:`Bands`."""
+"""A frame: a Pillow image in RGB if it has three channels, else :class:`Bands`."""
 
 
 def of_array(

@@ -23,10 +23,12 @@ def eight_bits(
 ) -> np.ndarray:  # uint8
     """The values from black to white as 0 to 255. Sixteen bits whose range nobody says give their upper eight.
 
-    said: the range that the file says. stated: the range of the recipe, once or for each channel, which comes first.
-    full: of 16 bits, the value that some have to reach; else they are taken for fewer bits, as of 12.
-    opacity: bands that do not count for that, as they are full in pictures of any depth.
-    inverted: white comes first.
+    said: the range that the file says.
+    stated: the range of the recipe, once or for each channel. It overrides ``said``.
+    full: the value that some number of 16 bits must reach. Else the file probably has fewer bits, such as 12,
+            and is refused.
+    opacity: bands of opacity, which are left out of this check, as they reach full at any depth.
+    inverted: the smallest number is white.
 
     ValueError for a range that is not known or upside down, and for values that are not finite.
     """
@@ -68,7 +70,7 @@ def range_of(values: np.ndarray, kind: str, bits: int, said: Range | None, full:
 
 
 def check_dark(largest: int, full: int = 4096) -> None:
-    """ValueError for 16 bits that are as a rule 12 or fewer, of which a few levels would be left."""
+    """ValueError for 16-bit values that look like 12 bits or fewer. Their upper eight bits would keep few levels."""
     if 0 < largest < full:
         white = max(2 ** largest.bit_length() - 1, 255)
         raise ValueError(

@@ -1,4 +1,4 @@
-"""TIFF, of which Pillow reads one page of one or three bands and tifffile any number of both."""
+"""TIFF. Pillow reads one page of one or three bands. tifffile reads any number of pages and bands."""
 
 import math
 import re
@@ -16,13 +16,13 @@ from .depth import FLOATS, SIGNED, UNSIGNED, Range, eight_bits
 BITS, PHOTOMETRIC, SAMPLES, EXTRA, SUBFILE, ORIENTATION = 258, 262, 277, 338, 254, 274
 PLANAR, SAMPLE_FORMAT = 284, 339
 MINIMUM, MAXIMUM = (340, 280), (341, 281)
-"""Tags of the range, SMinSampleValue and SMaxSampleValue before MinSampleValue and MaxSampleValue."""
+"""Tags of the range. SMinSampleValue and SMaxSampleValue take precedence over MinSampleValue and MaxSampleValue."""
 
 REDUCED, MASK = 1, 4
 """Bits of SUBFILE: a smaller copy, a mask."""
 
 PREMULTIPLIED, OPACITY = 1, 2
-"""What a band of EXTRA may be."""
+"""Values of EXTRA that mark opacity: associated and unassociated alpha."""
 
 COLOURS = {0: "white is zero", 1: "black is zero", 2: "RGB", 5: "inks"}
 """Photometric interpretations whose bands are read as they are."""
@@ -30,7 +30,7 @@ COLOURS = {0: "white is zero", 1: "black is zero", 2: "RGB", 5: "inks"}
 KINDS = {"b": UNSIGNED, "u": UNSIGNED, "i": SIGNED, "f": FLOATS}
 
 FULL = 2**15
-"""What some value of several bands of 16 bits has to reach: reflectances up to 10,000 would leave 40 levels."""
+"""In a file of several 16-bit bands, some value must reach this. Reflectances up to 10,000 would keep 40 levels."""
 
 
 def pillow_reads(image: TiffImageFile) -> bool:
@@ -60,7 +60,7 @@ def is_tiff(file: "str | BytesIO") -> bool:
 
 
 def said_range(tags: Any) -> Range | None:
-    """The range that the tags of a page, by number, say."""
+    """The range that a page states. ``tags`` maps numbers of tags to values."""
     low, high = (next((tags[tag] for tag in names if tag in tags), None) for names in (MINIMUM, MAXIMUM))
     if high is None:
         return None
@@ -71,8 +71,8 @@ def said_range(tags: Any) -> Range | None:
 def read_tiff(file: "str | BytesIO", channels: int, data_range: tuple[float, ...]) -> tuple[Picture, int]:
     """All bands of all pages, in their order, and the orientation of the first, 1 to 8 as in EXIF.
 
-    One band becomes three alike, and the three of RGB the brightness, where these are asked for; opacity is left out
-    then. Smaller copies and masks are no bands.
+    If three channels are asked for, one band is repeated. If one is asked for, RGB becomes brightness. Unassociated
+    opacity of a single page is left out in both. Smaller copies and masks are no bands.
 
     ValueError for any other number of bands than ``channels``, for pages of different sizes or numbers, for colours in
     a palette or other than RGB, and for a range that is not known.
@@ -150,7 +150,7 @@ def _opacity(pages: list[Any]) -> tuple[int, ...]:
 
 
 def _promised(page: Any) -> int:
-    """How many pictures the description says, of ImageJ or tifffile: large files of theirs have one page for all."""
+    """The number of pictures in the description of ImageJ or tifffile. Their large files have one page for all."""
     if match := re.search(r"^images=(\d+)", page.imagej_description or "", re.MULTILINE):
         return int(match[1])
     if match := re.search(r"""shape[":= ]+[\[(]([\d, ]+)""", page.shaped_description or ""):

@@ -100,7 +100,7 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _name(path: str) -> str:
-    """The last part of a path, which says where on this machine."""
+    """The last part of a path. The rest would say where it lies on this machine."""
     return _plain(Path(path).name)
 
 

@@ -33,7 +33,7 @@ class Writer(FileSystemWriter):
 
 
 class Reader(FileSystemReader):
-    """Reads a checkpoint, whatever is in its pickle.
+    """Reads a checkpoint. Nothing in its pickle is executed.
 
     files: the only ones that it reads tensors from.
 
@@ -65,7 +65,7 @@ class Reader(FileSystemReader):
 
 
 class Planner(DefaultLoadPlanner):
-    """Puts what is no tensor, as a learning rate, into the state, and reads it as tensors are read."""
+    """Puts what is no tensor, as a learning rate, into the state, and reads it with ``weights_only=True``."""
 
     def load_bytes(self, read_item: Any, value: BytesIO) -> None:
         plain = torch.load(value, map_location="cpu", weights_only=True)

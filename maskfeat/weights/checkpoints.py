@@ -64,7 +64,7 @@ def read_run(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"the checkpoint {path} is half-written: its run.json is missing or damaged") from error
     if version not in (1, FORMAT):
-        raise ValueError(f"the checkpoint {path} has format {version}, this version reads {FORMAT}")
+        raise ValueError(f"the checkpoint {path} has format {version}, this version reads 1 and {FORMAT}")
     written = run.pop("checksum", None)
     if (version == FORMAT or written is not None) and (
         written != json_checksum(run) or checksums.keys() != files.keys()

@@ -42,7 +42,7 @@ LEFT_OUT = {
     "huggingface": ("pooler.", "decoder."),
     "timm": ("decoder",),  # MAE's
 }
-"""Tensors of a file that are left out: networks that make targets, and heads that do not predict HOG."""
+"""Tensors of a file that are left out: target generators, preprocessing, poolers and decoders."""
 
 
 def convert(
@@ -85,7 +85,7 @@ def convert(
 
 @contextmanager
 def _understood(source: Path) -> Iterator[None]:
-    """Around what makes a model of foreign tensors: whatever their shapes make fail is a ValueError."""
+    """Turns the errors of building a model from foreign tensors into ValueError."""
     try:
         yield
     except (LookupError, TypeError, RuntimeError) as error:
@@ -236,7 +236,7 @@ def left_over(tensors: dict[str, Tensor], known: Mapping[str, Tensor], project: 
 
 
 def fold_batch_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """mmpretrain may predict through a batch norm after the linear map: as it is once trained, one linear map."""
+    """Folds mmpretrain's batch norm after the last linear map into that map, as it acts in evaluation."""
     if "neck.norm.running_var" not in tensors:
         return tensors
     weight, bias, mean, variance = (
@@ -357,7 +357,7 @@ def _read_back(file: Path, tensors: Mapping[str, Tensor]) -> str:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether the weights at ``path`` are of another project: there is a file, which has no recipe of ours."""
+    """Whether ``path`` has weights of another project: a folder with model.safetensors, or a file with no recipe."""
     if path.is_dir():
         return (path / "model.safetensors").exists()
     try:

@@ -104,7 +104,7 @@ def put(
     """Put weights of ``recipe`` into a model that may be for images of another shape, other patches or channels.
 
     fresh: beginnings of names that may be missing.
-    predicts: False lets the model keep its own layers that predict where other patches or channels need others.
+    predicts: False keeps the model's own prediction layers where other patches or channels change their shape.
 
     Returns a note on what was resized or is new. Raises ValueError as :func:`load_strictly`.
     """
@@ -151,7 +151,7 @@ def resize_weights(model: nn.Module, weights: dict[str, Tensor], recipe: Recipe)
 
 
 def grid_of(patches: int, stated: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Rows and columns of so many patches: those stated if they are as many, else those of a square, if it is one."""
+    """Rows and columns of a grid of ``patches``: those stated, if they fit; else a square, if any; else None."""
     side = math.isqrt(max(patches, 0))
     return stated if stated and math.prod(stated) == patches else (side, side) if 0 < side**2 == patches else None
 

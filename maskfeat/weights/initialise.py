@@ -20,8 +20,9 @@ TIMM_ENDS = (*CLASSIFIER, "head_dist.", "attn_pool.")
 def initialise(model: nn.Module, path: Path) -> str:
     """Put the weights at ``path`` into ``model`` by :func:`~maskfeat.weights.files.put`, whose note this returns.
 
-    A classifier takes the encoder of a pre-trained model and keeps its own norm and head. A classifier's own weights
-    must fit whole. Files of other projects start the encoder alone. That of an encoder of timm has timm's names.
+    A classifier takes the encoder of a pre-trained model and keeps its own norm and head. Weights of a classifier
+    must fit completely. Files of other projects start the encoder alone. For an encoder of timm, the file has timm's
+    names.
 
     Raises ValueError with the names that are missing, left over or of another shape.
     """

@@ -16,7 +16,10 @@ from ..scalars import at_least
 VARIANTS = ("dlib", "vlfeat")
 
 RAW = HogSpec(bins=36, signed=True, gradient="central", channels="strongest", cells="bilinear", norm="none")
-"""Votes in steps of 10 degrees, clockwise from vertical, so that a gradient on an edge falls as Felzenszwalb's does."""
+"""Votes in steps of 10 degrees, from the y axis, which points down, to the x axis.
+
+A gradient on an edge then falls as Felzenszwalb's does.
+"""
 
 
 def fhog(
@@ -45,7 +48,7 @@ def fhog(
         cell: side of a cell in pixels.
         variant: "dlib" is ``extract_fhog_features`` without padding, and Felzenszwalb's own code where the image is
             whole cells; cells at the border have no features. "vlfeat" is ``vl_hog`` with its variant UoCTTI; cells at
-            the border have features too, and their blocks repeat them.
+            the border have features too, and blocks beyond the border repeat the border cells.
         backend: "auto", or one of ``available_backends(x.device)``.
 
     Returns:
@@ -55,8 +58,8 @@ def fhog(
 
     Raises:
         TypeError, ValueError: as :func:`maskfeat_kernels.fused_hog`; another variant; an image of fewer than 3 x 3
-            cells ("dlib"), or of fewer than 4 x 4 pixels or no cell ("vlfeat"). Backend "cuda" refuses cells of more
-            than 44 pixels.
+            cells ("dlib"), or of fewer than 4 x 4 pixels or no cell ("vlfeat"). Backend "cuda" refuses cells of
+            more than 44 pixels, and with "vlfeat" from 30 pixels on, if one axis alone has fewer than 3 cells.
 
     Source: Felzenszwalb, Girshick, McAllester and Ramanan, Object Detection with Discriminatively Trained Part Based
     Models, PAMI 2010. Of equal channels ours takes the first, and dlib's vector code the last. Felzenszwalb and dlib
@@ -95,7 +98,7 @@ def _histograms(
     outside: list[list[int]] = []  # rows, then columns, that do not vote
     for axis, side, wanted in zip((-2, -1), x.shape[-2:], (n * cell for n in grid), strict=True):
         outside.append([0, *range(side - 1, wanted)])
-        if wanted > side:  # the last two in turn: no derivative along the axis from the border on
+        if wanted > side:  # repeats the last two in turn, so that derivatives along the axis are 0 there
             in_turn = [side - 1 - (i - side + 1) % 2 for i in range(side, wanted)]
             x = x.index_select(axis, torch.tensor([*range(side), *in_turn], device=x.device))
     # A launch of CUDA has room for 300 numbers: 36 edges of bins, and 2 * cell weights a cell of a block on either axis
@@ -121,7 +124,8 @@ def _bilinear(
     """RAW votes, each shared between all the neighbours of its pixel.
 
     A block as large as the image has them all. Where kernels hold a block in the memory of a multiprocessor, blocks
-    that overlap by two cells have up to ``most`` others a side. Their outermost cells lack votes and are left out.
+    that overlap by two cells have up to ``most`` further cells along each axis. Their outermost cells lack votes and
+    are left out.
     """
     new = [max(n for n in range(1, max(1, min(most, side - 2)) + 1) if (side - 2) % n == 0) for side in grid]
     block = tuple(min(n + 2, side) for n, side in zip(new, grid, strict=True))

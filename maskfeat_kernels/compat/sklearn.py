@@ -22,8 +22,9 @@ NAMES = {"rows": "row", "columns": "column", "block_rows": "down", "block_column
 class HOGTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # of classes without types
     """Rows of pixels to rows of HOG, in a pipeline of scikit-learn. It works on NumPy arrays and never imports torch.
 
-    A sample is an image: :func:`maskfeat_kernels.fused_hog` of it, flattened. With the default, SKIMAGE, this is
-    scikit-image's ``hog`` of the same numbers.
+    A sample is an image: :func:`maskfeat_kernels.fused_hog` of it, flattened. The default, SKIMAGE, gives
+    scikit-image's ``hog`` on whole numbers. On floats its bins are exact; ``SKIMAGE.replace(arithmetic="skimage")``
+    rounds as scikit-image does.
 
     Args:
         spec: a :class:`maskfeat_kernels.HogSpec`, as OPENCV or ``SKIMAGE.replace(norm="l1")``; None is SKIMAGE.

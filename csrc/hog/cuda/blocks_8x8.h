@@ -1,6 +1,7 @@
 // Histograms of blocks on a GPU where the shape is the usual one: unsigned orientations in nine bins, cells of 8 x 8
-// pixels, blocks of 2 x 2 or 3 x 3 cells at every cell, norm "l2-hys". These are the defaults of scikit-image and
-// OpenCV. A thread block walks down a strip of the image, four rows of pixels at a time. A thread does a column.
+// pixels, blocks of 2 x 2 or 3 x 3 cells at every cell, norm "l2-hys", one channel or three, arithmetic in float32.
+// Linear votes have blocks of 2 x 2 alone. These are the defaults of scikit-image and OpenCV. A thread block walks down
+// a strip of the image, four rows of pixels at a time. A thread does a column.
 //
 //      <------ up to 224 columns ------>
 //    h p p p p p p p p p p p p p p p p p h    load:       four rows and their halo h, as floats
@@ -28,7 +29,7 @@ constexpr int kResidentStrips = !Shape::kLinear && Shape::kPerBlock == 2 ? 3
                                 : Shape::kLinear                         ? 3
                                                                          : 4;
 
-// Writes blocks, or with GRADIENT the gradient to blocks before their normalisation, from that to the result.
+// Writes blocks. With GRADIENT, reads the gradient to the result and writes that to the blocks before normalisation.
 template <typename Shape, int CHANNELS, bool GRADIENT>
 __global__ void __launch_bounds__(kStripThreads, kResidentStrips<Shape, GRADIENT>)
     hog_strip_kernel(const __grid_constant__ BlockWork<float> work, const __grid_constant__ StripWeights weights,
