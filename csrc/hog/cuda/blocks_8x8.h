@@ -1,7 +1,7 @@
-// Histograms of blocks on a GPU where the shape is the usual one: unsigned orientations in nine bins, cells of 8 x 8
-// pixels, blocks of 2 x 2 or 3 x 3 cells at every cell, norm "l2-hys", one channel or three, arithmetic in float32.
-// Linear votes have blocks of 2 x 2 alone. These are the defaults of scikit-image and OpenCV. A thread block walks down
-// a strip of the image, four rows of pixels at a time. A thread does a column.
+// Histograms of blocks on a GPU where the shape is the usual one. That is: unsigned orientations in nine bins, cells of
+// 8 x 8 pixels, blocks of 2 x 2 or 3 x 3 cells at every cell, norm "l2-hys", and one channel or three. Linear votes have
+// blocks of 2 x 2 alone. The arithmetic is in float32. These are the defaults of scikit-image and OpenCV. A thread block
+// walks down a strip of the image, four rows of pixels at a time. A thread does a column.
 //
 //      <------ up to 224 columns ------>
 //    h p p p p p p p p p p p p p p p p p h    load:       four rows and their halo h, as floats

@@ -119,8 +119,8 @@ __device__ __forceinline__ StrongestGradient next_gradient(ColumnState<CHANNELS>
 }
 
 // vote: the bin that holds an orientation, as hard_bin() decides it. Edges k and 9 - k have opposite cotangents, so only
-// the sizes of sine and cosine are compared. Where their signs differ, edges are counted from the other side, and those
-// that the gradient lies on count no more: the next larger number is compared.
+// the absolute values of sine and cosine are compared. Where their signs differ, edges are counted from the other side.
+// An edge that the gradient lies on then counts no more, as the next larger number is compared.
 __device__ __forceinline__ int bin_of(const float (&cotangents)[kStripBins / 2], float sine, float cosine) {
   const bool mirrored = static_cast<int32_t>(bit_cast<uint32_t>(sine) ^ bit_cast<uint32_t>(cosine)) < 0 && sine != 0;
   const float size = bit_cast<float>((bit_cast<uint32_t>(cosine) & 0x7fffffffu) + (mirrored ? 1 : 0));
@@ -192,9 +192,10 @@ struct Columns {
   }
 };
 
-// The sums of columns for linear votes: which of the four in memory serves for what. The rows of a strip are 0-3 or 4-7
-// of a step of eight, and in three cells: the upper one of the block row that begins with this step, the lower one of
-// that or the one before, and the last four rows of the cell that ends here. The CPU sums those apart.
+// The sums of columns for linear votes: which of the four in memory serves for what. Four rows are loaded at once. They
+// are rows 0-3 or 4-7 of a step of eight, and they lie in three cells. One is the upper cell of the block row that
+// begins with this step. One is the lower cell of that row, or of the row before. Of the third the last four rows end
+// here, which the CPU sums apart.
 struct ColumnRoles {
   int upper = 0, lower = 1, ending = 2;  // `ending` waits for its last four rows
   static constexpr int kLast = 3;
