@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.settings += rest
+    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # the recipe says how many workers
     try:
         options.run(options)
     except (ValueError, OSError, FloatingPointError) as error:

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from test_train import SMALL
+from torch.utils.data import DataLoader
 
 from maskfeat.cli import main
 from maskfeat.config import RECIPES
@@ -169,6 +171,12 @@ def test_a_command_that_does_not_exist(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["train"])
     assert stopped.value.code == 2 and "invalid choice" in capsys.readouterr().err
+
+
+def test_advice_of_torch_on_workers_is_not_printed(capsys):
+    with warnings.catch_warnings():
+        main(["recipes"])
+        DataLoader([0], num_workers=64)
 
 
 def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys):
