@@ -27,6 +27,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.egg_info import egg_info
 from setuptools.errors import LinkError
 
 # The slowest are first, so that no compiler waits for the last one. Both objects have the shared sources.
@@ -246,6 +247,14 @@ class BuildOps(build_ext):
         return super().get_ext_filename(fullname)
 
 
+class Labelled(egg_info):
+    """The version with its label. In an sdist, setup.cfg says that there is none, and wins over options of setup()."""
+
+    def finalize_options(self):
+        self.tag_build = label()
+        super().finalize_options()
+
+
 def label() -> str:
     """What the version ends in: the toolkit of a build that is asked for CUDA kernels, else nothing."""
     if BUILD != "cuda":
@@ -277,6 +286,5 @@ if __name__ == "__main__":
     builds = BUILD != "none" and sys.platform != "win32"
     setup(
         ext_modules=[torch_ops, numpy_ops] if builds else [],
-        cmdclass={"build_ext": BuildOps},
-        options={"egg_info": {"tag_build": label()}},
+        cmdclass={"build_ext": BuildOps, "egg_info": Labelled},
     )

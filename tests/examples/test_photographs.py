@@ -121,7 +121,7 @@ def test_the_protocol_has_the_numbers_of_the_settings():
 REHEARSAL = """
 import dataclasses, sys
 from examples.photographs import __main__, settings
-run = dict(settings.GPU.run, batch_size=8, workers=0)
+run = dict(settings.GPU.run, batch_size=4, workers=0)
 settings.GPU = dataclasses.replace(settings.GPU, run=run, pretrain_epochs=10**6, pilot_epochs=1, pretrain_rates=(1e-3,))
 __main__.main(sys.argv[1:])
 """
