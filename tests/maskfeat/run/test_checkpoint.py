@@ -276,7 +276,7 @@ def test_manifest_lists_every_file(run):
 def test_checkpoints_of_another_version(run, tmp_path):
     manifest = json.loads((find_checkpoint(run) / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps({**manifest, "format": 3}))
-    with pytest.raises(ValueError, match="has format 3, this version reads 2"):
+    with pytest.raises(ValueError, match="has format 3, this version reads 1 and 2"):
         read_run(tmp_path)
     with pytest.raises(ValueError, match="keys that this version does not know: momentum"):
         from_dict({**manifest["recipe"], "momentum": 0.9})
