@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .vit import scale_parameters
+from .vit import init_weights, scale_parameters
 
 
 def library() -> Any:
@@ -74,8 +74,7 @@ class TimmEncoder(nn.Module):
             self.truncate(len(vit.blocks))
             self.fc_norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
             self.head = nn.Linear(self.embed_dim, num_classes)
-            nn.init.trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+            init_weights(self.head, bias=0)
             scale_parameters(self.head, head_init_scale)
 
     @property
