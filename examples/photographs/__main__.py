@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "30")  # read when tqdm is imported
@@ -48,15 +49,21 @@ def main(words: list[str] | None = None) -> None:
         signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM; the same command goes on")
     )  # between trainings
     if options.minutes is not None:
-        alarm = threading.Timer(60 * options.minutes, os.kill, (os.getpid(), signal.SIGTERM))
-        alarm.daemon = True
-        alarm.start()
+        threading.Thread(target=alarm, args=(60 * options.minutes,), daemon=True).start()
     try:
         if options.repeat:
             sys.exit(repeat(runs, options.repeat[0], int(options.repeat[1])))
         runs.make_all()
     except Terminated as reason:
         sys.exit(f"{reason}; the same command goes on")
+
+
+def alarm(seconds: float, again: float = 60.0) -> None:
+    """SIGTERM for this process, and once more later: what its handler raises is dropped if a finaliser is running."""
+    time.sleep(seconds)
+    while True:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(again)
 
 
 def repeat(runs, arm: str, seed: int) -> int:

@@ -59,12 +59,13 @@ def train(recipe: Recipe, build: Callable[[Recipe], nn.Module] = build) -> dict[
 
     Raises Terminated after SIGTERM, when the step is done and its checkpoint is on disk.
     """
-    with (
-        join(recipe.device, recipe.precision) as world,
-        RunLock(run_folder(recipe), world) as lock,
-        watch_sigterm() as sigterm,
-    ):
-        return Trainer(recipe, world, build).fit(sigterm, lock.check)
+    with join(recipe.device, recipe.precision) as world, RunLock(run_folder(recipe), world) as lock:
+        with watch_sigterm() as sigterm:
+            trainer = Trainer(recipe, world, build)
+            results = trainer.fit(sigterm, lock.check)
+        if world.any(bool(sigterm)):  # in the last evaluation: a caller who trains again has to know
+            raise trainer.terminated()
+    return results
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -171,7 +172,7 @@ class Trainer:
                     if ends:
                         self.checkpoints.wait()
                         self.world.wait()  # as torchrun ends the other ranks when one is gone
-                        raise Terminated(f"ended by SIGTERM after step {self.step} of {self.total}, which is saved")
+                        raise self.terminated()
                     if evaluates:
                         results = self.evaluate()
                         progress.log(self.step, **results)
@@ -180,6 +181,9 @@ class Trainer:
             progress.close()
             self.checkpoints.wait()
         return results
+
+    def terminated(self) -> Terminated:
+        return Terminated(f"ended by SIGTERM after step {self.step} of {self.total}, which is saved")
 
     def outline(self) -> str:
         """What the run is, before it begins: a line each for data, input, model, arithmetic, steps and files."""

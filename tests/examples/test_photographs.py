@@ -135,6 +135,27 @@ def test_results_of_a_gpu_are_not_mixed_with_those_of_a_cpu(tmp_path, monkeypatc
         assert "--gpu needs --results" in capsys.readouterr().err
 
 
+NOT_HEARD = """
+import signal, sys, threading, time
+from examples.photographs.__main__ import alarm
+heard = []
+class Finalised:
+    def __del__(self):
+        while not heard:
+            time.sleep(0.01)
+signal.signal(signal.SIGTERM, lambda *_: (heard.append(1), sys.exit(f"heard {len(heard)}")))
+threading.Thread(target=alarm, args=(0.1, 0.1), daemon=True).start()
+Finalised()
+time.sleep(20)
+"""
+
+
+def test_an_alarm_that_is_not_heard_rings_again():
+    """What a handler raises while an object is finalised goes nowhere."""
+    done = subprocess.run([sys.executable, "-c", NOT_HEARD], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.endswith("heard 2\n") and "SystemExit: heard 1" in done.stderr
+
+
 @pytest.mark.slow  # two processes that train for 15 seconds
 def test_the_protocol_of_a_gpu_runs_on_a_packed_copy_and_ends_in_time(data, tmp_path):
     """A call that is out of time leaves a checkpoint, from which the next goes on."""
@@ -151,7 +172,7 @@ def test_the_protocol_of_a_gpu_runs_on_a_packed_copy_and_ends_in_time(data, tmp_
     command = [sys.executable, "-c", REHEARSAL, *settings, "--minutes", "0.25"]
     reached = []
     for _ in range(2):
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert "ended by SIGTERM" in done.stderr and "the same command goes on" in done.stderr, done.stderr
         logs = [file.read_text().splitlines() for file in out.glob("**/log.jsonl")]
         reached.append(sum(json.loads(lines[-1])["step"] for lines in logs if lines))

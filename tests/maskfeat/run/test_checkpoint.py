@@ -107,6 +107,17 @@ def test_sigterm_ends_a_run_after_the_step_and_a_checkpoint(tmp_path, monkeypatc
     assert_same_run(tmp_path / "whole", tmp_path / "ended")
 
 
+def test_sigterm_in_the_last_evaluation_is_not_lost(tmp_path, monkeypatch):
+    """A caller who trains twice would go on; the same command again evaluates and is done."""
+    settings, evaluate = ["image_size=16", "batch_size=4", "samples=40", "steps=2"], Trainer.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "evaluate", lambda self: (signal.raise_signal(signal.SIGTERM), evaluate(self))[1])
+        for _ in range(2):  # the second begins at its end
+            with pytest.raises(Terminated, match="ended by SIGTERM after step 2 of 2, which is saved"):
+                train_small(tmp_path, *settings)
+    assert train_small(tmp_path, *settings)["val_loss"] == read_log(tmp_path)[-1]["val_loss"]
+
+
 def test_an_evaluation_that_fails_costs_no_training(tmp_path):
     """No held-out file can be read; with others the run goes on from the epoch after which it failed."""
     data = media.image_folder(tmp_path / "data", each=4)
