@@ -8,7 +8,8 @@ is used: objects of ``make gpu-carry`` are taken if they load, and are built oth
 A step has a time limit and a log, which grows while it runs: what is killed leaves what it has. FOLDER (build/gpu)
 gets a folder for each part, of eight files at most: gpu.log with the summary, a log of each long step, and the report
 of the benchmarks, which is rewritten after each case. ``--dry-run`` takes the same steps in the same time without a
-GPU, each cut down. Where the sources come without their git repository, MASKFEAT_COMMIT says what they are::
+GPU, each cut down. Where the sources come without their git repository, or in another, MASKFEAT_COMMIT says what they
+are::
 
     python -m benchmarks.gpu [--dry-run] [--out FOLDER] [first|second ...]
 """
@@ -200,7 +201,7 @@ def first(run: Run, wrong: list[str]) -> None:
         changes = [*recipe, f"device={run.device}", "eval_every=0", f"out={folder}"]
         run.steps(Step("training", python("maskfeat", "pretrain", *changes), 40, "training.log"))
     sections = [word for section in COUNTERS for word in ("--section", section)]
-    ncu = [] if run.dry else ["ncu", "--clock-control", "none", "--profile-from-start", "off", *sections]
+    ncu = [] if run.dry else ["ncu", "--clock-control", "none", "--profile-from-start", "off", "--print-details", "all", *sections]
     large = python("benchmarks.small_calls", "--large", "--device", run.device)
     run.steps(Step("counters", [*ncu, *large], math.inf, "counters.log", of_a_tool=True))
 

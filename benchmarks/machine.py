@@ -98,18 +98,20 @@ def flags() -> dict[str, str]:
 
 
 def commit(tree: Path = ROOT) -> str | None:
-    """The commit of the sources; outside a git repository what MASKFEAT_COMMIT says, or None.
+    """The commit of the sources: what MASKFEAT_COMMIT says, else what git says, or None.
 
-    Followed by "+" if tracked files differ from it. The results, and the README that has some, do not count.
+    What git says is followed by "+" if tracked files differ from it. The results, and the README that has some, do not
+    count.
     """
-    elsewhere = os.environ.get("MASKFEAT_COMMIT")
+    if "MASKFEAT_COMMIT" in os.environ:
+        return os.environ["MASKFEAT_COMMIT"]
     git = ["git", "-C", str(tree)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        return elsewhere
+        return None
     if head.returncode:
-        return elsewhere
+        return None
     status = [*git, "status", "--porcelain", "--untracked-files=no", "--", ":/"]
     status += [f":(top,exclude){name}" for name in ("benchmarks/results", "README.md")]
     changes = subprocess.run(status, capture_output=True, text=True, check=True)

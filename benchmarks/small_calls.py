@@ -71,7 +71,7 @@ def gradients(backend: str, device: str) -> None:
     for spec in (MASKFEAT, SKIMAGE, OPENCV):
         found = []
         for name, place in ((backend, device), ("reference", "cpu")):
-            leaf = x.to(place).requires_grad_()
+            leaf = x.to(place, copy=True).requires_grad_()
             fused_hog(leaf, spec, backend=name).pow(3).sum().backward()
             found.append(leaf.grad.cpu())
         torch.testing.assert_close(*found, rtol=0, atol=1e-6 * float(found[1].abs().max()))

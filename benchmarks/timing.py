@@ -260,7 +260,7 @@ def ceilings_of(device: torch.device, threads: int = 1) -> dict:
     """What this machine can do, measured once in this process.
 
     copy_bytes_per_second: bytes read and written by a copy larger than the cache; on a GPU by a kernel that inverts all
-        bits, if that is faster than the copy.
+        bits, 16 bytes at a time, if that is faster than the copy.
     operations_per_second: float32 multiplications and additions in a product of matrices or, on a CPU, in a convolution
         if that is faster: the libraries behind the two do not use the same vectors on every CPU. Both fuse them, so
         that arithmetic which rounds after each operation reaches half of it at most.
@@ -281,7 +281,8 @@ def ceilings_of(device: torch.device, threads: int = 1) -> dict:
     target = torch.empty_like(source)
     copied = rate(2 * source.nbytes, target.copy_, source)
     if on_gpu:
-        copied = max(copied, rate(2 * source.nbytes, partial(torch.bitwise_not, out=target), source))
+        words, inverted = source.view(torch.int32), target.view(torch.int32)
+        copied = max(copied, rate(2 * source.nbytes, partial(torch.bitwise_not, out=inverted), words))
     side, channels, rows = 4096 if on_gpu else 1024, 256, 32
     matrix = torch.rand(side, side, device=device)
     product = torch.empty_like(matrix)

@@ -179,6 +179,22 @@ def test_a_wrong_bit_is_found_and_told(call, monkeypatch, capsys):
     assert told[-1].startswith(f"cuda:{call} WRONG: AssertionError: Tensor-likes are not equal!")
 
 
+@pytest.mark.parametrize("call", ["blocks", "gradients"])
+def test_a_wrong_number_is_found(call, monkeypatch):
+    right = small_calls.fused_hog
+
+    def wrong(x, *words, backend):
+        result = right(x, *words, backend="reference")
+        if backend == "cuda" and result.requires_grad:
+            result.register_hook(lambda grad: 1.0001 * grad)
+        return result + 1e-4 * (backend == "cuda" and not result.requires_grad)
+
+    monkeypatch.setattr(small_calls, "fused_hog", lambda *words, backend: right(*words, backend="reference"))
+    assert small_calls.is_right(f"cuda:{call}", "cpu")
+    monkeypatch.setattr(small_calls, "fused_hog", wrong)
+    assert not small_calls.is_right(f"cuda:{call}", "cpu")
+
+
 def test_the_other_calls_are_right_here():
     names = [name for name in small_calls.names("cpu") if name.startswith("cpu:")]
     if not names:
