@@ -18,8 +18,11 @@ from benchmarks.timing import is_ours
 
 RESULTS = "benchmarks/results"
 BEGIN, END = "<!-- results: begin (make results) -->", "<!-- results: end -->"
-MAIN = r"hog: (RGB 224x224, batch \d+, from memory|Gray .*)"
-"""The cases of the README."""
+MAIN = {
+    "cpu": r"hog: (RGB 224x224, batch \d+, from memory|Gray .*)",
+    "cuda": r"hog: RGB 224x224, batch \d+, from memory|tokens: Targets .*|(gather|mask): \w+: .*, bfloat16|step: .*",
+}
+"""The cases of the README, by device."""
 
 HEAD = """\
 **{name}**, {how}. Times are of an image where images are counted, else of a call. Bold is faster than ours. Of RGB, \
@@ -204,14 +207,14 @@ def joined(reports: list[dict]) -> dict:
 
 
 def summary(report: dict) -> list[str]:
-    """A line for each row of MAIN that others are compared with: its time, and how many times as long others take.
+    """A line for each row of the main cases that others are compared with: its time, and how many times as long others take.
 
     A rival that is faster is bold.
     """
     lines = [["case", "row", "its time", "how many times as long others take"]]
     for case in report["cases"]:
         title = f"{case['suite']}: {case['title']}"
-        if not re.fullmatch(MAIN, title):
+        if not re.fullmatch(MAIN[report["device"]], title):
             continue
         if "failed" in case:
             lines.append([title, f"failed: {case['failed']}", "", ""])
