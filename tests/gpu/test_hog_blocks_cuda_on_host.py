@@ -196,6 +196,28 @@ def test_usual_shapes_have_the_bits_of_the_cpu(name, dtype):
         assert torch.equal(blocks_of(usable("address"), x, spec, region), ops.hog(x, spec, region))
 
 
+GRADIENTS = USUAL | {"maskfeat": MASKFEAT}
+"""Shapes whose gradient to the pixels has a kernel of its own, backward_8x8.h."""
+INSIDE = Region(3, 11, 33, 240, 40)
+
+
+@pytest.mark.parametrize("strips", [(), pytest.param((("kManyThreadBlocks = 512", "kManyThreadBlocks = 1"),))], ids=len)
+@pytest.mark.parametrize("name", [n if n in (*FEW, "maskfeat") else pytest.param(n, marks=pytest.mark.slow) for n in GRADIENTS])
+def test_usual_shapes_have_a_gradient_of_their_own(name, strips):
+    """In several strips across, one or many down, of an image and of a part of it, of one channel and of three."""
+    spec = GRADIENTS[name]
+    for channels, region, dtype in ((1, None, torch.float32), (3, INSIDE, torch.float32), (3, None, torch.float16)):
+        x = pixels(spec, 1, channels, 41, 260, dtype=torch.float32).to(dtype)
+        check(usable("address"), x, spec, region, changes=strips)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_usual_gradients_have_no_race(name):
+    x = pixels(GRADIENTS[name], 1, 3, 27, 230, dtype=torch.float32)
+    check(usable("thread"), x, GRADIENTS[name], seeds=(0, 1))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 def test_large_tiles(name):

@@ -12,6 +12,7 @@
 #include "hog/cuda/blocks.h"
 
 #include "hog/cuda/backward.h"
+#include "hog/cuda/backward_8x8.h"
 #include "hog/cuda/blocks_8x8.h"
 #include "hog/cuda/normalise.h"
 #include "hog/cuda/votes.h"
@@ -176,7 +177,9 @@ int launch_blocks(BlockWork<T>& work, const BlockPlan& plan, const T* grad, T* o
 }
 
 template <typename Pixel, typename T>
-int launch_pixels(BlockWork<T>& work, const T* grad_blocks, T* grad_x, void* stream) {
+int launch_pixels(BlockWork<T>& work, const BlockPlan& plan, const T* grad_blocks, T* grad_x, void* stream) {
+  if constexpr (std::is_same_v<T, float>)
+    if (has_pixel_strips(work, plan)) return launch_pixel_strips(work, plan, grad_blocks, grad_x, stream);
   if (!place_pixels(work)) return cudaErrorInvalidValue;
   const int64_t tiles =
       ceil_div<int64_t>(work.image.height, work.height) * ceil_div<int64_t>(work.image.width, work.width);
@@ -198,7 +201,7 @@ int launch(const ImageView& image, const Channels& channels, const BlockPlan& pl
   const int error =
       work.size > 0 ? launch_blocks<true, Pixel, T>(work, plan, from, static_cast<T*>(grad_blocks), stream) : 0;
   return error ? error
-               : launch_pixels<Pixel, T>(work, static_cast<const T*>(grad_blocks), static_cast<T*>(out), stream);
+               : launch_pixels<Pixel, T>(work, plan, static_cast<const T*>(grad_blocks), static_cast<T*>(out), stream);
 }
 
 int launch_for_dtype(const ImageView& image, const Channels& channels, const BlockPlan& plan, const void* grad,

@@ -144,41 +144,53 @@ __global__ void __launch_bounds__(kStripThreads, kResidentStrips<Shape, GRADIENT
   }
 }
 
-// True where the kernel can do what is asked for.
-inline bool has_strip_kernel(const BlockWork<float>& work, const BlockPlan& plan) {
+// True where cells, blocks, bins and channels are those that strips can have.
+inline bool fits_strips(const BlockWork<float>& work, const BlockPlan& plan) {
   const auto fits = [&](const CellAxis& axis) {
     if (axis.stride != kStripCell || axis.step != kStripCell || axis.starts[0] != 0) return false;
     if (work.linear)
       return axis.per_block == 2 && axis.block_step == 2 && axis.period == 2 && axis.length == kLinearLength &&
              axis.starts[1] == kLinearStart;
-    return (axis.per_block == 2 || axis.per_block == 3) && axis.block_step == 1 && axis.period == 1 &&
-           axis.length == kStripCell &&
+    return axis.per_block <= 3 && axis.block_step == 1 && axis.period == 1 && axis.length == kStripCell &&
            std::all_of(axis.weights, axis.weights + axis.length, [&](double w) { return w == 1 || w == 0.125; });
   };
-  return work.bins == kStripBins && !work.is_signed && work.from_horizontal && !work.sobel && !work.wide_rows &&
-         work.norm == Norm::l2_hys && (work.channels.count == 1 || work.channels.count == 3) && fits(plan.y) &&
-         fits(plan.x) && plan.y.per_block == plan.x.per_block;
+  return work.bins == kStripBins && !work.is_signed && (work.channels.count == 1 || work.channels.count == 3) &&
+         fits(plan.y) && fits(plan.x) && plan.y.per_block == plan.x.per_block;
 }
 
-template <typename Shape, int CHANNELS, bool GRADIENT>
-int launch_strips(BlockWork<float>& work, const float* grad, float* out, void* stream) {
-  const auto shared_evenly = [](int32_t all, int64_t parts) {
-    return static_cast<int32_t>(ceil_div<int64_t>(all, std::min<int64_t>(all, std::max<int64_t>(1, parts))));
-  };
-  work.x.tile = shared_evenly(work.x.blocks, ceil_div(work.x.blocks, Shape::kMostBlocks));
-  const int64_t strips_across = ceil_div(work.x.blocks, work.x.tile);
-  work.y.tile = shared_evenly(work.y.blocks, ceil_div<int64_t>(kManyThreadBlocks, work.planes * strips_across));
-  const int cells = work.x.tile + Shape::kPerBlock - 1, items = Shape::kLinear ? work.x.tile : cells;
-  const int threads = ceil_div(std::max(cells * kStripCell + 2, items * kStripBins), 32) * 32;
+// True where the kernel can do what is asked for.
+inline bool has_strip_kernel(const BlockWork<float>& work, const BlockPlan& plan) {
+  return fits_strips(work, plan) && plan.y.per_block > 1 && work.from_horizontal && !work.sobel && !work.wide_rows &&
+         work.norm == Norm::l2_hys;
+}
+
+// The most that each of at least `parts` equal parts has to take of `all`.
+inline int32_t shared_evenly(int32_t all, int64_t parts) {
+  return static_cast<int32_t>(ceil_div<int64_t>(all, std::min<int64_t>(all, std::max<int64_t>(1, parts))));
+}
+
+template <typename Shape>
+StripWeights strip_weights(const BlockWork<float>& work) {
   StripWeights weights{};
   for (int i = 0; Shape::kLinear && i < 2 * kLinearLength; ++i) {
     weights.down[i / kLinearLength][i % kLinearLength] = work.table[work.y.weights + i];
     weights.across[i / kLinearLength][i % kLinearLength] = work.table[work.x.weights + i];
   }
   weights.shared = work.table[work.y.weights] * work.table[work.x.weights];
+  return weights;
+}
+
+template <typename Shape, int CHANNELS, bool GRADIENT>
+int launch_strips(BlockWork<float>& work, const float* grad, float* out, void* stream) {
+  work.x.tile = shared_evenly(work.x.blocks, ceil_div(work.x.blocks, Shape::kMostBlocks));
+  const int64_t strips_across = ceil_div(work.x.blocks, work.x.tile);
+  work.y.tile = shared_evenly(work.y.blocks, ceil_div<int64_t>(kManyThreadBlocks, work.planes * strips_across));
+  const int cells = work.x.tile + Shape::kPerBlock - 1, items = Shape::kLinear ? work.x.tile : cells;
+  const int threads = ceil_div(std::max(cells * kStripCell + 2, items * kStripBins), 32) * 32;
   const dim3 grid = grid_of_planes(ceil_div(work.y.blocks, work.y.tile) * strips_across, work.planes);
   if (grid.x == 0) return cudaErrorInvalidConfiguration;
-  LAUNCH((hog_strip_kernel<Shape, CHANNELS, GRADIENT>), grid, dim3(threads), 0, stream, work, weights, grad, out);
+  LAUNCH((hog_strip_kernel<Shape, CHANNELS, GRADIENT>), grid, dim3(threads), 0, stream, work,
+         strip_weights<Shape>(work), grad, out);
   return static_cast<int>(cudaGetLastError());
 }
 
