@@ -14,6 +14,7 @@
 #include "hog/cuda/backward.h"
 #include "hog/cuda/backward_8x8.h"
 #include "hog/cuda/blocks_8x8.h"
+#include "hog/cuda/cells_8x8.h"
 #include "hog/cuda/normalise.h"
 #include "hog/cuda/votes.h"
 
@@ -164,10 +165,23 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2)
   }
 }
 
+// True for MASKFEAT's blocks of one cell that the kernel of cells computes, all of an image.
+inline bool is_of_cells(const BlockWork<float>& work, const BlockPlan& plan) {
+  return has_pixel_strips(work, plan) && plan.y.per_block == 1 && work.norm == Norm::unit && work.eps == 1e-12f &&
+         work.wide_rows && !work.from_horizontal && !work.sqrt && work.region.top == 0 && work.region.left == 0 &&
+         work.y.blocks == work.image_height / kStripCell && work.x.blocks == work.image_width / kStripCell;
+}
+
 template <bool GRADIENT, typename Pixel, typename T>
 int launch_blocks(BlockWork<T>& work, const BlockPlan& plan, const T* grad, T* out, void* stream) {
-  if constexpr (std::is_same_v<T, float>)
+  if constexpr (std::is_same_v<T, float>) {
     if (has_strip_kernel(work, plan)) return launch_strips<GRADIENT>(work, plan, grad, out, stream);
+    if constexpr (GRADIENT && !std::is_same_v<Pixel, uint8_t>) {
+      CellWork<float> cells = cell_work<false, float>(work.image, PatchView{}, {kStripBins, kStripCell, kStripCell, 0});
+      if (is_of_cells(work, plan) && has_cell_kernel<false>(cells))
+        return launch_cells<Pixel, false, true>(cells, grad, out, stream);
+    }
+  }
   if (!place_blocks(work)) return cudaErrorInvalidValue;
   const int64_t tiles = ceil_div<int64_t>(work.y.blocks, work.y.tile) * ceil_div<int64_t>(work.x.blocks, work.x.tile);
   const dim3 grid = grid_of_planes(tiles, work.planes);

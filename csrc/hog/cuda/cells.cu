@@ -22,24 +22,15 @@ int launch_columns(const CellWork<T>& work, T* out, dim3 grid, void* stream) {
 
 template <bool PATCHES, typename Pixel, typename T>
 int launch(const ImageView& image, const PatchView& patches, const CellPlan& plan, void* out, void* stream) {
-  CellWork<T> work{};
-  work.image = image;
-  work.plan = plan;
-  work.patches = patches;
-  work.regions = PATCHES ? image.lead_size[2] : 1;
-  for (int axis = 0; !PATCHES && axis < image.lead; ++axis) work.regions *= image.lead_size[axis];
+  CellWork<T> work = cell_work<PATCHES, T>(image, patches, plan);
+  if constexpr (std::is_same_v<T, float>)
+    if (has_cell_kernel<PATCHES>(work))
+      return launch_cells<Pixel, PATCHES, false>(work, nullptr, static_cast<T*>(out), stream);
+
   const int64_t fit = std::max<int64_t>(1, kThreads / plan.cell_w);  // cells of a thread block, across
-  work.rows = static_cast<int32_t>((PATCHES ? patches.side : image.height) / plan.cell_h);
-  work.across = static_cast<int32_t>((PATCHES ? patches.side : image.width) / plan.cell_w);
   work.cells = std::min(static_cast<int32_t>(fit), work.across);
   work.strips = ceil_div(work.across, work.cells);
   work.segments = PATCHES && work.strips == 1 ? static_cast<int32_t>(fit) / work.cells : 1;
-  for (T& edge : work.cotangent) edge = static_cast<T>(NAN);
-  for (int64_t k = 1; k <= plan.bins / 2; ++k) work.cotangent[k - 1] = static_cast<T>(edge_cotangent(k, plan.bins));
-  gaussian_window(plan.gaussian_window, work.window);
-  if constexpr (std::is_same_v<T, float>)
-    if (has_cell_kernel<PATCHES>(work)) return launch_cells<Pixel, PATCHES>(work, static_cast<T*>(out), stream);
-
   const int64_t groups =
       PATCHES ? ceil_div<int64_t>(image.lead_size[0] * patches.count, work.segments) : ceil_div(work.rows, kStripRows);
   const dim3 grid = grid_of_planes(groups * work.strips, work.regions);

@@ -65,10 +65,10 @@ constexpr int kCellThreads = 64;  // threads of a thread block
 constexpr int kSide = 8;          // pixels along a side of a cell
 constexpr int kPairs = 4;         // pairs of edges, enough for nine bins
 
-// How many thread blocks are to be resident on a multiprocessor. Six leave a thread 168 registers. Single loads need
-// more registers, for addresses.
-template <bool ALIGNED>
-constexpr int kCellBlocks = ALIGNED ? 6 : 4;
+// How many thread blocks are to be resident on a multiprocessor. Six leave a thread 168 registers. Gradients need more,
+// and single loads too, for addresses.
+template <bool ALIGNED, bool GRADIENT>
+constexpr int kCellBlocks = ALIGNED && !GRADIENT ? 6 : 4;
 
 __device__ __forceinline__ float widened(float p) { return p; }
 __device__ __forceinline__ float widened(BFloat16 p) { return widen(p); }
@@ -202,9 +202,12 @@ __device__ CellCorner<Pixel> corner_of(const CellWork<float>& work, uint32_t reg
           static_cast<int>((static_cast<uint32_t>(id) - patch_row * grid_w) * side + x), true};
 }
 
-template <typename Pixel, bool PATCHES, bool ALIGNED>
-__global__ void __launch_bounds__(kCellThreads, kCellBlocks<ALIGNED>)
-    cell_kernel(const __grid_constant__ CellWork<float> work, uint32_t all_cells, float* __restrict__ out) {
+// Writes histograms. With GRADIENT, reads the gradient to the result and writes that to the histograms before they were
+// normalised.
+template <typename Pixel, bool PATCHES, bool ALIGNED, bool GRADIENT>
+__global__ void __launch_bounds__(kCellThreads, kCellBlocks<ALIGNED, GRADIENT>)
+    cell_kernel(const __grid_constant__ CellWork<float> work, uint32_t all_cells, const float* __restrict__ grad,
+                float* __restrict__ out) {
   constexpr bool BYTES = std::is_same_v<Pixel, uint8_t>;
   using Line = std::conditional_t<BYTES, Row<Halves, kSide / 2>, Row<float, kSide>>;
   const uint32_t number = blockIdx.x * kCellThreads + threadIdx.x, cells = work.rows * work.across;
@@ -260,6 +263,20 @@ __global__ void __launch_bounds__(kCellThreads, kCellBlocks<ALIGNED>)
       before = sum[k];
     }
   const float scale = inverse_norm(squares);
+  if constexpr (GRADIENT) {
+    const float* from = grad + (to - out);
+    float g[kEnd], dot = 0;
+#pragma unroll
+    for (int k = 0; k < kEnd; ++k)
+      if (is_edge(k + 1)) {
+        g[k] = __ldg(from), from += cells;
+        dot += g[k] * histogram[k];
+      }
+    const float projection = squares > 1e-24f ? dot * scale * scale : 0.0f;
+#pragma unroll
+    for (int k = 0; k < kEnd; ++k)
+      if (is_edge(k + 1)) histogram[k] = g[k] - histogram[k] * projection;
+  }
 #pragma unroll
   for (int k = 1; k <= kEnd; ++k)
     if (is_edge(k)) {
@@ -292,8 +309,8 @@ bool is_aligned(const ImageView& image) {
          std::all_of(image.lead_stride, image.lead_stride + image.lead, fits);
 }
 
-template <typename Pixel, bool PATCHES>
-int launch_cells(CellWork<float>& work, float* out, void* stream) {
+template <typename Pixel, bool PATCHES, bool GRADIENT>
+int launch_cells(CellWork<float>& work, const float* grad, float* out, void* stream) {
   for (int p = 0; p < kPairs; ++p) {
     const float cotangent = work.cotangent[p], shift = cotangent * 0x1p-21f;
     work.lower_slope[p] = cotangent + shift, work.upper_slope[p] = -cotangent + shift;
@@ -301,9 +318,9 @@ int launch_cells(CellWork<float>& work, float* out, void* stream) {
   const uint32_t cells = static_cast<uint32_t>(count_cells<PATCHES>(work));
   const dim3 blocks(ceil_div<uint32_t>(cells, kCellThreads)), threads(kCellThreads);
   if (is_aligned<Pixel>(work.image))
-    LAUNCH((cell_kernel<Pixel, PATCHES, true>), blocks, threads, 0, stream, work, cells, out);
+    LAUNCH((cell_kernel<Pixel, PATCHES, true, GRADIENT>), blocks, threads, 0, stream, work, cells, grad, out);
   else
-    LAUNCH((cell_kernel<Pixel, PATCHES, false>), blocks, threads, 0, stream, work, cells, out);
+    LAUNCH((cell_kernel<Pixel, PATCHES, false, GRADIENT>), blocks, threads, 0, stream, work, cells, grad, out);
   return static_cast<int>(cudaGetLastError());
 }
 

@@ -24,6 +24,23 @@ struct CellWork {
   T lower_slope[4], upper_slope[4];  // gy / gx on the edges, for cells of bytes: see cells_8x8.h
 };
 
+// What both kernels need of a call.
+template <bool PATCHES, typename T>
+CellWork<T> cell_work(const ImageView& image, const PatchView& patches, const CellPlan& plan) {
+  CellWork<T> work{};
+  work.image = image;
+  work.plan = plan;
+  work.patches = patches;
+  work.regions = PATCHES ? image.lead_size[2] : 1;
+  for (int axis = 0; !PATCHES && axis < image.lead; ++axis) work.regions *= image.lead_size[axis];
+  work.rows = static_cast<int32_t>((PATCHES ? patches.side : image.height) / plan.cell_h);
+  work.across = static_cast<int32_t>((PATCHES ? patches.side : image.width) / plan.cell_w);
+  for (T& edge : work.cotangent) edge = static_cast<T>(NAN);
+  for (int64_t k = 1; k <= plan.bins / 2; ++k) work.cotangent[k - 1] = static_cast<T>(edge_cotangent(k, plan.bins));
+  gaussian_window(plan.gaussian_window, work.window);
+  return work;
+}
+
 // These read through the read-only cache.
 __device__ __forceinline__ uint8_t read(const uint8_t* p) { return __ldg(p); }
 __device__ __forceinline__ Float16 read(const Float16* p) { return {__ldg(&p->bits)}; }
