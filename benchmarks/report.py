@@ -207,7 +207,7 @@ def joined(reports: list[dict]) -> dict:
 
 
 def summary(report: dict) -> list[str]:
-    """A line for each row of the main cases that others are compared with: its time, and how many times as long others take.
+    """A line for each row of the main cases that others are compared with: its time, and how long others take.
 
     A rival that is faster is bold.
     """
