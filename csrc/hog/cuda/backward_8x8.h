@@ -17,7 +17,7 @@
 namespace maskfeat {
 namespace {
 
-constexpr int kHalo = 2;                                                     // columns on each side of a strip
+constexpr int kHalo = 2;                                                           // columns on each side of a strip
 constexpr int kSpanCells = (kStripColumns + 2 + kStripCell - 2) / kStripCell + 1;  // that hold pixels of p and g
 
 // What a pixel hands to its neighbours. Of one channel, `other` is the gradient to gy, else the bits of the channel.
@@ -70,8 +70,8 @@ __device__ __forceinline__ void receive_rows(const BlockWork<float>& work, const
   const bool later = step & 1;
   for (int i = static_cast<int>(threadIdx.x); i < Memory::kRow; i += static_cast<int>(blockDim.x)) {
     const int entry = i % (2 * kStripBins), block_x = first_cell - 1 + i / (2 * kStripBins), right = entry / kStripBins;
-    const float* const from = grad_blocks + block_x * stride.column + right * stride.cell_column +
-                              (entry - right * kStripBins) * stride.bin;
+    const float* const from =
+        grad_blocks + block_x * stride.column + right * stride.cell_column + (entry - right * kStripBins) * stride.bin;
     const auto read_cell = [&](int block, int cell) {
       const bool is_block = block >= 0 && block < work.y.blocks && block_x >= 0 && block_x < work.x.blocks;
       return is_block ? __ldg(from + block * stride.row + cell * stride.cell_row) : 0.0f;
@@ -145,7 +145,8 @@ __device__ __forceinline__ GradientOfVote vote_gradient(const BlockWork<float>& 
       const float first = s > c ? back : slope, second = s > c ? slope : back;
       by_sine = g.gx < 0 ? -first : first, by_cosine = g.gy < 0 ? second : -second;
     }
-    return {to_magnitude * (g.gx * inverse) + to_angle * by_cosine, to_magnitude * (g.gy * inverse) + to_angle * by_sine};
+    return {to_magnitude * (g.gx * inverse) + to_angle * by_cosine,
+            to_magnitude * (g.gy * inverse) + to_angle * by_sine};
   }
 }
 
@@ -156,7 +157,7 @@ struct SobelState {
 
 // gradient: Sobel's, of the row before the new one, which is `below`.
 __device__ __forceinline__ StrongestGradient next_sobel(SobelState& state, const float (&below)[3]) {
-  const float(&up)[3] = state.up, (&here)[3] = state.here;
+  const float (&up)[3] = state.up, (&here)[3] = state.here;
   const float gx = sobel(up[2], up[0], here[2], here[0], below[2], below[0]);
   const float gy = sobel(below[0], up[0], below[1], up[1], below[2], up[2]);
 #pragma unroll
@@ -285,8 +286,7 @@ inline bool has_pixel_strips(const BlockWork<float>& work, const BlockPlan& plan
   const auto inside = [](int64_t begin, int64_t extent, int64_t size) { return begin >= 0 && begin + extent <= size; };
   const bool one_cell = plan.y.per_block == 1 && plan.x.per_block == 1;
   return fits_strips(work, plan) && (one_cell ? work.sobel && work.channels.count == 1 : !work.sobel) &&
-         (!work.linear || work.from_horizontal) &&
-         inside(work.region.top, work.region.height, work.image_height) &&
+         (!work.linear || work.from_horizontal) && inside(work.region.top, work.region.height, work.image_height) &&
          inside(work.region.left, work.region.width, work.image_width) && work.image_height > 2 &&
          work.image_width > 2 && work.size > 0;
 }

@@ -114,7 +114,8 @@ __device__ __forceinline__ StrongestGradient next_gradient(ColumnState<CHANNELS>
     const float gx = state.across[channel], gy = down - state.up[channel], square = gx * gx + gy * gy;
     state.across[channel] = lines[channel][column + 2] - lines[channel][column];
     state.up[channel] = state.here[channel], state.here[channel] = down;
-    if (channel == 0 || bit_cast<uint32_t>(square) + tie > bit_cast<uint32_t>(taken.square)) taken = {gx, gy, square, channel};
+    if (channel == 0 || bit_cast<uint32_t>(square) + tie > bit_cast<uint32_t>(taken.square))
+      taken = {gx, gy, square, channel};
   }
   return taken;
 }
