@@ -1,6 +1,7 @@
 """The ``maskfeat`` command."""
 
 import argparse
+import dataclasses
 import errno
 import json
 import os
@@ -8,12 +9,14 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import config
 from .config import RECIPES, Finetune, Pretrain, Recipe, describe, get_recipe, override
+from .extraction.options import OWN, help_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +34,8 @@ examples:
   maskfeat stats /data/bands channels=13 data_range=0,10000       mean=... and std=... of each channel
   maskfeat plot runs/vit_b runs/other --output curves.png
   maskfeat show runs/vit_b --output panel.png
-  maskfeat export runs/mvit_s val_data=/data/ava/clips.csv --output features
+  maskfeat extract runs/vit_b data=/data/imagenet out=features        one vector an image, in Parquet files
+  maskfeat extract hog data=/data/photos out=hog bins=12              HOG without any model; engine=ray: on a cluster
   maskfeat convert in1k_VIT_B_MaskFeat_PT_epoch_01600.pyth vit_b.safetensors
   maskfeat convert runs/vit_b vit_b_timm.safetensors --to timm
   maskfeat knn runs/vit_b image_size=224x112          on images of another shape: 224 high, 112 wide
@@ -109,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
     recipe = ("recipe", "name of a recipe")
     weights = ("weights", "a run folder, one of its checkpoints, or a file of weights")
+    what = ("what", "hog, or a run folder, one of its checkpoints, or a file of weights")
     command("pretrain", _pretrain, "pre-train an encoder by masked feature prediction", recipe)
     command("finetune", _finetune, "train a classifier, as a rule from pre-trained weights (init=...)", recipe)
     evaluate = command(
@@ -128,7 +133,11 @@ def _parser() -> argparse.ArgumentParser:
     show = command("show", _show, "picture of masked input, prediction, target and original", weights)
     show.add_argument("--output", default="panel.png", help="the PNG to write (%(default)s)")
     show.add_argument("--number", type=int, default=8, help="samples in the picture (%(default)s)")
-    export = command("export", _export, "feature maps of an encoder, for detectors such as those of AVA", weights)
+    extract = command("extract", _extract, "HOG, or features of an encoder, of all samples, in Parquet files", what)
+    extract.formatter_class, extract.epilog = argparse.RawDescriptionHelpFormatter, help_text()
+    export = command(
+        "export", _export, "feature maps in safetensors files; `extract` writes Parquet, and goes on", weights
+    )
     export.add_argument("--output", default="features", help="the folder to write into (%(default)s)")
     export.add_argument("--split", choices=("train", "val", "test"), default="val", help="(%(default)s)")
     convert = command("convert", _convert, "weights between maskfeat and other projects")
@@ -262,7 +271,22 @@ def _show(options: argparse.Namespace) -> None:
     print(options.output)
 
 
+def _extract(options: argparse.Namespace) -> None:
+    from .extraction.api import run
+
+    known = [*OWN, *(item.name for item in dataclasses.fields(Recipe))]
+    result, note = run(options.what, config.settings_of(options.settings, known))
+    if note:
+        print(f"maskfeat: {options.what}: {note}", file=sys.stderr)
+    _print(result)
+
+
 def _export(options: argparse.Namespace) -> None:
+    print(
+        "maskfeat: `export` stays as it is; `maskfeat extract RUN data=... out=... features=maps` writes Parquet and "
+        "can be restarted",
+        file=sys.stderr,
+    )
     from .data.loader import make_loader
     from .model import trunk
     from .run.device import device_named
@@ -296,25 +320,15 @@ def _recipes(options: argparse.Namespace) -> None:
 
 def _load(options: argparse.Namespace, predicts: bool = True) -> "tuple[nn.Module, Recipe]":
     """The model of a run and its recipe, with the settings of the command line; ``predicts`` as in put()."""
-    from .build import build
-    from .weights.files import put, read_weights
+    from .weights.files import load_model
 
-    source = Path(options.weights)
-    weights, trained = read_weights(source)
-    recipe = override(trained, options.settings)
-    if predicts and isinstance(recipe, Pretrain) and trained.channels != recipe.channels:
-        raise ValueError(
-            f"{source} predicts {trained.channels} channels, got channels={recipe.channels}; pre-train with "
-            f"init={source} channels={recipe.channels} first"
-        )
-    model = build(recipe)
-    note = put(model, weights, trained, options.weights, predicts=predicts)
+    model, recipe, note = load_model(Path(options.weights), partial(override, changes=options.settings), predicts)
     if note and _speaks():
         print(f"maskfeat: {options.weights}: {note}", file=sys.stderr)
-    return model.eval(), recipe
+    return model, recipe
 
 
-def _print(results: dict[str, float]) -> None:
+def _print(results: Mapping[str, float]) -> None:
     if results and _speaks():
         print(json.dumps(results))
 

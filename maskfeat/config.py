@@ -267,7 +267,7 @@ def get_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def override(recipe: Recipe, changes: "Iterable[str] | dict[str, Any]", *, silent: bool = False) -> Recipe:
+def override(recipe: R, changes: "Iterable[str] | dict[str, Any]", *, silent: bool = False) -> R:
     """The recipe with ``key=value`` texts, or a dict of values, put in.
 
     A new ``batch_size`` without a new ``lr`` scales ``lr``, ``warmup_lr`` and ``end_lr`` in proportion. New
@@ -279,14 +279,7 @@ def override(recipe: Recipe, changes: "Iterable[str] | dict[str, Any]", *, silen
     of its key.
     """
     types = typing.get_type_hints(type(recipe))
-    values = dict(changes) if isinstance(changes, dict) else {}
-    for text in () if isinstance(changes, dict) else changes:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"{text!r} is not of the form key=value{nearest(name, [f'{key}=...' for key in types])}")
-        if name in values:
-            log.warning("%s is given twice: %s=%s counts, and not %s", name, name, value, values[name])
-        values[name] = value
+    values = dict(changes) if isinstance(changes, dict) else settings_of(changes, types)
     for name, value in values.items():
         if name not in types or name == "name":
             raise ValueError(f"{recipe.name} has no key {name!r}{nearest(name, [n for n in types if n != 'name'])}")
@@ -307,6 +300,19 @@ def override(recipe: Recipe, changes: "Iterable[str] | dict[str, Any]", *, silen
             log.warning("channels=%d: %s; `maskfeat stats DATA channels=%d` measures them", channels, said, channels)
         values = {**means, **values}
     return dataclasses.replace(recipe, **values)
+
+
+def settings_of(texts: Iterable[str], known: Iterable[str]) -> dict[str, Any]:
+    """``key=value`` texts as a dict of texts. Of a key that is given twice the last value counts, with a warning."""
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"{text!r} is not of the form key=value{nearest(name, [f'{key}=...' for key in known])}")
+        if name in values:
+            log.warning("%s is given twice: %s=%s counts, and not %s", name, name, value, values[name])
+        values[name] = value
+    return values
 
 
 def normalisation(colours: dict[str, tuple[float, ...]], channels: int) -> dict[str, Any]:

@@ -23,7 +23,14 @@ CUT = 900
 
 
 class Unreadable(Exception):
-    """A sample that cannot be decoded; the message has its name and the reason."""
+    """A sample that cannot be decoded: its name and the reason."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
 
 
 def frame_numbers(
@@ -93,4 +100,4 @@ def decoded(decode: Decode, file: "str | BytesIO", name: str, choose: Choose | N
     except ImportError:  # of PyAV: no fault of the file
         raise
     except Exception as error:  # a decoder may fail in any way on a damaged file
-        raise Unreadable(f"{name} ({type(error).__name__}: {error})") from error
+        raise Unreadable(name, f"{type(error).__name__}: {error}") from error

@@ -45,6 +45,13 @@ def fingerprint(source: Any) -> str:
     return digest.hexdigest()
 
 
+def fingerprint_of_shards(shards: Iterable[str]) -> str:
+    """SHA-256 of the names and sizes of tar files, which are not opened."""
+    digest = hashlib.sha256(b"shards")
+    _add_files(digest, [os.fsencode(shard) for shard in shards])
+    return digest.hexdigest()
+
+
 def _add_files(digest: Any, paths: list[bytes]) -> None:
     common = cast("bytes", os.path.commonprefix([min(paths), max(paths)]))  # noqa: RUF071, paths may be absolute and relative
     folder = common.rpartition(b"/")[0]

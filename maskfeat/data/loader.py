@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 TRAINING, HELD_OUT = 0, 1  # streams of random numbers
 
+RENDERED = ("synthetic", "skimage")
+"""Names of data that are no files."""
+
 MOST_FAILURES = 100
 """After so many unreadable samples in a row, more is wrong than a few damaged files."""
 
@@ -114,13 +117,17 @@ class Loader:
                 if "error" in batch:
                     raise batch["error"] from RuntimeError(batch["traceback"])
                 for failure in batch.pop("failures"):
-                    self.skipped += 1
-                    log.warning("skipped %s", failure)
+                    self.skip(*failure)
                 self.rewound.update(batch.pop("rewound"))
                 if len(batch["images"]):
                     yield batch
         finally:
             del batches  # ends the workers now; an error that was in a batch would keep both until garbage is collected
+
+    def skip(self, name: str, reason: str) -> None:
+        """Count a sample that cannot be read, and say so."""
+        self.skipped += 1
+        log.warning("skipped %s (%s)", name, reason)
 
     def report_rewound(self) -> None:
         if self.rewound:
@@ -136,7 +143,17 @@ class Loader:
 class Batches(Dataset[dict[str, Any]]):
     """Whole batches by number. All randomness of a sample comes from the seed, the epoch and its number."""
 
-    def __init__(self, recipe: Recipe, split: str, seed: int, epoch: int, rank: int, world: int, augment: bool):
+    def __init__(
+        self,
+        recipe: Recipe,
+        split: str,
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        augment: bool = False,
+        source: Source | None = None,  # by default what the recipe says
+    ):
         self.recipe, self.train = recipe, split == "train" and augment
         self.seed, self.rank, self.world = seed, rank, world
         self.masked = isinstance(recipe, Pretrain) and augment
@@ -145,24 +162,20 @@ class Batches(Dataset[dict[str, Any]]):
         self.policy = tuned.rand_augment if tuned and self.train else ""
         self.repeats = tuned.repeats if tuned and self.train else 1
         self.clips, self.crops = (tuned.test_clips, tuned.test_crops) if tuned and split == "test" else (1, 1)
-        larger = Size(*(round(side * 256 / 224) for side in recipe.image_size))
-        self.resize = tuned.test_size if tuned and any(tuned.test_size) else larger
-        rendered = {"synthetic", "skimage"} & {recipe.data, recipe.val_data}
-        samples = recipe.samples if rendered else 0  # files are all listed, and chosen from below
-        pixels = recipe.autorotate, recipe.channels, recipe.data_range
-        self.source = _source(recipe.data, recipe.val_data, split, recipe.frames > 0, larger, samples, *pixels)
+        test_size = getattr(recipe, "test_size", None)
+        self.resize = test_size if test_size and any(test_size) else larger_than(recipe.image_size)
+        self.source = samples_of(recipe, split) if source is None else source
         if recipe.cache_mb and not (recipe.frames or recipe.workers):
             self.source = _decoded_once(self.source, recipe.cache_mb)
-        self.data = recipe.val_data if recipe.val_data and split != "train" else recipe.data
+        self.data, _ = place_of(recipe, split)
         self.check_labels()
-        wanted = min((split == "train" and recipe.samples) or len(self.source), len(self.source))
-        self.chosen = np.arange(wanted) * len(self.source) // wanted
+        self.chosen = evenly(split == "train" and recipe.samples, len(self.source))
         self.set_epoch(epoch)
         self.reads = self.samples_to_read(recipe.rank_batch(world))
         if not len(self):
             raise ValueError(
-                f"{recipe.data!r} has {wanted} samples to train on, fewer than one batch of {self.reads} on each of "
-                f"{world} ranks; choose a smaller batch_size"
+                f"{recipe.data!r} has {len(self.chosen)} samples to train on, fewer than one batch of {self.reads} on "
+                f"each of {world} ranks; choose a smaller batch_size"
             )
 
     def of_epoch(self, epoch: int) -> "Batches":
@@ -206,7 +219,7 @@ class Batches(Dataset[dict[str, Any]]):
                 try:
                     views, label = self.sample(index, attempt)
                 except Unreadable as failure:
-                    failures.append(str(failure))
+                    failures.append((failure.name, failure.reason))
                     continue
                 clips += views
                 labels += [label] * self.repeats
@@ -214,7 +227,8 @@ class Batches(Dataset[dict[str, Any]]):
                 break
             else:
                 if self.train:
-                    raise OSError(f"{MOST_FAILURES} samples in a row could not be read, the last is {failures[-1]}")
+                    last = "{} ({})".format(*failures[-1])
+                    raise OSError(f"{MOST_FAILURES} samples in a row could not be read, the last is {last}")
         nothing = 0, self.recipe.channels, max(self.recipe.frames, 1), *self.recipe.image_size
         images = to_tensor(clips) if clips else torch.empty(nothing, dtype=torch.uint8)
         batch = {"images": images if self.recipe.frames else images.squeeze(2), "failures": failures}
@@ -253,7 +267,7 @@ class Batches(Dataset[dict[str, Any]]):
             choose = partial(frame_numbers, **options, rng=rng if self.train else None)
         clips, label = self.source.read(index, choose)
         if self.classes is not None and label is None:
-            raise Unreadable(f"sample {index} of {self.data} (it has no label)")
+            raise Unreadable(f"sample {index} of {self.data}", "it has no label")
         if self.classes is not None and label is not None and label >= self.classes:
             raise ValueError(f"sample {index} of {self.data!r} has the label {label}, but classes={self.classes}")
         if self.train:
@@ -290,10 +304,38 @@ def part_masks(recipe: Pretrain, samples: int, stream: int, step: int, part: int
     return make_masks(recipe.mask, samples, recipe.mask_grid, recipe.mask_ratio, generator=generator, compat=compat)
 
 
+def place_of(recipe: Recipe, split: str) -> tuple[str, bool]:
+    """Which of its places of data a recipe names for a split, and whether it names that for held-out data alone."""
+    own = bool(recipe.val_data) and split != "train"
+    return (recipe.val_data if own else recipe.data), own
+
+
+def samples_of(recipe: Recipe, split: str) -> Source:
+    """The samples of a split that the recipe names; files and shards are all listed."""
+    rendered = {*RENDERED} & {recipe.data, recipe.val_data}
+    samples = recipe.samples if rendered else 0
+    pixels = recipe.autorotate, recipe.channels, recipe.data_range
+    size = larger_than(recipe.image_size)
+    place, own = place_of(recipe, split)
+    return _source(place, own, recipe.data, split, recipe.frames > 0, size, samples, *pixels)
+
+
+def larger_than(crop: Size) -> Size:
+    """What a sample is resized to cover before its centre is cropped, where nothing is said."""
+    return Size(*(round(side * 256 / 224) for side in crop))
+
+
+def evenly(wanted: int, of: int) -> np.ndarray:  # [N] int64
+    """So many numbers below ``of``, evenly spaced, or all if ``wanted`` is 0."""
+    number = min(wanted or of, of)
+    return np.arange(number) * of // max(number, 1)
+
+
 @lru_cache(maxsize=8)  # every evaluation opens its own loaders, and listing a large folder takes a while
 def _source(
+    place: str,
+    own: bool,
     data: str,
-    val_data: str,
     split: str,
     video: bool,
     size: Size,
@@ -302,8 +344,6 @@ def _source(
     channels: int,
     data_range: tuple[float, ...],
 ) -> Source:
-    own = bool(val_data) and split != "train"
-    place = val_data if own else data
     if place == "synthetic":
         return Scenes(split, size, video, samples, channels)
     if place == "skimage":

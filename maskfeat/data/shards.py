@@ -40,20 +40,25 @@ class Shards:
             log.warning("skipped %d shards that are no regular files, such as %s", len(special), special[0])
             self.shards = [shard for shard in self.shards if shard not in special]
         keys, spans, labels = [], [], []
+        self.damage: dict[str, str] = {}  # of each shard that ends too early
         for i, shard in enumerate(self.shards):
-            samples, classes = self.index(shard, suffixes)
+            samples, classes, damage = self.index(shard, suffixes)
+            if damage:
+                self.damage[shard] = f"damaged after {len(samples)} samples: {damage}"
+                log.warning("%s is %s", shard, self.damage[shard])
             keys += [os.fsencode(key) for key in samples]
             spans += [(i, *span) for span in samples.values()]
             labels += [classes.get(key, (0, 0)) for key in samples]
         if not keys:
             wanted = ", ".join(f"KEY{suffix}" for suffix in suffixes)
-            raise FileNotFoundError(f"there are no files {wanted}, KEY without a dot, in {', '.join(self.shards)}")
+            why = "".join(f"; {shard} is {damage}" for shard, damage in self.damage.items())
+            raise FileNotFoundError(f"there are no files {wanted}, KEY without a dot, in {', '.join(self.shards)}{why}")
         self.keys, self.spans, self.labels = np.array(keys), np.array(spans), np.array(labels)
         self.classes = None if self.labels.any() else 0
 
     @staticmethod
-    def index(shard: str, suffixes: tuple[str, ...]) -> tuple[dict[str, Place], dict[str, Place]]:
-        """Where in the shard the data and the label of each key are: (offset, bytes)."""
+    def index(shard: str, suffixes: tuple[str, ...]) -> tuple[dict[str, Place], dict[str, Place], Exception | None]:
+        """Where in the shard the data and the label of each key are, (offset, bytes), and what ended it too early."""
         samples: dict[str, Place] = {}
         classes: dict[str, Place] = {}
         found, damage = listed(shard)
@@ -79,9 +84,7 @@ class Shards:
         if lost:
             what = "links to nothing, pipes, devices or sparse files"
             log.warning("skipped %d members of %s that are %s, such as %s", len(lost), shard, what, lost[0])
-        if damage:
-            log.warning("%s is damaged after %d samples: %s", shard, len(samples), damage)
-        return samples, classes
+        return samples, classes, damage
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -97,9 +100,9 @@ class Shards:
                 file.seek(label_offset)
                 label = file.read(min(label_size, 99))
         except (OSError, MemoryError) as error:
-            raise Unreadable(f"{name} ({error or 'too large for the memory'})") from error
+            raise Unreadable(name, f"{error or 'too large for the memory'}") from error
         if label and not re.fullmatch(rb"\s*\d{1,18}\s*", label):
-            raise Unreadable(f"{name} (its label is {label[:20]!r}, not a number)")
+            raise Unreadable(name, f"its label is {label[:20]!r}, not a number")
         return decoded(self.decode, BytesIO(data), name, choose), int(label) if label else None
 
     def name(self, index: int) -> str:

@@ -7,6 +7,7 @@ labels need, 0 if it has no labels, None if they are only read with the samples.
 What cannot be decoded raises :class:`~maskfeat.data.decode.Unreadable`, which the loader reports and skips.
 """
 
+import copy
 import logging
 import os
 import re
@@ -66,7 +67,7 @@ def open_source(
     decode = partial(read_clips if video else read_image, **pixels)
     place = find(data, split, own_split)
     if not isinstance(place, Path):
-        return Shards(place, decode, VIDEOS if video else IMAGES)
+        return open_shards(place, video, **pixels)
     suffixes = VIDEOS if video else IMAGES
     if place.is_file():
         listing = read_list(place, SPLITS[split], suffixes)
@@ -74,6 +75,11 @@ def open_source(
         labels = None if listing.labels is None else numbered(listing.labels, place, known)
         return Files(listing.paths, labels, decode, listing.times)
     return Files(*read_folder(place, suffixes, train_data), decode)
+
+
+def open_shards(shards: list[Path], video: bool, **pixels: Any) -> Shards:
+    """The samples of tar files; ``pixels`` as in :func:`open_source`."""
+    return Shards(shards, partial(read_clips if video else read_image, **pixels), VIDEOS if video else IMAGES)
 
 
 def _classes(train_data: str, suffixes: tuple[str, ...]) -> list[str]:
@@ -212,6 +218,20 @@ class Files:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def absolute(self) -> "Files":
+        """The same files for a process with another working folder."""
+        some = copy.copy(self)
+        some.paths = np.array([os.path.abspath(path) for path in self.paths.tolist()])
+        return some
+
+    def take(self, chosen: "np.ndarray | slice") -> "Files":  # numbers [N] int64
+        """Some of the files, as a source of their own."""
+        some = copy.copy(self)
+        some.paths = self.paths[chosen]
+        some.labels = None if self.labels is None else self.labels[chosen]
+        some.times = None if self.times is None else self.times[chosen]
+        return some
 
     def read(self, index: int, choose: Choose | None) -> tuple[list[Frames], int | None]:
         label = None if self.labels is None else int(self.labels[index])

@@ -30,8 +30,8 @@ class RunLock:
     Raises FileExistsError, on all ranks, if another job holds it.
     """
 
-    def __init__(self, out: Path, world: World):
-        self.path, self.world = Path(out) / "run.lock", world
+    def __init__(self, out: Path, world: World, name: str = "run.lock"):
+        self.path, self.world = Path(out) / name, world
         self.own: dict[str, Any] = {
             "host": platform.node(),
             "machine": _machine(),

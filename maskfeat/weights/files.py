@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import config
-from ..config import Recipe
+from ..build import build
+from ..config import Pretrain, Recipe
 from ..encoders.mvit import resize_relative_positions
 from ..encoders.vit import resize_patches, resize_positions
 from ..keys import Size
@@ -68,6 +70,27 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Recipe]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the recipe in {file} is damaged ({one_line(error)})") from error
     return tensors, recipe_of(values, file)
+
+
+def load_model(
+    source: Path, change: Callable[[Recipe], Recipe], predicts: bool = True
+) -> tuple[nn.Module, Recipe, str]:
+    """The model of weights in evaluation mode, its recipe, and a note on what was resized or is new.
+
+    change: gives the recipe of the model, from that of the weights. predicts: as in :func:`put`.
+
+    Raises FileNotFoundError or ValueError as :func:`read_weights` and :func:`put`.
+    """
+    weights, trained = read_weights(source)
+    recipe = change(trained)
+    if predicts and isinstance(recipe, Pretrain) and trained.channels != recipe.channels:
+        raise ValueError(
+            f"{source} predicts {trained.channels} channels, got channels={recipe.channels}; pre-train with "
+            f"init={source} channels={recipe.channels} first"
+        )
+    model = build(recipe)
+    note = put(model, weights, trained, source, predicts=predicts)
+    return model.eval(), recipe, note
 
 
 def spread_channels(

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,15 +26,24 @@ fastest checksum of hashlib."""
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that after a crash it is either missing or whole. It is on disk when this returns."""
+    with replacing(path, path.with_name(path.name + ".partial")) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path, partial: Path) -> Iterator[BinaryIO]:
+    """The file ``partial`` to write to. At the end of the block it is on disk, and then takes the name ``path``.
+
+    Whatever is raised in the block leaves neither of them changed at ``path``, and no ``partial``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     try:
         with writing(path), open(partial, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)  # it would take the room that is missing
         raise
     sync_folder(path.parent)

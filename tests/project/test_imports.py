@@ -66,9 +66,10 @@ TRAINING = {
     "data": {"config", "keys", "mask", "sigterm"},
     "weights": {"build", "config", "encoders", "keys", "model"},
     "run": {"build", "config", "data", "encoders", "keys", "mask", "model", "sigterm", "target", "weights"},
-    "cli": {"build", "config", "data", "model", "run", "weights"},
+    "extraction": {"config", "data", "keys", "model", "run", "weights"},
+    "cli": {"build", "config", "data", "extraction", "model", "run", "weights"},
     "__main__": {"cli"},
-    "__init__": {"encoders", "mask", "model", "target"},
+    "__init__": {"encoders", "extraction", "mask", "model", "target"},
 }
 NOT_INSTALLED = {"benchmarks", "examples", "tests"}
 ROOMS = [ROOT / "csrc", ROOT / "tests"]

@@ -1,0 +1,1 @@
+"""Features of many images or clips in Parquet files, on one machine or on a cluster of Ray."""
