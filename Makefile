@@ -11,8 +11,9 @@ MASKFEAT_CUDA_ARCHS ?= native
 ifeq ($(ENV),venv)
 PY := .venv/bin/python
 INSTALLED := .venv/installed
-# A file of tests stays in one process, which builds a program or a table once.
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+# A file of tests stays in one process, which builds a program or a table once. A process that dies ends the run: another
+# one would only run into the same test.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 else ifeq ($(ENV),none)
 PY := $(PYTHON)
 INSTALLED :=
@@ -51,11 +52,15 @@ photographs: export MALLOC_TRIM_THRESHOLD_ = 4294967296
 photographs: setup  ## the same on photographs, eight core-hours that any call goes on with: DATA=folder OUT=folder
 	$(PY) -m examples.photographs --data "$(DATA)" --out "$(OUT)" $(PHOTOGRAPHS)
 
+# A test that hangs ends the run, with its name and its stack. A pytest before 9, which has no such option, prints the
+# stack alone.
+LIMIT := -o faulthandler_exit_on_timeout=true
+
 test: setup  ## run the tests
-	$(PY) -m pytest $(PARALLEL) $(PYTEST)
+	$(PY) -m pytest $(PARALLEL) $(LIMIT) $(PYTEST)
 
 test-slow: setup  ## run the tests that are marked slow
-	$(PY) -m pytest -m slow $(PARALLEL) $(PYTEST)
+	$(PY) -m pytest -m slow $(PARALLEL) $(LIMIT) $(PYTEST)
 
 bench: setup  ## measure ours against its rivals and write benchmarks/results/
 	$(PY) -m benchmarks $(BENCH)
