@@ -4,9 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import time
 import warnings
 from functools import partial
 
@@ -218,26 +215,3 @@ def test_a_killed_call_is_resumed(data, tmp_path):
     assert not list(killed.glob(".part-*")) and (killed / "part-000000.parquet").stat() == first
     maskfeat.extract("hog", str(data), whole, **settings)
     assert table(killed).equals(table(whole)) and len(table(whole)) == 8
-
-
-@pytest.mark.slow
-def test_a_worker_that_is_killed_costs_its_file_alone(data, tmp_path):
-    """Two processes; the first kills one of them, as the system does when memory runs out."""
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "maskfeat", "extract", "hog", f"data={data}", f"out={out}", "image_size=32"]
-    running = subprocess.Popen([*command, "rows=1", "workers=2"], stdout=subprocess.PIPE, text=True)
-    while not list(out.glob("part-*.parquet")):
-        assert running.poll() is None
-        time.sleep(0.005)
-    for child in children(running.pid):
-        os.kill(child, signal.SIGKILL)
-    assert json.loads(running.communicate(timeout=60)[0])["samples"] == 8
-    maskfeat.extract("hog", str(data), tmp_path / "whole", image_size=32, rows=1, workers=0)
-    assert table(out).equals(table(tmp_path / "whole"))
-
-
-def children(pid: int) -> list[int]:
-    """Processes that work for a pool: those that were started by the fork server of ``pid``."""
-    found = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    parents = dict(tuple(map(int, line.split())) for line in found.splitlines())
-    return [child for child, parent in parents.items() if parents.get(parent) == pid]
