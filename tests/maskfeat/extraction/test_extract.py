@@ -3,9 +3,12 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
+import sys
 import warnings
 from functools import partial
+from pathlib import Path
 
 import media
 import numpy as np
@@ -14,17 +17,19 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_train import train_small
+from test_train import small, train_small
 
 import maskfeat
+from maskfeat.build import build
 from maskfeat.cli import main
 from maskfeat.data.augment import eval_crops
 from maskfeat.data.images import read_image
 from maskfeat.data.loader import to_tensor
 from maskfeat.extraction import parts
+from maskfeat.extraction.features import encoded, reading_of
 from maskfeat.run.evaluate import feature_maps
 from maskfeat.run.step import infer
-from maskfeat.weights.files import load_model
+from maskfeat.weights.files import load_model, save_weights
 from maskfeat_kernels import SKIMAGE, HogSpec, fused_hog
 
 QUICK = dict(image_size=32, rows=3, workers=0)
@@ -215,3 +220,54 @@ def test_a_killed_call_is_resumed(data, tmp_path):
     assert not list(killed.glob(".part-*")) and (killed / "part-000000.parquet").stat() == first
     maskfeat.extract("hog", str(data), whole, **settings)
     assert table(killed).equals(table(whole)) and len(table(whole)) == 8
+
+
+@pytest.mark.parametrize(
+    "library, words, message",
+    [
+        ("ray", {"engine": "ray"}, "engine=ray needs Ray: pip install 'maskfeat-kernels[ray]'"),
+        ("pyarrow", {}, "features are written by pyarrow: pip install pyarrow"),
+    ],
+)
+def test_a_library_that_is_missing_is_named(data, tmp_path, monkeypatch, library, words, message):
+    for name in [name for name in sys.modules if name.split(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        maskfeat.extract("hog", str(data), tmp_path / "out", **QUICK, **words)
+
+
+def test_a_machine_that_does_not_see_the_folder_or_other_weights_ends_the_extraction(tmp_path):
+    """Else its files would be lost, or be of another model."""
+    recipe = small(tmp_path / "run")
+    model, file = build(recipe), tmp_path / "weights.safetensors"
+    save_weights(file, model.state_dict(), recipe, 0)
+    feature, _ = encoded(file, lambda recipe: recipe, pooled=True)
+    job = parts.Job(feature, reading_of(recipe), "train", tmp_path / "nowhere", (192,), "float32", "{}")
+    with pytest.raises(OSError, match=r"nowhere on .* is not the folder that the extraction began in"):
+        parts.Worker(job, "cpu", 0)
+    job.out.mkdir()
+    (job.out / "_extract.json").write_text("{}")
+    parts.Worker(job, "cpu", 0)
+    save_weights(file, {name: 2 * tensor for name, tensor in model.state_dict().items()}, recipe, 1)
+    with pytest.raises(ValueError, match="has changed since the extraction began"):
+        parts.Worker(job, "cpu", 0)
+
+
+def test_names_that_are_no_text(tmp_path):
+    path = media.image_folder(tmp_path / "data", ("cat",), 1) / "train" / "cat" / "0.jpg"
+    path.rename(os.fsdecode(os.fsencode(path.parent) + b"/\xff.jpg"))
+    maskfeat.extract("hog", str(tmp_path / "data"), tmp_path / "out", **QUICK)
+    assert table(tmp_path / "out")["name"].to_pylist() == [f"{path.parent}/\\xff.jpg"]
+
+
+def test_the_neighbours_of_the_document(data, tmp_path, monkeypatch, capsys):
+    """Each of five images is its own nearest neighbour."""
+    pytest.importorskip("faiss")
+    maskfeat.extract("hog", str(data), tmp_path / "features", **QUICK)
+    document = (Path(__file__).parents[3] / "docs" / "scale.md").read_text()
+    (code,) = re.findall(r"```py\n(.*?)```", document, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    names = eval(capsys.readouterr().out)
+    assert names[::3] == table(tmp_path / "features")["name"].to_pylist()[:5]

@@ -1,0 +1,106 @@
+"""How fast features are extracted, as shares of decoding alone, of one worker, and of the other engine.
+
+::
+
+    python -m benchmarks.extraction DATA [--rounds 5] [--ray]
+
+DATA is a folder of JPEGs. All rows take turns. A rate is that of a call between its third file and its last, as
+starting processes is measured apart; beside it are CPU seconds for a thousand images, of all processes.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import maskfeat
+from maskfeat.data.loader import Batches, Loader
+from maskfeat.extraction.features import Hog, Reading
+from maskfeat.extraction.parts import Job, Worker, divide
+from maskfeat_kernels import MASKFEAT
+
+ROWS = 24
+Measured = dict[str, float]
+
+
+def decoding(reading: Reading) -> Measured:
+    """Reading, resizing and cutting alone, in this process."""
+    start, cpu, images = time.perf_counter(), time.process_time(), 0
+    for batch in Loader(Batches(reading, "train"), 0, 0):
+        images += len(batch["images"])
+    return rate(images, time.perf_counter() - start, time.process_time() - cpu)
+
+
+def one_process(reading: Reading, out: Path) -> Measured:
+    """The same with HOG and files, in this process."""
+    feature = Hog(MASKFEAT)
+    (out / "_extract.json").write_text("{}")
+    job = Job(feature, reading, "train", out, feature.shape(reading), "float32", "{}")
+    worker, (parts, _) = Worker(job, "cpu", 0), divide(reading, "train", ROWS)
+    start, cpu = time.perf_counter(), time.process_time()
+    for part in parts:
+        worker(part)
+    return rate(len(parts) * ROWS, time.perf_counter() - start, time.process_time() - cpu)
+
+
+def call(reading: Reading, out: Path, **settings: object) -> Measured:
+    """A whole call of ``maskfeat.extract``, and its rate once it has begun."""
+    before, start = sum(os.times()[:4]), time.perf_counter()
+    maskfeat.extract("hog", reading.data, out, rows=ROWS, image_size=reading.image_size, **settings)
+    whole, cpu = time.perf_counter() - start, sum(os.times()[:4]) - before
+    written = sorted(path.stat().st_mtime for path in out.glob("*.parquet"))[2:]
+    images = ROWS * (len(written) - 1)
+    return rate(images, written[-1] - written[0], 0.0) | {"seconds": whole, "cpu": cpu}
+
+
+def rate(images: int, seconds: float, cpu: float) -> Measured:
+    return {"rate": images / seconds, "cpu_per_1000": 1000 * cpu / images}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ray", action="store_true", help="also on Ray, which starts once, on this machine")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    reading = Reading(data=options.data, device="cpu", batch_size=64, workers=0)
+    rows: dict[str, Callable[[Path], Measured]] = {
+        "decoding alone": lambda out: decoding(reading),
+        "this process": lambda out: one_process(reading, out),
+        "one worker": lambda out: call(reading, out, workers=1),
+        "two workers": lambda out: call(reading, out, workers=2),
+    }
+    if options.ray:
+        import ray
+
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        rows["two workers of Ray"] = lambda out: call(reading, out, workers=2, engine="ray")
+    found: dict[str, list[Measured]] = {name: [] for name in rows}
+    for _ in range(options.rounds):
+        for name, measure in rows.items():
+            out = Path(tempfile.mkdtemp())
+            found[name].append(measure(out))
+            shutil.rmtree(out)
+    for name, measured in found.items():
+        rates = [each["rate"] for each in measured]
+        others = {key: round(statistics.median(each[key] for each in measured), 2) for key in measured[0]}
+        print(f"{name:20} {statistics.median(rates):7.1f} images/s ({min(rates):.1f} to {max(rates):.1f})  {others}")
+    for one, other in (
+        ("this process", "decoding alone"),
+        ("two workers", "one worker"),
+        ("two workers of Ray", "two workers"),
+    ):
+        if one in found:
+            ratios = [a["rate"] / b["rate"] for a, b in zip(found[one], found[other], strict=True)]
+            print(f"{one} / {other}: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+
+
+if __name__ == "__main__":
+    main()
