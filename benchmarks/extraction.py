@@ -42,7 +42,7 @@ def one_process(reading: Reading, out: Path) -> Measured:
     feature = Hog(MASKFEAT)
     (out / "_extract.json").write_text("{}")
     job = Job(feature, reading, "train", out, feature.shape(reading), "float32", "{}")
-    worker, (parts, _) = Worker(job, "cpu", 0), divide(reading, "train", ROWS)
+    worker, (parts, _, _) = Worker(job, "cpu", 0), divide(reading, "train", ROWS, 1)
     start, cpu = time.perf_counter(), time.process_time()
     for part in parts:
         worker(part)

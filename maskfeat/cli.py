@@ -275,23 +275,24 @@ def _extract(options: argparse.Namespace) -> None:
     from .extraction.api import run
 
     known = [*OWN, *(item.name for item in dataclasses.fields(Recipe))]
-    result, note = run(options.what, config.settings_of(options.settings, known))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # which frees the folder
+    try:
+        result, note = run(options.what, config.settings_of(options.settings, known))
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if note:
         print(f"maskfeat: {options.what}: {note}", file=sys.stderr)
     _print(result)
 
 
 def _export(options: argparse.Namespace) -> None:
-    print(
-        "maskfeat: `export` stays as it is; `maskfeat extract RUN data=... out=... features=maps` writes Parquet and "
-        "can be restarted",
-        file=sys.stderr,
-    )
     from .data.loader import make_loader
     from .model import trunk
     from .run.device import device_named
     from .run.evaluate import export_features
 
+    note = "`maskfeat extract RUN data=... out=... features=maps` writes Parquet, and goes on where it was killed"
+    print(f"maskfeat: {note}", file=sys.stderr)
     model, recipe = _load(options, predicts=False)
     loader = make_loader(recipe, options.split, seed=recipe.seed, workers=recipe.workers, augment=False)
     device = device_named(recipe.device, recipe.precision)

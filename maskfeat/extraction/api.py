@@ -62,7 +62,7 @@ def run(what: "str | Path | HogSpec", settings: dict[str, Any]) -> tuple[dict[st
     """What :func:`extract` returns, and a note on weights that were resized."""
     _check_pyarrow()
     from . import engines
-    from .parts import FILE_BYTES, MOST_ROWS, PLAN, Job, check_row, clear, divide, finished
+    from .parts import PLAN, Job, check_row, clear, divide, finished
 
     options, feature, reading, note = _understood(what, settings)
     folder = Path(options.out).absolute()
@@ -72,8 +72,7 @@ def run(what: "str | Path | HogSpec", settings: dict[str, Any]) -> tuple[dict[st
         before = _read_plan(folder / PLAN)
         team = engines.team(options, feature, reading)
         with team:
-            rows = options.rows or before.get("rows") or min(FILE_BYTES // size, MOST_ROWS)
-            parts, data = divide(reading, options.split, max(rows, 1))
+            parts, rows, data = divide(reading, options.split, options.rows or before.get("rows", 0), size)
             plan = {
                 "format": FORMAT,
                 "feature": feature.says(),

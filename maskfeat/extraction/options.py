@@ -21,9 +21,13 @@ class Options:
     engine: Literal["local", "ray"] = key("local", "'local': this machine; 'ray': a cluster of Ray")
     features: Literal["pooled", "maps"] = key("pooled", "of an encoder: the mean of its outputs, or all on their grid")
     dtype: Literal["float32", "float16"] = key("float32", "of the features; Spark does not read float16")
-    rows: int = key(0, "samples of a file; 0 for about 128 MB; a tar shard is one file", least=0)
+    rows: int = key(
+        0, "samples of a file; 0 for at most 128 MB and about 64 files or more; a tar shard is one file", least=0
+    )
     workers: int = key(-1, "processes; 0 for this one; -1 for one a core, or as many as share the GPUs", least=-1)
-    loaders: int = key(-1, "processes that decode for each worker; -1 for none on CPUs, all cores on GPUs", least=-1)
+    loaders: int = key(
+        -1, "processes that decode for each worker; -1 for none on CPUs; on GPUs all cores, of Ray 4", least=-1
+    )
     gpus: float = key(
         -1.0, "share of a GPU of each worker, as 0.5; -1 for a whole one where there is one", least=-1, most=1
     )

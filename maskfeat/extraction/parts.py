@@ -35,7 +35,9 @@ LARGEST_ROW = 2**31 - 2**16
 FILE_BYTES, GROUP_BYTES = 2**27, 2**25
 """About as large are a file of a slice and a row group, which is what a worker holds in memory."""
 
-MOST_ROWS = 10_000
+MOST_ROWS, LEAST_ROWS, LEAST_FILES = 10_000, 64, 64
+"""Of a slice; and how many files there are unless slices would become too small, so that all workers have some."""
+
 TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
 
@@ -87,10 +89,10 @@ def check_row(shape: tuple[int, ...], dtype: str) -> int:
     return size
 
 
-def divide(reading: Reading, split: str, rows: int) -> tuple[list[Part], str]:
-    """The parts of the data, and their fingerprint. Tar shards are not opened; other samples are listed.
+def divide(reading: Reading, split: str, rows: int, size: int) -> tuple[list[Part], int, str]:
+    """The parts of the data, how many samples make a slice, and a fingerprint. Tar shards are not opened.
 
-    rows: samples of a slice.
+    rows: samples of a slice, 0 for what suits features of ``size`` bytes; 0 is returned where shards are parts.
 
     Raises FileNotFoundError or ValueError for data that are missing or cannot be understood.
     """
@@ -101,15 +103,18 @@ def divide(reading: Reading, split: str, rows: int) -> tuple[list[Part], str]:
             raise ValueError(
                 f"samples={reading.samples} chooses among files; of shards name some, as name-{{0..9}}.tar"
             )
+        if rows:
+            raise ValueError(f"rows={rows} slices what is in no shard; a tar shard is one file, so leave out rows")
         shards = [str(shard.absolute()) for shard in found]
-        return [Part(i, shard) for i, shard in enumerate(shards)], fingerprint_of_shards(shards)
+        return [Part(i, shard) for i, shard in enumerate(shards)], 0, fingerprint_of_shards(shards)
     source = samples_of(reading, split)
     chosen = evenly(reading.samples, len(source))
+    rows = rows or max(min(max(len(chosen) // LEAST_FILES, LEAST_ROWS), MOST_ROWS, FILE_BYTES // size), 1)
     starts = range(0, len(chosen), rows)
     if isinstance(source, Files):
         source = source.take(chosen).absolute()
-        return [Part(i, source.take(np.s_[at : at + rows])) for i, at in enumerate(starts)], fingerprint(source)
-    return [Part(i, range(at, min(at + rows, len(source)))) for i, at in enumerate(starts)], fingerprint(source)
+        return [Part(i, source.take(np.s_[at : at + rows])) for i, at in enumerate(starts)], rows, fingerprint(source)
+    return [Part(i, range(at, min(at + rows, len(source)))) for i, at in enumerate(starts)], rows, fingerprint(source)
 
 
 class Slice:

@@ -14,7 +14,7 @@ from maskfeat_kernels.testing import images
 KERNELS = """__version__ DALAL_TRIGGS HogSpec MASKFEAT OPENCV SKIMAGE available_backends convert_layout fused_hog
 fused_hog_tokens fused_mask_tokens fused_masked_gather hog_image planes_to_tokens tokens_to_planes"""
 TRAINING = """FeatureTarget HogTarget MViT MaskFeat Masks MixTarget PixelTarget PredictionHead Target TimmEncoder
-TokenTarget VisionTransformer make_masks mvit vit"""
+TokenTarget VisionTransformer extract make_masks mvit vit"""
 SCHEMAS = """
 hog(Tensor x, int bins, int cell_h, int cell_w, int gaussian_window) -> Tensor
 hog_blocks(Tensor x, int[] numbers, float[] reals, SymInt[] region, SymInt[] shape) -> Tensor

@@ -168,11 +168,13 @@ def test_another_extraction_in_the_same_folder_is_refused(data, tmp_path):
     def again(**changes):
         return maskfeat.extract("hog", **dict(data=str(data), out=tmp_path / "out", bins=9, **QUICK) | changes)
 
+    shards = media.write_shard(tmp_path / "a.tar", {"0.jpg": media.jpeg(0)})
     again()
     assert again(rows=0, workers=0, batch_size=2)["new"] == 0
     for changes, why in (
         (dict(bins=12), "of another extraction .bins was 9, is 12.; choose another out"),
         (dict(rows=4), "rows was 3, is 4"),
+        (dict(data=str(shards)), "rows=3 slices what is in no shard; a tar shard is one file"),
         (dict(image_size=48), "image_size was 32, is 48"),
         (dict(dtype="float16"), "dtype was float32, is float16"),
         (dict(data=str(media.image_folder(tmp_path / "b", each=3))), "of other data"),
