@@ -17,8 +17,11 @@ namespace maskfeat {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kTokens = 32;  // tokens of a batch row, for which one thread block sums duplicates
-constexpr int kUnroll = 4;   // packs of a thread in flight at a time
+constexpr int kUnroll = 4;         // packs of a thread in flight at a time
+constexpr int kTokens = 32;        // of a batch row, for which one thread block of scatter sums duplicates
+constexpr int kMostIds = 1 << 30;  // of a batch row in scatter, which counts them in an int
+// Packs in flight and resident thread blocks of scatter. Four packs would take 70 registers, and leave room for three.
+constexpr int kScatterUnroll = 3, kScatterBlocks = 4;
 
 // N neighbouring elements, moved by one instruction.
 template <typename T, int N>
@@ -45,20 +48,20 @@ INLINE P filled(uint8_t byte) {  // 0: zeros; 0xff: NaN in every float type
   return pack;
 }
 
-// A thread copies the packs threadIdx.x, threadIdx.x + blockDim.x, ... of a row. It reads kUnroll of them before it
+// A thread copies the packs threadIdx.x, threadIdx.x + blockDim.x, ... of a row. It reads kInFlight of them before it
 // writes the first. Where there is nothing to copy, it writes zeros or NaN.
-template <typename P>
+template <int kInFlight = kUnroll, typename P>
 __device__ __forceinline__ void copy_row(const P* __restrict__ from, int64_t stride, P* __restrict__ to, int64_t width,
                                          bool copied = true, uint8_t byte = 0) {
   const int64_t step = blockDim.x;
 #pragma unroll 1
-  for (int64_t p = threadIdx.x; p < width; p += kUnroll * step) {
-    P pack[kUnroll];
+  for (int64_t p = threadIdx.x; p < width; p += kInFlight * step) {
+    P pack[kInFlight];
 #pragma unroll
-    for (int i = 0; i < kUnroll; ++i)
+    for (int i = 0; i < kInFlight; ++i)
       pack[i] = copied && p + i * step < width ? from[(p + i * step) * stride] : filled<P>(byte);
 #pragma unroll
-    for (int i = 0; i < kUnroll; ++i)
+    for (int i = 0; i < kInFlight; ++i)
       if (p + i * step < width) to[p + i * step] = pack[i];
   }
 }
@@ -91,34 +94,35 @@ __global__ void __launch_bounds__(kThreads) mask_rows(PackView<P> tokens,       
            out + row * tokens.width, tokens.width);
 }
 
-// scatter: a thread block owns kTokens tokens of one batch row. First, thread t < kTokens looks for token t among the K
-// ids. These are K * N comparisons a batch row, and a warp makes 32 at once, which is little next to writing N rows.
-// Then rows are written as in gather: zeros, a copy, or a sum in the order of k. Nothing is added atomically.
+// scatter: a thread block owns kTokens tokens of one batch row. First, its threads share the K ids, and note where each
+// token stands first and last. These are a minimum and a maximum, so it does not matter which thread comes first. Then
+// rows are written as in gather: zeros, a copy, or a sum in the order of k. Nothing is added atomically.
 template <typename P>
-__global__ void __launch_bounds__(kThreads) scatter_add_rows(PackView<P> values,  // [B, K, width]
-                                                             IdView ids,          // [B, K]
-                                                             P* out,              // [B, length, width]
-                                                             int64_t length) {
+__global__ void __launch_bounds__(kThreads, kScatterBlocks) scatter_add_rows(PackView<P> values,  // [B, K, width]
+                                                                             IdView ids,          // [B, K]
+                                                                             P* out,              // [B, length, width]
+                                                                             int64_t length) {
   using T = typename P::Element;
-  __shared__ int64_t first[kTokens], last[kTokens];  // position of each token in the ids, -1 if there is none
+  __shared__ int first[kTokens], last[kTokens];  // positions of each token in the ids; first > last if there is none
   const int64_t tiles = ceil_div<int64_t>(length, kTokens);
   const int64_t b = blockIdx.x / tiles, n0 = blockIdx.x % tiles * kTokens;
   const int thread = threadIdx.y * blockDim.x + threadIdx.x;
-  if (thread < kTokens) {
-    int64_t k_first = -1, k_last = -1;
-    for (int64_t k = 0; k < values.length; ++k) {
-      if (ids.at(b, k) != n0 + thread) continue;
-      if (k_first < 0) k_first = k;
-      k_last = k;
-    }
-    first[thread] = k_first, last[thread] = k_last;
+  if (thread < kTokens) first[thread] = kMostIds, last[thread] = -1;
+  __syncthreads();
+  for (int k = thread; k < values.length; k += kThreads) {
+    const int64_t id = ids.at(b, k);
+    if (id < n0 || id >= n0 + kTokens) continue;
+    atomicMin(&first[id - n0], k);
+    atomicMax(&last[id - n0], k);
   }
   __syncthreads();
   for (int t = threadIdx.y; t < kTokens && n0 + t < length; t += blockDim.y) {
-    const int64_t n = n0 + t, k_first = first[t], k_last = last[t];
+    const int64_t n = n0 + t;
+    const int k_first = first[t], k_last = last[t];
     P* to = out + (b * length + n) * values.width;
-    if (k_first == k_last) {
-      copy_row(values.row(b, max(k_first, int64_t{0})), values.column_stride, to, values.width, k_first >= 0);
+    if (k_first >= k_last) {
+      const bool there = k_first == k_last;
+      copy_row<kScatterUnroll>(values.row(b, there ? k_first : 0), values.column_stride, to, values.width, there);
       continue;
     }
 #pragma unroll 1
@@ -233,6 +237,7 @@ int masked_gather_cuda(const TokenView& tokens, const IdView& ids, void* out, vo
 }
 
 int masked_scatter_add_cuda(const TokenView& values, const IdView& ids, int64_t length, void* out, void* stream) {
+  if (values.length > kMostIds) return cudaErrorInvalidValue;
   const int64_t tiles = values.batch * ceil_div<int64_t>(length, kTokens);
   with_pack(values.dtype, is_packed(values), [&](auto type) {
     using P = decltype(type);

@@ -12,6 +12,7 @@ namespace maskfeat {
 int masked_gather_cuda(const TokenView& tokens, const IdView& ids, void* out, void* stream);
 
 // out [B, length, D]: out[b, n] = sum of values[b, k] over the k with ids[b, k] = n, in the order of k, rounded once.
+// More than 2^30 ids of a batch row are refused.
 int masked_scatter_add_cuda(const TokenView& values, const IdView& ids, int64_t length, void* out, void* stream);
 
 // out [B, N, D]: out[b, n] = mask[b, n] ? mask_token : tokens[b, n].

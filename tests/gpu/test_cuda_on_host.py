@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import torch
 from conftest import BACKENDS, REQUIRED
-from cuda_program import DTYPES, KERNELS, ON_DEVICE, Out, checked, kernel_object, program, run, why_not
+from cuda_program import DTYPES, KERNELS, ON_DEVICE, Out, Result, checked, kernel_object, program, run, why_not
 
 from maskfeat_kernels import fused_hog
 from maskfeat_kernels.hog.spec import HogSpec
@@ -187,10 +187,54 @@ def test_masked_gather(checker, dtype, width):
 
 
 def test_an_id_outside_is_not_read(checker):
-    tokens, ids = torch.randn(2, 4, 8), torch.tensor([[0, 4, -1], [3, 2**40, -(2**40)]])
+    tokens, ids = torch.randn(2, 40, 8), torch.tensor([[0, 40, -1], [39, 2**40, -(2**63)]])
     out = checked("masked_gather", checker, GATHER, tokens, ids, Out((2, 3, 8)))[0]
-    assert torch.equal(out[:, 0], tokens[[0, 1], [0, 3]])
+    assert torch.equal(out[:, 0], tokens[[0, 1], [0, 39]])
     assert out[:, 1:].isnan().all()
+    added = checked("masked_gather", checker, SCATTER_ADD, tokens[:, :3], ids, 40, Out(tokens.shape))[0]
+    expected = torch.zeros_like(tokens)
+    expected[[0, 1], [0, 39]] = tokens[:, 0]
+    assert torch.equal(added, expected)
+
+
+def many_ids(checker: str, seed: int, changes=()) -> tuple[Result, torch.Tensor]:
+    """Sums of more ids than a block has threads, some of a token twice, and what they must be."""
+    random = torch.Generator().manual_seed(0)
+    values, ids = torch.randn(1, 300, 8, generator=random), torch.randperm(400, generator=random)[:300].unsqueeze(0)
+    ids[0, 280:] = ids[0, :20]
+    out = Out((1, 400, 8))
+    result = run("masked_gather", checker, SCATTER_ADD, values, ids, 400, out, seed=seed, changes=changes)
+    return result, sums_in_order(values, ids, 400)
+
+
+def test_more_ids_than_threads(checker):
+    for seed in seeds_for(checker):
+        result, expected = many_ids(checker, seed)
+        assert result.status == 0, result.text
+        assert torch.equal(result.out[0], expected)
+
+
+def test_more_ids_than_an_int_counts_are_refused():
+    values, ids = torch.zeros(1).expand(1, 2**30 + 1, 1), torch.zeros(1, dtype=torch.int64).expand(1, 2**30 + 1)
+    result = run("masked_gather", usable("address"), SCATTER_ADD, values, ids, 1, Out((1, 1, 1)))
+    assert (result.status, result.out) == (1, [])
+
+
+BARRIER = "  __syncthreads();\n"
+FIRST, LAST = "last[thread] = -1;\n", "atomicMax(&last[id - n0], k);\n  }\n"
+SCATTER_BUGS = {
+    "missing barrier before the ids": (FIRST + BARRIER, FIRST),
+    "missing barrier after the ids": (LAST + BARRIER, LAST),
+    "plain minimum": ("atomicMin(&first[id - n0], k);", "if (k < first[id - n0]) first[id - n0] = k;"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCATTER_BUGS)
+def test_a_race_of_scatter_is_seen(name):
+    result, _ = many_ids(usable("thread"), 1, (SCATTER_BUGS[name],))
+    assert result.status != 0
+    assert "data race" in result.text
 
 
 def sums_in_order(

@@ -155,6 +155,18 @@ inline float atomicAdd(float* to, float value) {
   while (!__atomic_compare_exchange(to, &old, &sum, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
   return old;
 }
+inline int atomicMin(int* to, int value) {
+  int old = __atomic_load_n(to, __ATOMIC_RELAXED);
+  while (value < old && !__atomic_compare_exchange_n(to, &old, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+  return old;
+}
+inline int atomicMax(int* to, int value) {
+  int old = __atomic_load_n(to, __ATOMIC_RELAXED);
+  while (value > old && !__atomic_compare_exchange_n(to, &old, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+  return old;
+}
 
 template <typename T>
 T __ldg(const T* from) {
