@@ -93,6 +93,17 @@ def test_hog_has_the_bits_of_the_cpu(dtype, bins):
         assert torch.equal(whole_hog(checker, image, spec), fused_hog(image, spec, backend="cpu"))
 
 
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the CPU kernel is not built")
+@pytest.mark.parametrize("bins", [8, 9])
+def test_a_vanishing_gx_has_the_bits_of_the_cpu(bins):
+    """Next to gy it is nothing, but its sign decides between the first bin and the last."""
+    x = torch.zeros(1, 24, 32)
+    x[:, ::4] = 1
+    x[:, 1::2] = torch.randn(12, 32, generator=torch.Generator().manual_seed(0)) * 2.0**-120
+    spec = HogSpec(bins=bins)
+    assert torch.equal(whole_hog(usable("address"), x, spec), fused_hog(x[None], spec, backend="cpu")[0])
+
+
 @pytest.mark.parametrize("dtype, value", [*((dtype, torch.inf) for dtype in FLOATS), (torch.float32, 1e20)])
 @pytest.mark.parametrize("spec", [HogSpec(), HogSpec(bins=18), HogSpec(cell=(12, 4)), HogSpec(gaussian_window=16)])
 def test_a_gradient_that_is_not_finite_marks_all_bins_of_its_cell(dtype, value, spec):

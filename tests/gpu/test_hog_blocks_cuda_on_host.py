@@ -201,7 +201,7 @@ GRADIENTS = USUAL | {"maskfeat": MASKFEAT}
 INSIDE = Region(3, 11, 33, 240, 40)
 
 
-ONE_STRIP = (("kManyThreadBlocks = 512", "kManyThreadBlocks = 1"),)
+ONE_STRIP = (("return resident == 3 ? 768 : resident * 128;", "return 1;"),)
 OFTEN = (*FEW, "maskfeat")
 
 

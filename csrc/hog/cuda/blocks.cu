@@ -192,8 +192,8 @@ int launch_blocks(BlockWork<T>& work, const BlockPlan& plan, const T* grad, T* o
 
 template <typename Pixel, typename T>
 int launch_pixels(BlockWork<T>& work, const BlockPlan& plan, const T* grad_blocks, T* grad_x, void* stream) {
-  if constexpr (std::is_same_v<T, float>)
-    if (has_pixel_strips(work, plan)) return launch_pixel_strips(work, plan, grad_blocks, grad_x, stream);
+  if constexpr (std::is_same_v<T, float> && !std::is_same_v<Pixel, uint8_t>)
+    if (has_pixel_strips(work, plan)) return launch_pixel_strips<Pixel>(work, plan, grad_blocks, grad_x, stream);
   if (!place_pixels(work)) return cudaErrorInvalidValue;
   const int64_t tiles =
       ceil_div<int64_t>(work.image.height, work.height) * ceil_div<int64_t>(work.image.width, work.width);

@@ -169,6 +169,10 @@ inline int32_t shared_evenly(int32_t all, int64_t parts) {
   return static_cast<int32_t>(ceil_div<int64_t>(all, std::min<int64_t>(all, std::max<int64_t>(1, parts))));
 }
 
+// How many thread blocks are to be launched at least. An H200 has 132 multiprocessors. Blocks that are resident together
+// should all begin and end together: in one wave, or with three a multiprocessor in two.
+constexpr int64_t strip_blocks(int resident) { return resident == 3 ? 768 : resident * 128; }
+
 template <typename Shape>
 StripWeights strip_weights(const BlockWork<float>& work) {
   StripWeights weights{};
@@ -184,7 +188,8 @@ template <typename Shape, int CHANNELS, bool GRADIENT>
 int launch_strips(BlockWork<float>& work, const float* grad, float* out, void* stream) {
   work.x.tile = shared_evenly(work.x.blocks, ceil_div(work.x.blocks, Shape::kMostBlocks));
   const int64_t strips_across = ceil_div(work.x.blocks, work.x.tile);
-  work.y.tile = shared_evenly(work.y.blocks, ceil_div<int64_t>(kManyThreadBlocks, work.planes * strips_across));
+  work.y.tile = shared_evenly(
+      work.y.blocks, ceil_div<int64_t>(strip_blocks(kResidentStrips<Shape, GRADIENT>), work.planes * strips_across));
   const int cells = work.x.tile + Shape::kPerBlock - 1, items = Shape::kLinear ? work.x.tile : cells;
   const int threads = ceil_div(std::max(cells * kStripCell + 2, items * kStripBins), 32) * 32;
   const dim3 grid = grid_of_planes(ceil_div(work.y.blocks, work.y.tile) * strips_across, work.planes);
