@@ -2,8 +2,8 @@
 
 import logging
 import os
-import pickle
 from collections.abc import Callable
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from .parts import Job, Part, Worker
@@ -16,17 +16,24 @@ MOST_BLOCKS = 10_000
 
 
 class Actor:
-    """A worker as Ray Data calls it: with a row that holds a part."""
+    """A worker as Ray Data calls it, with a row that holds a part. It answers with a mistake of the user's, if any.
+
+    Ray would bury what is raised in its own errors, and make an actor again that cannot be made.
+    """
 
     def __init__(self, job: Job, gpus: float, loaders: int):
         import torch
 
         if not gpus:
             torch.set_num_threads(1)
-        self.worker = Worker(job, "cuda" if gpus else "cpu", loaders)
+        self.worker = cache(partial(Worker, job, "cuda" if gpus else "cpu", loaders))
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, int]:
-        return {"number": self.worker(pickle.loads(row["part"]))}  # of the driver, which Ray has carried here
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            self.worker()(row["part"])
+        except (OSError, ValueError) as error:
+            return {"error": error}
+        return {"error": None}
 
 
 class RayTeam:
@@ -46,7 +53,6 @@ class RayTeam:
     def __enter__(self) -> "RayTeam":
         ray, address = self.ray, os.environ.get("RAY_ADDRESS")
         if not ray.is_initialized():
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters is raised
             try:
                 ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False)
             except (ConnectionError, RuntimeError, ValueError) as error:
@@ -75,13 +81,19 @@ class RayTeam:
         workers = min(room if self.options.workers < 1 else self.options.workers, len(parts))
         ray.data.DataContext.get_current().enable_progress_bars = False  # they would count blocks
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        rows = [{"part": pickle.dumps(part)} for part in parts]
-        found = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map(
+        rows = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=min(len(parts), MOST_BLOCKS))
+        found = rows.map(
             Actor,
             fn_constructor_args=(job, gpus, loaders),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
             num_cpus=cpus,
             num_gpus=gpus,
         )
-        for _ in found.iter_rows():
-            done()
+        try:
+            for row in found.iter_rows():
+                if row["error"] is not None:
+                    raise row["error"]
+                done()
+        except ray.exceptions.RayError as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise OSError(f"Ray gave up: {lines[-1]}; give the same command again to go on") from error
