@@ -1,8 +1,9 @@
 """A report: JSON with every sample, and Markdown tables that are made from that JSON alone; the README has a short one.
 
 ``{"device", "quick", "threads", "environment", "ceilings", "cannot", "absent", "finished", "cases"}``. "finished" is
-false while cases are to come. A case is ``{"suite", "title", "axis", "rows"}``. A case or a row that could not be
-measured has ``"failed"`` with an error in place of what it lacks. docs/benchmarks.md says what the columns mean.
+false while cases are to come. A "note" may be added by hand. A case is ``{"suite", "title", "axis", "rows"}``. A case
+or a row that could not be measured has ``"failed"`` with an error in place of what it lacks. docs/benchmarks.md says
+what the columns mean.
 """
 
 import json
@@ -20,14 +21,17 @@ RESULTS = "benchmarks/results"
 BEGIN, END = "<!-- results: begin (make results) -->", "<!-- results: end -->"
 MAIN = {
     "cpu": r"hog: (RGB 224x224, batch \d+, from memory|Gray .*)",
-    "cuda": r"hog: RGB 224x224, batch \d+, from memory|tokens: Targets .*|(gather|mask): \w+: .*, bfloat16|step: .*",
+    "cuda": r"hog: RGB 224x224, batch \d+, from memory|tokens: Targets .*|step: .*",
 }
 """The cases of the README, by device."""
 
+ABOUT = """\
+Times are of an image where images are counted, else of a call. Bold is faster than ours. Of RGB, OpenCV, scikit-image \
+and hogpp keep the strongest channel at each pixel: a third of our histograms."""
+
 HEAD = """\
-**{name}**, {how}. Times are of an image where images are counted, else of a call. Bold is faster than ours. Of RGB, \
-OpenCV, scikit-image and hogpp keep the strongest channel at each pixel: a third of our histograms. Commit {commit}, \
-{date}, load before {load}.{cut} [All tables]({tables}) have spread, settings and versions."""
+**{name}**, {how}. Commit {commit}, {date}, load before {load}.{cut} [All tables]({tables}) have spread, settings and \
+versions."""
 
 
 def share(value: float) -> str:
@@ -129,6 +133,7 @@ def about(report: dict) -> str:
         + (f" Only the cases of {report['only']!r}." if report.get("only") else "")
         + ("" if report["finished"] else " The run was cut short: cases are missing.")
         + (" The extension is not built: fused_hog is plain torch." if facts["backends"] == ["reference"] else "")
+        + (f" {report['note']}" if "note" in report else "")
     )
 
 
@@ -259,7 +264,7 @@ def block(reports: dict[str, dict]) -> str:
         parts += [head, "\n".join(summary(report))]
     if all(report["device"] == "cpu" for report in reports.values()):
         parts.append("On GPUs: **not yet measured**. `make gpu` measures.")
-    return "\n\n".join([BEGIN, *parts, END])
+    return "\n\n".join([BEGIN, ABOUT, *parts, END])
 
 
 def with_block(path: Path, new: str) -> str:
