@@ -13,8 +13,10 @@ import os
 import shutil
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -25,7 +27,7 @@ from maskfeat.extraction.features import Hog, Reading
 from maskfeat.extraction.parts import Job, Worker, divide
 from maskfeat_kernels import MASKFEAT
 
-ROWS = 24
+ROWS = 60
 Measured = dict[str, float]
 
 
@@ -50,13 +52,36 @@ def one_process(reading: Reading, out: Path) -> Measured:
 
 
 def call(reading: Reading, out: Path, **settings: object) -> Measured:
-    """A whole call of ``maskfeat.extract``, and its rate once it has begun."""
-    before, start = sum(os.times()[:4]), time.perf_counter()
+    """A whole call of ``maskfeat.extract``: its rate once it has begun, and the CPU seconds of its workers."""
+    start, before = time.perf_counter(), seconds_of_others()
+    spent, ends = dict(before), threading.Event()
+
+    def watch() -> None:
+        while not ends.wait(0.05):
+            spent.update(seconds_of_others())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
     maskfeat.extract("hog", reading.data, out, rows=ROWS, image_size=reading.image_size, **settings)
-    whole, cpu = time.perf_counter() - start, sum(os.times()[:4]) - before
-    written = sorted(path.stat().st_mtime for path in out.glob("*.parquet"))[2:]
-    images = ROWS * (len(written) - 1)
-    return rate(images, written[-1] - written[0], 0.0) | {"seconds": whole, "cpu": cpu}
+    ends.set()
+    watching.join()
+    cpu = sum(seconds - before.get(process, 0.0) for process, seconds in spent.items())
+    written = sorted(path.stat().st_mtime for path in out.glob("*.parquet"))
+    whole = {"seconds": time.perf_counter() - start, "cpu_per_1000": 1000 * cpu / (ROWS * len(written))}
+    return rate(ROWS * (len(written) - 3), written[-1] - written[2], 0.0) | whole
+
+
+def seconds_of_others() -> Measured:
+    """CPU seconds of the processes that stand below this one, by number and start."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            pid, words = place.parent.name, place.read_text().rpartition(")")[2].split()
+            found[pid] = words[1], words[19], (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    ours = {str(os.getpid())}
+    for _ in range(4):  # a fork server, or a raylet, and its workers
+        ours |= {pid for pid, (parent, *_) in found.items() if parent in ours}
+    return {f"{pid} {found[pid][1]}": found[pid][2] for pid in ours if pid in found}
 
 
 def rate(images: int, seconds: float, cpu: float) -> Measured:
@@ -70,7 +95,7 @@ def main() -> None:
     parser.add_argument("--ray", action="store_true", help="also on Ray, which starts once, on this machine")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    reading = Reading(data=options.data, device="cpu", batch_size=64, workers=0)
+    reading = Reading(data=options.data, device="cpu", batch_size=16, workers=0)
     rows: dict[str, Callable[[Path], Measured]] = {
         "decoding alone": lambda out: decoding(reading),
         "this process": lambda out: one_process(reading, out),
@@ -90,7 +115,8 @@ def main() -> None:
             shutil.rmtree(out)
     for name, measured in found.items():
         rates = [each["rate"] for each in measured]
-        others = {key: round(statistics.median(each[key] for each in measured), 2) for key in measured[0]}
+        others = {key: statistics.median(each[key] for each in measured) for key in measured[0] if key != "rate"}
+        others = {key: round(value, 3) for key, value in others.items()}
         print(f"{name:20} {statistics.median(rates):7.1f} images/s ({min(rates):.1f} to {max(rates):.1f})  {others}")
     for one, other in (
         ("this process", "decoding alone"),
@@ -98,8 +124,11 @@ def main() -> None:
         ("two workers of Ray", "two workers"),
     ):
         if one in found:
-            ratios = [a["rate"] / b["rate"] for a, b in zip(found[one], found[other], strict=True)]
-            print(f"{one} / {other}: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+            pairs = list(zip(found[one], found[other], strict=True))
+            ratios = [a["rate"] / b["rate"] for a, b in pairs]
+            cpu = statistics.median(b["cpu_per_1000"] / a["cpu_per_1000"] for a, b in pairs)
+            spread = f"({min(ratios):.3f} to {max(ratios):.3f})"
+            print(f"{one} / {other}: {statistics.median(ratios):.3f} {spread}; an image's CPU seconds say {cpu:.3f}")
 
 
 if __name__ == "__main__":

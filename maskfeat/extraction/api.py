@@ -27,8 +27,8 @@ FORMAT = 1
 SAID = 30
 """Seconds between lines where there is no terminal."""
 
-BATCH = 64
-"""Samples that are computed at once, where nothing is said."""
+BATCH, HOG_BATCH = 64, 16
+"""Samples that are computed at once, where nothing is said. HOG finds so few images in the cache still."""
 
 
 def extract(
@@ -99,20 +99,20 @@ def run(what: "str | Path | HogSpec", settings: dict[str, Any]) -> tuple[dict[st
 def _understood(what: "str | Path | HogSpec", settings: dict[str, Any]) -> tuple[Options, Hog | Encoded, Reading, str]:
     """The settings by whom they are for: options, the feature, how samples are read; and a note on weights."""
     options, others = options_of(settings)
-    others = {"batch_size": BATCH, "samples": 0, **({"val_data": ""} if "data" in others else {}), **others}
+    others = {"samples": 0, **({"val_data": ""} if "data" in others else {}), **others}
     if isinstance(what, HogSpec) or str(what) == "hog":
         if "data" not in others:
             raise ValueError("extract hog needs data=..., a folder, a list or tar shards of images or videos")
         spec, others = spec_of(others, what if isinstance(what, HogSpec) else None, READ_BY)
         kind = "vit" if str(others.get("frames", 0)) == "0" else "mvit"  # which says whether clips are read
-        reading = Reading(name="extract hog", device="cpu", batch_size=BATCH)
+        reading = Reading(name="extract hog", device="cpu", batch_size=HOG_BATCH)
         return options, Hog(spec), override(reading, {**others, "encoder": kind}, silent=True), ""
     if not Path(what).exists():
         close = nearest(str(what), ["hog"]) or (f"; did you mean hog preset={what}?" if str(what) in PRESETS else "")
         raise ValueError(f"extract takes hog, a run folder or a file of weights, and there is no {str(what)!r}{close}")
 
     def change(trained: Recipe) -> Recipe:
-        return override(trained, {"accumulate": 1, "lr": trained.lr, **others})
+        return override(trained, {"batch_size": BATCH, "accumulate": 1, "lr": trained.lr, **others})
 
     feature, note = encoded(Path(what), change, options.features == "pooled")
     return options, feature, reading_of(feature.recipe), note
