@@ -16,8 +16,13 @@ import media
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import maskfeat
+from maskfeat.extraction.engines import LocalTeam
+from maskfeat.extraction.features import Hog, Reading
+from maskfeat.extraction.parts import Job, divide
+from maskfeat_kernels import MASKFEAT
 
 KILLS = 20
 LONGEST_WAIT = 180
@@ -128,6 +133,28 @@ def test_processes_of_this_machine(data, whole):
             killing.kill_driver()
     killing.finish()
     assert set(killing.kills) == {"worker", "driver"}
+
+
+class Deadly(Hog):
+    """A feature that kills its process at a black picture, as a fault in a decoder would."""
+
+    def __call__(self, images):
+        if images.device.type == "cpu" and not images.any():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(images)
+
+
+def test_a_sample_that_kills_ends_the_call_when_all_others_are_done(tmp_path):
+    folder = media.image_folder(tmp_path / "data", each=6)
+    Image.new("RGB", (40, 30)).save(folder / "train" / "cat" / "0.jpg")
+    out, feature, reading = tmp_path / "out", Deadly(MASKFEAT), Reading(data=str(folder), image_size=32)
+    out.mkdir()
+    (out / "_extract.json").write_text("{}")
+    files, _, _ = divide(reading, "train", 1, 1)
+    job = Job(feature, reading, "train", out, feature.shape(reading), "float32", "{}")
+    with pytest.raises(OSError, match="workers die without finishing a file"):
+        LocalTeam(["cpu", "cpu"], 0).run(job, files, lambda: None)
+    assert sorted(path.name for path in out.glob("*.parquet")) == [f"part-{i:06}.parquet" for i in range(1, 12)]
 
 
 @pytest.mark.filterwarnings("ignore")  # of Ray's own
