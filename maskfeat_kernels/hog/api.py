@@ -16,6 +16,8 @@ from . import ops, reference
 from .plan import Region, whole
 from .spec import MASKFEAT, HogSpec
 
+WHOLE = (torch.bool, torch.int8, torch.int16, torch.uint16)
+"""Whole numbers that :func:`_as_pixels` turns into what the kernels read."""
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -45,8 +47,9 @@ def fused_hog(
     Args:
         x: images ``[..., C, H, W]`` with any leading axes; video is ``[B, T, C, H, W]`` and ``[H, W]`` is one channel.
             The dtype is uint8, float16, bfloat16, float32 or float64. Any strides are read in place, never copied.
-            uint8 is exact: every backend puts every pixel into the bin of exact arithmetic. Any array with
-            ``__dlpack__`` (CuPy, JAX, NumPy) is taken too, and gives an array of its kind on its device.
+            uint8 is exact: every backend puts every pixel into the bin of exact arithmetic. So are bool, int8, int16
+            and uint16, which are copied: 16 bits to float64, the others to bytes. Any array with ``__dlpack__`` (CuPy,
+            JAX, NumPy) is taken too, and gives an array of its kind on its device.
         spec: a :class:`HogSpec`; ``changes`` are changes to it, as in ``fused_hog(x, bins=12)``.
         backend: "auto", or one of ``available_backends(x.device)``.
 
@@ -81,6 +84,8 @@ def fused_hog(
     backend = choose_backend(x.device, backend)
     if spec.arithmetic == "opencv":
         _warn_of_unit_range(x)
+    if x.dtype in WHOLE:
+        return hog(_as_pixels(x, spec), spec, None, backend).float()
     return hog(x, spec, None, backend)
 
 
@@ -142,6 +147,9 @@ def fused_hog_tokens(
     _check(x, spec)
     if x.ndim not in (4, 5):
         raise ValueError(f"x must be [B, C, H, W] or [B, T, C, H, W], got shape {tuple(x.shape)}")
+    if x.dtype in WHOLE:
+        options = {"check_ids": check_ids, "backend": backend}
+        return fused_hog_tokens(_as_pixels(x, spec), token_ids, patch_size, spec, **options).float()
     x = _constant(x.unsqueeze(1) if x.ndim == 4 else x)
     grid = _check_patches(x, patch_size, spec)
     check_token_ids(token_ids, "x", x)
@@ -273,8 +281,21 @@ def _with_backward(backend: str) -> KernelsWithBackward:
     return ops
 
 
+def _as_pixels(x: Tensor, spec: HogSpec) -> Tensor:
+    """Whole numbers as bytes or float64, in both of which every bin is exact.
+
+    A constant that is added changes no gradient, so int8 become bytes. Differences of 16 bits decide their bins exactly
+    in float64, and not in float32 (test_hog_exact_bins.py).
+    """
+    if x.dtype == torch.bool:
+        return x.to(torch.uint8)
+    if x.dtype == torch.int8 and not spec.sqrt:
+        return x.view(torch.uint8) ^ 128
+    return x.double()
+
+
 def _check(x: Tensor, spec: HogSpec) -> None:
-    check_tensor("x", x, DTYPES)
+    check_tensor("x", x, DTYPES + WHOLE)
     if x.ndim < 2:
         raise ValueError(f"x must have the axes [..., C, H, W], got shape {tuple(x.shape)}")
     height, width = x.shape[-2:]

@@ -8,13 +8,15 @@ cotangent; the table then follows from integer products, none of which falls int
 import functools
 import math
 
+import mpmath
 import numpy as np
 import oracle
 import pytest
 import torch
 from conftest import BACKENDS, device_of
 
-from maskfeat_kernels import HogSpec, fused_hog
+from maskfeat_kernels import SKIMAGE, HogSpec, fused_hog, fused_hog_tokens
+from maskfeat_kernels.hog.plan import edge_cotangents
 from maskfeat_kernels.hog.reference import orientation_bin
 from maskfeat_kernels.testing import ATOL, edge_pixels
 
@@ -199,3 +201,72 @@ def run(image: torch.Tensor, bins: int, cell: int, backend: str) -> torch.Tensor
 def test_bytes_have_no_edge_pixels_so_that_check_hog_allows_them_nothing(bins):
     image, _, _ = image_of_all_gradients("byte")
     assert not edge_pixels(image[:512, :512], HogSpec(bins=bins)).any()
+
+
+LARGEST_OF_16_BITS = 8 * 65535
+"""The most that a Sobel gradient of 16 bits can be."""
+
+
+def nearest_gradients(cotangent: mpmath.mpf) -> list[tuple[int, int]]:
+    """The gradients (gx, gy) of 16 bits that are nearest to an edge: all convergents gy / gx of its cotangent.
+
+    Any other has |gx cot - gy| >= 1 / (2 gx), by Legendre's theorem: 2^-20, where rounding is at most 2^-33.
+    """
+    gy, gx, gy_before, gx_before, rest, found = 1, 0, 0, 1, cotangent, []
+    while True:
+        digit = int(mpmath.floor(rest))
+        gy, gx, gy_before, gx_before = digit * gy + gy_before, digit * gx + gx_before, gy, gx
+        if max(gx, gy) > LARGEST_OF_16_BITS:
+            return found
+        found.append((gx, gy))
+        rest = 1 / (rest - digit)
+
+
+def wrong_decisions(bins: int, real: type) -> int:
+    """How many of the nearest gradients a product of floats puts on the wrong side of an edge."""
+    rounded, wrong = edge_cotangents(bins), 0
+    for k in range(1, (bins + 1) // 2):  # the other edges are mirror images
+        if 4 * k == bins:  # the cotangent is 1
+            continue
+        with mpmath.workprec(200):
+            cotangent = mpmath.cot(mpmath.pi * k / bins)
+            nearest = nearest_gradients(cotangent)
+            assert len(nearest) > 3
+            for gx, gy in nearest:
+                wrong += bool(real(gx) * real(rounded[k - 1]) >= real(gy)) != bool(gx * cotangent >= gy)
+    return wrong
+
+
+@pytest.mark.parametrize("bins", [*range(3, 19), 24, 36, 64, 180, 256])
+def test_float64_decides_every_gradient_of_16_bits_exactly(bins):
+    assert wrong_decisions(bins, np.float64) == 0
+
+
+def test_float32_does_not():
+    assert wrong_decisions(9, np.float32) > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.int16, torch.uint16])
+def test_whole_numbers_are_pixels(dtype, backend):
+    """16 bits have the bins of float64, and a constant that is added to bytes changes nothing."""
+    low, high = (0, 2) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max + 1)
+    x = torch.randint(low, high, (2, 3, 16, 32), generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = x.to(device_of(backend))
+    ids = torch.tensor([[0, 1], [1, 1]], device=x.device)
+    exact = x.double()
+    for result, expected in (
+        (fused_hog(x, backend=backend), fused_hog(exact, backend="reference")),
+        (fused_hog(x, SKIMAGE, cell=4, backend=backend), fused_hog(exact, SKIMAGE, cell=4, backend="reference")),
+        (fused_hog_tokens(x, ids, backend=backend), fused_hog_tokens(exact, ids, backend="reference")),
+    ):
+        assert result.dtype == torch.float32
+        torch.testing.assert_close(result.double(), expected, rtol=0, atol=ATOL[torch.float32])
+
+
+def test_roots_of_negative_pixels_are_not_those_of_bytes():
+    x = torch.randint(-128, 128, (24, 24), generator=torch.Generator().manual_seed(0)).to(torch.int8)
+    assert fused_hog(x, SKIMAGE, sqrt=True).isnan().any()
+    x = x // 2 + 64
+    expected = fused_hog(x.double(), SKIMAGE, sqrt=True).float()
+    assert torch.equal(fused_hog(x, SKIMAGE, sqrt=True), expected)

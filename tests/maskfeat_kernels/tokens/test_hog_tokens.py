@@ -250,7 +250,7 @@ def test_the_result_has_no_gradient_and_its_inputs_are_not_written_to(hog_tokens
 IMAGE, IDS = torch.zeros(2, 3, 32, 48), torch.zeros(2, 4, dtype=torch.int64)
 BAD_INPUT = [
     (3, IDS, {}, TypeError, "x must be a torch.Tensor, or an array with __dlpack__, got int"),
-    (IMAGE.int(), IDS, {}, TypeError, "x must be uint8, float16, bfloat16, float32 or float64, got torch.int32"),
+    (IMAGE.int(), IDS, {}, TypeError, "x must be uint8, float16, bfloat16, float32, float64, bool, int8, int16 or "),
     (IMAGE[0], IDS, {}, ValueError, "x must be [B, C, H, W] or [B, T, C, H, W], got shape (3, 32, 48)"),
     (IMAGE[None, None], IDS, {}, ValueError, "x must be [B, C, H, W] or [B, T, C, H, W], got shape (1, 1, 2, 3, 32,"),
     (IMAGE[..., :8, :7], IDS, {}, ValueError, "an image of 8 x 7 pixels is smaller than a cell of 8 x 8"),
