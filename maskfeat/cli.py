@@ -275,9 +275,20 @@ def _extract(options: argparse.Namespace) -> None:
     from .extraction.api import run
 
     known = [*OWN, *(item.name for item in dataclasses.fields(Recipe))]
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # which frees the folder
+    asked: list[int] = []
+
+    def end() -> None:
+        """Ends as the signal asked, which frees the folder. Python drops what a handler raises in a finaliser."""
+        if asked:
+            sys.exit(128 + signal.SIGTERM)
+
+    def handler(number: int, _: object) -> None:
+        asked.append(number)
+        end()
+
+    before = signal.signal(signal.SIGTERM, handler)
     try:
-        result, note = run(options.what, config.settings_of(options.settings, known))
+        result, note = run(options.what, config.settings_of(options.settings, known), end)
     finally:
         signal.signal(signal.SIGTERM, before)
     if note:

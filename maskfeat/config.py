@@ -254,10 +254,13 @@ class Finetune(Recipe):
             raise ValueError(f"test_crops must be 1 or 3, got {self.test_crops}")
         step, of = (self.patch_size, f"patch_size={self.patch_size}") if self.encoder == "vit" else (4, "4 pixels")
         self.image_size.check_multiple("image_size", step, of)
-        if any(self.test_size) and any(map(operator.lt, self.test_size, self.image_size)):
-            raise ValueError(
-                f"test_size={self.test_size} is below image_size={self.image_size}; set test_size=0 for 8/7 of that"
-            )
+        check_test_size(self.test_size, self.image_size)
+
+
+def check_test_size(test_size: Size, image_size: Size) -> None:
+    """ValueError for pictures that are made smaller than what is cropped from them."""
+    if any(test_size) and any(map(operator.lt, test_size, image_size)):
+        raise ValueError(f"test_size={test_size} is below image_size={image_size}; set test_size=0 for 8/7 of that")
 
 
 def get_recipe(name: str) -> Recipe:

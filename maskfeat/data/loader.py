@@ -331,6 +331,11 @@ def evenly(wanted: int, of: int) -> np.ndarray:  # [N] int64
     return np.arange(number) * of // max(number, 1)
 
 
+def forget_sources() -> None:
+    """Look for the data anew, as a caller may have changed them since the last call."""
+    _source.cache_clear()
+
+
 @lru_cache(maxsize=8)  # every evaluation opens its own loaders, and listing a large folder takes a while
 def _source(
     place: str,

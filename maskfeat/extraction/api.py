@@ -16,6 +16,7 @@ from tqdm import tqdm
 from maskfeat_kernels import HogSpec
 
 from ..config import Recipe, override
+from ..data.loader import forget_sources
 from ..keys import nearest
 from ..run.distributed import World
 from ..run.lock import RunLock
@@ -33,7 +34,7 @@ BATCH, HOG_BATCH = 64, 16
 
 def extract(
     what: "str | Path | HogSpec",
-    data: str = "",
+    data: "str | Path" = "",
     out: "str | Path" = "",
     **settings: Any,
 ) -> dict[str, int]:
@@ -53,14 +54,17 @@ def extract(
 
     Raises ValueError or OSError for what cannot be read, does not fit together, or belongs to another folder.
     """
-    values: dict[str, Any] = {**({"data": data} if data else {}), **({"out": str(out)} if out else {}), **settings}
+    values: dict[str, Any] = {**({"data": str(data)} if data else {}), **({"out": str(out)} if out else {}), **settings}
     result, _ = run(what, values)
     return result
 
 
-def run(what: "str | Path | HogSpec", settings: dict[str, Any]) -> tuple[dict[str, int], str]:
-    """What :func:`extract` returns, and a note on weights that were resized."""
+def run(
+    what: "str | Path | HogSpec", settings: dict[str, Any], look: Callable[[], object] = lambda: None
+) -> tuple[dict[str, int], str]:
+    """What :func:`extract` returns, and a note on weights that were resized. ``look`` is called after each file."""
     _check_pyarrow()
+    forget_sources()
     from . import engines
     from .parts import PLAN, Job, check_row, clear, divide, finished
 
@@ -72,7 +76,7 @@ def run(what: "str | Path | HogSpec", settings: dict[str, Any]) -> tuple[dict[st
         before = _read_plan(folder / PLAN)
         team = engines.team(options, feature, reading)
         with team:
-            parts, rows, data = divide(reading, options.split, options.rows or before.get("rows", 0), size)
+            parts, rows, data = divide(reading, options.split, options.rows, before.get("rows", 0), size)
             plan = {
                 "format": FORMAT,
                 "feature": feature.says(),
@@ -92,7 +96,7 @@ def run(what: "str | Path | HogSpec", settings: dict[str, Any]) -> tuple[dict[st
             done = finished(folder)
             left = [part for part in parts if part.number not in done]
             with _progress(len(parts), len(parts) - len(left)) as advance:
-                team.run(job, left, advance)
+                team.run(job, left, lambda: (advance(), look()))
     return _result(folder, len(left)), note
 
 
@@ -183,8 +187,15 @@ def _result(folder: Path, new: int) -> dict[str, int]:
 
     unreadable = gather_unreadable(folder)
     files = sorted(folder.glob("part-*.parquet"))
+
+    def rows(path: Path) -> int:
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error}); remove it, and give the same command again") from error
+
     with ThreadPoolExecutor(16) as pool:
-        samples = sum(pool.map(lambda path: pq.read_metadata(path).num_rows, files))
+        samples = sum(pool.map(rows, files))
     if not samples:
         raise ValueError(f"none of the samples could be read; {folder / UNREADABLE}.jsonl has the reasons")
     return {"samples": samples, "unreadable": unreadable, "files": len(files), "new": new}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from maskfeat_kernels import HogSpec, fused_hog
 
-from ..config import Recipe, to_dict
+from ..config import Recipe, check_test_size, to_dict
 from ..keys import Size, key
 from ..model import trunk
 from ..run.evaluate import feature_maps
@@ -44,6 +44,10 @@ class Reading(Recipe):
     test_size: Size = key(  # noqa: RUF009, a field
         Size(0, 0), "pixels that a sample is resized to cover before its centre is cropped; 0 for 8/7 of image_size"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_test_size(self.test_size, self.image_size)
 
     def one(self) -> tuple[int, ...]:
         """The shape of a batch of one sample."""

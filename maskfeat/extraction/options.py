@@ -22,7 +22,7 @@ class Options:
     features: Literal["pooled", "maps"] = key("pooled", "of an encoder: the mean of its outputs, or all on their grid")
     dtype: Literal["float32", "float16"] = key("float32", "of the features; Spark does not read float16")
     rows: int = key(
-        0, "samples of a file; 0 for at most 128 MB and about 64 files or more; a tar shard is one file", least=0
+        0, "samples of a file; 0 for at most 128 MB, and about 64 files of 64 or more; a tar shard is one file", least=0
     )
     workers: int = key(-1, "processes; 0 for this one; -1 for one a core, or as many as share the GPUs", least=-1)
     loaders: int = key(
@@ -75,7 +75,11 @@ def spec_of(settings: dict[str, Any], spec: HogSpec | None, known: Iterable[str]
 
 
 def _value(name: str, value: Any, kind: Any) -> Any:
-    return parse(name, value, kind) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return parse(name, value, kind)
+    if kind in (int, float) and not isinstance(value, (int, kind)):
+        raise ValueError(f"{name} must be {'a whole number' if kind is int else 'a number'}, got {value!r}")
+    return value
 
 
 def help_text() -> str:

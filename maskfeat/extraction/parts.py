@@ -95,10 +95,11 @@ def check_row(shape: tuple[int, ...], dtype: str) -> int:
     return size
 
 
-def divide(reading: Reading, split: str, rows: int, size: int) -> tuple[list[Part], int, str]:
+def divide(reading: Reading, split: str, rows: int, before: int, size: int) -> tuple[list[Part], int, str]:
     """The parts of the data, how many samples make a slice, and a fingerprint. Tar shards are not opened.
 
-    rows: samples of a slice, 0 for what suits features of ``size`` bytes; 0 is returned where shards are parts.
+    rows: samples of a slice, 0 for as many as ``before``, or for what suits features of ``size`` bytes if that is 0
+        too; 0 is returned where shards are parts.
 
     Raises FileNotFoundError or ValueError for data that are missing or cannot be understood.
     """
@@ -115,7 +116,7 @@ def divide(reading: Reading, split: str, rows: int, size: int) -> tuple[list[Par
         return [Part(i, shard) for i, shard in enumerate(shards)], 0, fingerprint_of_shards(shards)
     source = samples_of(reading, split)
     chosen = evenly(reading.samples, len(source))
-    rows = rows or max(min(max(len(chosen) // LEAST_FILES, LEAST_ROWS), MOST_ROWS, FILE_BYTES // size), 1)
+    rows = rows or before or max(min(max(len(chosen) // LEAST_FILES, LEAST_ROWS), MOST_ROWS, FILE_BYTES // size), 1)
     starts = range(0, len(chosen), rows)
     if isinstance(source, Files):
         source = source.take(chosen).absolute()
@@ -183,8 +184,7 @@ class Worker:
             with pq.ParquetWriter(file, self.schema, **WRITING) as writer:
                 for table in grouped(self.tables(part, failures)):
                     writer.write_table(table, row_group_size=len(table))
-            if failures:
-                list_unreadable(self.job.out, part.number, failures)
+            list_unreadable(self.job.out, part.number, failures)
         return part.number
 
     @torch.no_grad()
@@ -248,6 +248,9 @@ def own_partial(path: Path) -> Path:
 def list_unreadable(out: Path, number: int, failures: list[tuple[str, str]]) -> None:
     """Write what of a part cannot be read, before its rows are there: a file that is there is complete."""
     path = out / UNREADABLE / f"part-{number:06}.jsonl"
+    if not failures:
+        path.unlink(missing_ok=True)  # of a worker that died before its rows were there
+        return
     lines = [json.dumps({"name": printable(name), "reason": reason, "part": number}) for name, reason in failures]
     with replacing(path, own_partial(path)) as file:
         file.write("".join(f"{line}\n" for line in lines).encode())

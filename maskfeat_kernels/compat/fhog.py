@@ -44,7 +44,7 @@ def fhog(
       the 9, with the blocks above left, above right, below left, below right ("vlfeat").
 
     Args:
-        x: images as for :func:`maskfeat_kernels.fused_hog`. The epsilon is for pixels of 0 .. 255.
+        x: images of uint8 or floats, as for :func:`maskfeat_kernels.fused_hog`. The epsilon is for pixels of 0 .. 255.
         cell: side of a cell in pixels.
         variant: "dlib" is ``extract_fhog_features`` without padding, and Felzenszwalb's own code where the image is
             whole cells; cells at the border have no features. "vlfeat" is ``vl_hog`` with its variant UoCTTI; cells at

@@ -83,7 +83,7 @@ def fused_hog(
     _check(x, spec)
     backend = choose_backend(x.device, backend)
     if spec.arithmetic == "opencv":
-        _warn_of_unit_range(x)
+        _warn_of_unit_range(x.float() if x.dtype == torch.bool else x)
     if x.dtype in WHOLE:
         return hog(_as_pixels(x, spec), spec, None, backend).float()
     return hog(x, spec, None, backend)
@@ -290,7 +290,7 @@ def _as_pixels(x: Tensor, spec: HogSpec) -> Tensor:
     if x.dtype == torch.bool:
         return x.to(torch.uint8)
     if x.dtype == torch.int8 and not spec.sqrt:
-        return x.view(torch.uint8) ^ 128
+        return x.to(torch.uint8) ^ 128
     return x.double()
 
 

@@ -196,16 +196,16 @@ def test_usual_shapes_have_the_bits_of_the_cpu(name, dtype):
         assert torch.equal(blocks_of(usable("address"), x, spec, region), ops.hog(x, spec, region))
 
 
-GRADIENTS = USUAL | {"maskfeat": MASKFEAT}
+GRADIENTS = USUAL | {"maskfeat": MASKFEAT, "means": MASKFEAT.replace(reduction="mean")}
 """Shapes whose gradient to the pixels has a kernel of its own, backward_8x8.h."""
 INSIDE = Region(3, 11, 33, 240, 40)
 
 
 ONE_STRIP = (("return resident == 3 ? 768 : resident * 128;", "return 1;"),)
-OFTEN = (*FEW, "maskfeat")
+OFTEN = (*FEW, "maskfeat", "means")
 
 
-@pytest.mark.parametrize("changes", [(), ONE_STRIP], ids=["strips", "one strip"])
+@pytest.mark.parametrize("changes", [(), pytest.param(ONE_STRIP, marks=pytest.mark.slow)], ids=["strips", "one strip"])
 @pytest.mark.parametrize("name", [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in GRADIENTS])
 def test_usual_shapes_have_a_gradient_of_their_own(name, changes):
     """Of an image and of a part of it, of one channel and of three, in one strip down or many."""

@@ -165,10 +165,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2)
   }
 }
 
-// True for MASKFEAT's blocks of one cell that the kernel of cells computes, all of an image.
+// True for MASKFEAT's blocks of one cell, all of an image, which the kernel of cells computes: sums, and no means.
 inline bool is_of_cells(const BlockWork<float>& work, const BlockPlan& plan) {
-  return has_pixel_strips(work, plan) && plan.y.per_block == 1 && work.norm == Norm::unit && work.eps == 1e-12f &&
-         work.wide_rows && !work.from_horizontal && !work.sqrt && work.region.top == 0 && work.region.left == 0 &&
+  return has_pixel_strips(work, plan) && plan.y.per_block == 1 && work.table[work.y.weights] == 1 &&
+         work.table[work.x.weights] == 1 && work.norm == Norm::unit && work.eps == 1e-12f && work.wide_rows &&
+         !work.from_horizontal && !work.sqrt && work.region.top == 0 && work.region.left == 0 &&
          work.y.blocks == work.image_height / kStripCell && work.x.blocks == work.image_width / kStripCell;
 }
 

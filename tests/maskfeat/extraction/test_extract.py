@@ -144,6 +144,7 @@ def test_nothing_that_can_be_read(tmp_path):
         (["hog", "data=/nowhere", "out=OUT"], "no train data in '/nowhere'"),
         (["hog", "data=EMPTY", "out=OUT"], "there are no files .jpg"),
         (["hog", "data=DATA", "out=OUT", "bin=3"], "extract hog has no key 'bin'; did you mean 'bins'?"),
+        (["hog", "data=DATA", "out=OUT", "image_size=32", "test_size=8"], "test_size=8 is below image_size=32"),
         (["hog", "data=DATA", "out=OUT", "preset=dlib"], "preset must be one of 'maskfeat', 'skimage'"),
         (["hog", "data=DATA", "out=OUT", "engine=spark"], "engine must be one of 'local', 'ray', got 'spark'"),
         (["hog", "data=DATA", "out=OUT", "cell=500"], "smaller than a cell of 500 x 500"),
@@ -273,3 +274,40 @@ def test_the_neighbours_of_the_document(data, tmp_path, monkeypatch, capsys):
     exec(code, {})
     names = eval(capsys.readouterr().out)
     assert names[::3] == table(tmp_path / "features")["name"].to_pylist()[:5]
+
+
+def test_what_has_changed_since_the_last_call_of_this_process_is_seen(data, tmp_path):
+    """A picture more; and a part of which one was listed as unreadable, by a worker that died before its rows."""
+    first, out = tmp_path / "first", tmp_path / "out"
+    assert maskfeat.extract("hog", data, first, **QUICK)["samples"] == 8
+    parts.list_unreadable(out, 1, [("there.png", "a disk that did not answer")])
+    media.write_image(data / "train" / "cat" / "more.png", 9)
+    assert maskfeat.extract("hog", data, out, **QUICK) == {"samples": 9, "unreadable": 0, "files": 3, "new": 3}
+    with pytest.raises(ValueError, match="holds features of other data"):
+        maskfeat.extract("hog", data, first, **QUICK)
+    (out / "part-000001.parquet").write_bytes(b"no")
+    with pytest.raises(ValueError, match="part-000001.parquet is damaged"):
+        maskfeat.extract("hog", data, out, **QUICK)
+
+
+def test_a_sigterm_that_python_drops_ends_the_command_after_the_file(data, tmp_path, monkeypatch, capsys):
+    """As what a handler raises in a finaliser is dropped."""
+
+    class Dropped:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    right = parts.Worker.__call__
+
+    def call(self, part):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Dropped()
+        return right(self, part)
+
+    monkeypatch.setattr(parts.Worker, "__call__", call)
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: None)
+    with pytest.raises(SystemExit) as ended:
+        main(["extract", "hog", f"data={data}", f"out={tmp_path / 'out'}", *(f"{k}={v}" for k, v in QUICK.items())])
+    assert ended.value.code == 143
+    assert len(list((tmp_path / "out").glob("part-*.parquet"))) == 1

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import BACKENDS, device_of
 
-from maskfeat_kernels import SKIMAGE, HogSpec, fused_hog, fused_hog_tokens
+from maskfeat_kernels import OPENCV, SKIMAGE, HogSpec, fused_hog, fused_hog_tokens
 from maskfeat_kernels.hog.plan import edge_cotangents
 from maskfeat_kernels.hog.reference import orientation_bin
 from maskfeat_kernels.testing import ATOL, edge_pixels
@@ -270,3 +270,12 @@ def test_roots_of_negative_pixels_are_not_those_of_bytes():
     x = x // 2 + 64
     expected = fused_hog(x.double(), SKIMAGE, sqrt=True).float()
     assert torch.equal(fused_hog(x, SKIMAGE, sqrt=True), expected)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.jit about itself
+def test_whole_numbers_under_trace_and_where_opencv_warns():
+    x = torch.randint(-128, 128, (3, 24, 32), generator=torch.Generator().manual_seed(0)).to(torch.int8)
+    traced = torch.jit.trace(lambda x: fused_hog(x, backend="reference"), x)
+    assert torch.equal(traced(x.flip(0)), fused_hog(x.flip(0), backend="reference"))
+    with pytest.warns(UserWarning, match=r"the pixels are in \[0, 1\]"):
+        fused_hog(x > 0, OPENCV)
