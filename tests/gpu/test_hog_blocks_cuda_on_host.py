@@ -333,6 +333,7 @@ def spec_of_chance(chance: random.Random) -> HogSpec:
 # That the checks see what they are for: a text of the source, what stands there instead, under what, and what it says
 
 VOTES, COLUMNS, SLOPES = "magnitude * vote.above;\n    });\n", "above[pixel];\n      }\n", "= to.channel;\n      });\n"
+HEIGHT = "const int height = min(work.height, work.image_height - top);"
 PIXELS = "find_rows(work, (step + 1) * kStripRows + 1, memory);\n"
 STRIP = "find_rows(work, top + (half + 1) * kStripRows + 1, memory);\n"
 BUGS = {
@@ -340,7 +341,7 @@ BUGS = {
     "missing fence of a warp": (COLUMNS + "      __syncwarp();\n", COLUMNS, "thread", "data race"),
     "missing barrier of the gradient": (SLOPES + "      __syncthreads();\n", SLOPES, "thread", "data race"),
     "blocks beyond the last": ("if (column >= x.blocks) continue;", "", "address", "Sanitizer: heap"),
-    "rows beyond the last": ("min(work.height, work.image_height - top)", "work.height", "address", "Sanitizer: heap"),
+    "rows beyond the last": (HEIGHT, "const int height = work.height;", "address", "Sanitizer: heap"),
     "missing barrier of strips of the gradient": (PIXELS + "    __syncthreads();\n", PIXELS, "thread", "data race"),
     "missing barrier of strips": (STRIP + "    __syncthreads();\n", STRIP, "thread", "data race"),
     "too little shared memory": ("take<uint16_t>(work.band * width)", "take<int>(1)", "address", "Sanitizer: heap"),

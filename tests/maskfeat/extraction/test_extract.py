@@ -286,7 +286,7 @@ def test_what_has_changed_since_the_last_call_of_this_process_is_seen(data, tmp_
     with pytest.raises(ValueError, match="holds features of other data"):
         maskfeat.extract("hog", data, first, **QUICK)
     (out / "part-000001.parquet").write_bytes(b"no")
-    with pytest.raises(ValueError, match="part-000001.parquet is damaged"):
+    with pytest.raises(ValueError, match=r"part-000001\.parquet is damaged"):
         maskfeat.extract("hog", data, out, **QUICK)
 
 
