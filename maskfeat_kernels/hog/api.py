@@ -19,6 +19,7 @@ from .spec import MASKFEAT, HogSpec
 WHOLE = (torch.bool, torch.int8, torch.int16, torch.uint16)
 """Whole numbers that :func:`_as_pixels` turns into what the kernels read."""
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+TAKEN = (*DTYPES, *WHOLE)
 
 
 @overload
@@ -295,7 +296,7 @@ def _as_pixels(x: Tensor, spec: HogSpec) -> Tensor:
 
 
 def _check(x: Tensor, spec: HogSpec) -> None:
-    check_tensor("x", x, DTYPES + WHOLE)
+    check_tensor("x", x, TAKEN)
     if x.ndim < 2:
         raise ValueError(f"x must have the axes [..., C, H, W], got shape {tuple(x.shape)}")
     height, width = x.shape[-2:]

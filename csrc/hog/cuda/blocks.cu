@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2)
 inline bool is_of_cells(const BlockWork<float>& work, const BlockPlan& plan) {
   return has_pixel_strips(work, plan) && plan.y.per_block == 1 && work.table[work.y.weights] == 1 &&
          work.table[work.x.weights] == 1 && work.norm == Norm::unit && work.eps == 1e-12f && work.wide_rows &&
-         !work.from_horizontal && !work.sqrt && work.region.top == 0 && work.region.left == 0 &&
+         !work.from_horizontal && work.region.top == 0 && work.region.left == 0 &&
          work.y.blocks == work.image_height / kStripCell && work.x.blocks == work.image_width / kStripCell;
 }
 
@@ -178,9 +178,10 @@ int launch_blocks(BlockWork<T>& work, const BlockPlan& plan, const T* grad, T* o
   if constexpr (std::is_same_v<T, float>) {
     if (has_strip_kernel(work, plan)) return launch_strips<GRADIENT>(work, plan, grad, out, stream);
     if constexpr (GRADIENT && !std::is_same_v<Pixel, uint8_t>) {
-      CellWork<float> cells = cell_work<false, float>(work.image, PatchView{}, {kStripBins, kStripCell, kStripCell, 0});
-      if (is_of_cells(work, plan) && has_cell_kernel<false>(cells))
-        return launch_cells<Pixel, false, true>(cells, grad, out, stream);
+      if (is_of_cells(work, plan)) {
+        auto cells = cell_work<false, float>(work.image, PatchView{}, {kStripBins, kStripCell, kStripCell, 0});
+        if (has_cell_kernel<false>(cells)) return launch_cells<Pixel, false, true>(cells, grad, out, stream);
+      }
     }
   }
   if (!place_blocks(work)) return cudaErrorInvalidValue;
