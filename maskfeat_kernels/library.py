@@ -5,6 +5,7 @@ device.
 """
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.utils._python_dispatch import _disable_current_modes
 
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef
@@ -106,16 +108,26 @@ def why_not_compiled(device: str) -> str | None:
     return f"the extension was built without it ({_why_no_cuda}); rebuild with MASKFEAT_BUILD={device}"
 
 
-def decompose(op: Op, fake: Callable[..., Tensor], meaning: Callable[..., Tensor]) -> None:
-    """Tell torch what an op means in plain torch, which ``torch.onnx.export`` puts in its place.
+def describe(op: Op, fake: Callable[..., Tensor], meaning: Callable[..., Tensor]) -> None:
+    """Tell torch the shape of an op's result, and what the op means in plain torch.
 
-    All else finds the op as it is. Fake tensors of symbolic sizes, which look here too, get what the fake kernel says.
+    ``torch.onnx.export`` puts the meaning in its place. All else finds the op as it is: fake tensors of symbolic sizes,
+    which look for a meaning too, get what the fake kernel says.
     """
     overload: Any = getattr(op, "_opoverload", op)  # of an op of Triton, which is a custom_op
+
+    def traced(*arguments: Any) -> Tensor:
+        # Inductor refuses to call an op that has a meaning, but only where CI is set: for PyTorch's own builds.
+        if os.getenv("CI"):
+            with _disable_current_modes():
+                from torch._inductor.lowering import FALLBACK_ALLOW_LIST
+            FALLBACK_ALLOW_LIST.add(overload.name())
+        return fake(*arguments)
 
     def decomposition(*arguments: Any) -> Tensor:
         return fake(*arguments) if get_proxy_mode() is None else meaning(*arguments)
 
+    torch.library.register_fake(op, traced, lib=LIBRARY)
     decomposition_table[overload] = decomposition
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..library import LIBRARY, Op, compiled, decompose, define, fold, is_traced, op
+from ..library import LIBRARY, Op, compiled, define, describe, fold, is_traced, op
 from . import plan, reference
 from .plan import CellAxis, Region, block_shape
 from .spec import HogSpec
@@ -155,9 +155,7 @@ def register_hog_ops(hog: Op, hog_tokens: Op) -> None:
         features = x.shape[2] * bins * (patch_size // cell_h) * (patch_size // cell_w)
         return x.new_empty((*token_ids.shape, features), dtype=hog_dtype(x))
 
-    torch.library.register_fake(hog, hog_fake, lib=LIBRARY)
     torch.library.register_vmap(hog, lambda info, dims, x, *rest: (hog(x.movedim(dims[0], 0), *rest), 0), lib=LIBRARY)
-    torch.library.register_fake(hog_tokens, hog_tokens_fake, lib=LIBRARY)
     torch.library.register_vmap(hog_tokens, partial(fold, hog_tokens), lib=LIBRARY)
 
     def hog_meaning(x: Tensor, bins: int, cell_h: int, cell_w: int, gaussian_window: int) -> Tensor:
@@ -168,8 +166,8 @@ def register_hog_ops(hog: Op, hog_tokens: Op) -> None:
     ) -> Tensor:
         return reference.hog_tokens(x, token_ids, patch_size, HogSpec(bins, (cell_h, cell_w), gaussian_window))
 
-    decompose(hog, hog_fake, hog_meaning)
-    decompose(hog_tokens, hog_tokens_fake, hog_tokens_meaning)
+    describe(hog, hog_fake, hog_meaning)
+    describe(hog_tokens, hog_tokens_fake, hog_tokens_meaning)
 
 
 def register_hog_blocks_ops(hog_blocks: Op, hog_blocks_backward: Op, read: Callable[..., Reading]) -> None:
@@ -211,11 +209,10 @@ def register_hog_blocks_ops(hog_blocks: Op, hog_blocks_backward: Op, read: Calla
         )
         return hog_blocks_backward(grad.contiguous(), with_channel(x, parameters), *parameters).view(x.shape), 0
 
-    torch.library.register_fake(hog_blocks, hog_blocks_fake, lib=LIBRARY)
     torch.library.register_fake(hog_blocks_backward, hog_blocks_backward_fake, lib=LIBRARY)
     torch.library.register_vmap(hog_blocks, hog_blocks_vmap, lib=LIBRARY)
     torch.library.register_vmap(hog_blocks_backward, hog_blocks_backward_vmap, lib=LIBRARY)
-    decompose(hog_blocks, hog_blocks_fake, hog_blocks_meaning)
+    describe(hog_blocks, hog_blocks_fake, hog_blocks_meaning)
 
 
 register_hog_ops(op("hog"), op("hog_tokens"))

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from ..library import LIBRARY, Op, compiled, decompose, define, fold, loop, op
+from ..library import LIBRARY, Op, compiled, define, describe, fold, loop, op
 from . import reference
 
 for _schema in (
@@ -32,9 +32,8 @@ def register_token_ops(masked_gather: Op, masked_scatter_add: Op, mask_tokens: O
         (mask_tokens, lambda tokens, mask_token, mask: tokens.new_empty(tokens.shape), loop, reference.mask_tokens),
         (masked_sum, lambda x, mask: x.new_empty(x.shape[2]), loop, reference.masked_sum),
     ):
-        torch.library.register_fake(move, fake, lib=LIBRARY)
         torch.library.register_vmap(move, partial(rule, move), lib=LIBRARY)
-        decompose(move, fake, meaning)
+        describe(move, fake, meaning)
 
 
 register_token_ops(*map(op, ("masked_gather", "masked_scatter_add", "mask_tokens", "masked_sum")))

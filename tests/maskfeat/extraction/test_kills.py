@@ -150,7 +150,7 @@ def test_a_sample_that_kills_ends_the_call_when_all_others_are_done(tmp_path):
     out, feature, reading = tmp_path / "out", Deadly(MASKFEAT), Reading(data=str(folder), image_size=32)
     out.mkdir()
     (out / "_extract.json").write_text("{}")
-    files, _, _ = divide(reading, "train", 1, 1)
+    files, _, _ = divide(reading, "train", rows=1, before=1, size=4)
     job = Job(feature, reading, "train", out, feature.shape(reading), "float32", "{}")
     with pytest.raises(OSError, match="workers die without finishing a file"):
         LocalTeam(["cpu", "cpu"], 0).run(job, files, lambda: None)
