@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import gc
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -101,10 +102,15 @@ class Loader:
             timeout=processes.LONGEST_WAIT if self.workers else 0,
             generator=torch.Generator(),  # or it would draw from the global one, and a resumed run would differ
         )
+        # A worker must not free garbage of this process. A process group or a decoder joins its threads when it is
+        # freed, and a worker would wait for ever: it is forked without them.
+        gc.freeze()
         try:
             batches = iter(loader)
         except OSError as error:  # of starting the workers: the semaphores of their queues are in shared memory too
             raise OSError(f"{processes.SHARED_MEMORY} ({error})") if error.errno == errno.ENOSPC else error from None
+        finally:
+            gc.unfreeze()
         try:
             while True:
                 try:

@@ -1,5 +1,6 @@
 """Loader processes never keep a run from its end, and what goes wrong in them is said as in the run itself."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,7 @@ from maskfeat.data.loader import make_loader
 PLAIN = ["size=micro", *(text for text in SMALL if not text.startswith(("samples", "eval_every")))]
 COMMAND = ["finetune", "vit_tiny_ft", *PLAIN, "samples=0", "eval_every=0", "patch_size=8", "workers=1"]
 LOADER = """
+import gc
 import multiprocessing
 from maskfeat.config import get_recipe, override
 from maskfeat.data.loader import make_loader
@@ -135,6 +137,34 @@ def test_full_shared_memory_is_told_from_within_the_worker(monkeypatch):
     with pytest.raises(OSError, match=r"fewer workers or workers=0, .* enlarge /dev/shm .*No space left"):
         list(make_loader(recipe, "train", seed=0, workers=1))
     assert multiprocessing.active_children() == []
+
+
+class JoinsItsThreads:
+    """Garbage as a process group of gloo is: freed in a process that was forked, it waits for threads of the other."""
+
+    def __init__(self):
+        self.itself, self.process = self, os.getpid()
+
+    def __del__(self):
+        if os.getpid() != self.process:
+            time.sleep(60)
+
+
+def test_a_worker_does_not_free_the_garbage_of_its_parent(monkeypatch):
+    def collect(self, number, load=loader.Batches.__getitem__):
+        gc.collect()
+        return load(self, number)
+
+    monkeypatch.setattr(processes, "LONGEST_WAIT", 20)
+    monkeypatch.setattr(loader.Batches, "__getitem__", collect)
+    recipe = override(get_recipe("vit_tiny"), ["image_size=32", "batch_size=8", "samples=8"])
+    batches = make_loader(recipe, "train", seed=0, workers=1)
+    gc.disable()
+    try:
+        JoinsItsThreads()
+        assert len(list(batches)) == 1
+    finally:
+        gc.enable()
 
 
 def test_a_loader_that_is_stuck_is_an_error(monkeypatch):
