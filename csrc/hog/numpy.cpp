@@ -11,7 +11,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "hog/cpu/blocks.h"
+#include "hog/cpu/points.h"
 
 namespace py = pybind11;
 
@@ -56,6 +56,15 @@ ImageView view_images(const py::array& x, py::ssize_t lead) {
   return view;
 }
 
+// The channels of x [..., C, H, W] where each pixel takes one of them.
+Channels view_channels(const py::array& x, bool chooses) {
+  if (!chooses) return {1, 0};
+  const py::ssize_t axis = x.ndim() - 3;
+  require(x.shape(axis) >= 1 && x.shape(axis) <= Channels::kMost && x.strides(axis) % x.itemsize() == 0,
+          "x must have 1 to 2^20 channels");
+  return {x.shape(axis), x.strides(axis) / x.itemsize()};
+}
+
 // numpy.arctan2 of float64. scikit-image decides its bins by it. Where NumPy's is vectorised, its last bit sometimes
 // differs from that of the C library.
 PyUFuncGenericFunction numpy_arc_tangent_loop;
@@ -92,13 +101,7 @@ py::array blocks_of_array(const py::array& x, const std::vector<int64_t>& number
   plan.arc_tangent = numpy_arc_tangent;
   const bool chooses = plan.strongest && x.ndim() > 2;  // each pixel takes one of its channels
   const ImageView image = view_images(x, x.ndim() - 2 - chooses);
-  Channels channels{1, 0};
-  if (chooses) {
-    const py::ssize_t axis = x.ndim() - 3;
-    require(x.shape(axis) >= 1 && x.shape(axis) <= Channels::kMost && x.strides(axis) % x.itemsize() == 0,
-            "x must have 1 to 2^20 channels");
-    channels = {x.shape(axis), x.strides(axis) / x.itemsize()};
-  }
+  const Channels channels = view_channels(x, chooses);
 
   std::vector<int64_t> size(image.lead_size, image.lead_size + image.lead);
   const int64_t planes = maskfeat::product(size);
@@ -115,6 +118,30 @@ py::array blocks_of_array(const py::array& x, const std::vector<int64_t>& number
   return out;
 }
 
+py::array blocks_at_points(const py::array& x, const py::array_t<int64_t, py::array::c_style>& points,
+                           const std::vector<int64_t>& numbers, const std::vector<double>& reals,
+                           const std::array<int64_t, 5>& region, const std::vector<int64_t>& shape) {
+  BlockPlan plan = maskfeat::read_block_plan(numbers.data(), numbers.size(), reals.data(), reals.size(), region.data());
+  require(plan.strongest && (x.ndim() == 2 || x.ndim() == 3), "x must be [C, H, W] or [H, W], with one result");
+  require(points.ndim() == 2 && points.shape(1) == 2, "points must be [N, 2]");
+  require(plan.size() > 0 && maskfeat::product(shape) == plan.size(), "shape is not that of the result");
+  plan.arc_tangent = numpy_arc_tangent;
+  const ImageView image = view_images(x, 0);
+  const Channels channels = view_channels(x, x.ndim() == 3);
+  require(image.height >= 1 && image.width >= 1, "x has no pixels");
+  const maskfeat::Corners corners{points.data(), points.shape(0), 1, true};
+  maskfeat::check_corners(corners, 1);
+  std::vector<int64_t> size{corners.count};
+  size.insert(size.end(), shape.begin(), shape.end());
+  py::array out(image.dtype == Dtype::float64 ? py::dtype::of<double>() : py::dtype::of<float>(), size);
+  if (out.size() == 0) return out;
+  void* data = out.mutable_data();
+  const py::gil_scoped_release release;
+  maskfeat::hog_points_cpu(image, channels, plan, corners, 1, data,
+                           [](int64_t count, int64_t, const auto& run) { run(0, count); });
+  return out;
+}
+
 }  // namespace
 
 void add_hog(py::module_& m) {
@@ -125,4 +152,8 @@ void add_hog(py::module_& m) {
         "(C unless\n"
         "the strongest is taken), *shape], float64 for float64, else float32. The other arguments are those of the op\n"
         "hog_blocks in ops.py. ValueError where an argument does not fit the others.");
+  m.def("hog_blocks_at", &blocks_at_points, py::arg("x"), py::arg("points"), py::arg("numbers"), py::arg("reals"),
+        py::arg("region"), py::arg("shape"),
+        "The blocks of windows of x [C, H, W] or [H, W], of the strongest channel: an array [N, *shape]. `points`\n"
+        "[N, 2] int64, each (y, x), are added to the region. All else is as for hog_blocks.");
 }

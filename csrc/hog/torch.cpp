@@ -12,6 +12,7 @@
 #include "common/torch_image.h"
 #include "hog/cpu/blocks.h"
 #include "hog/cpu/cells.h"
+#include "hog/cpu/points.h"
 #ifdef MASKFEAT_CUDA
 #include "hog/cuda/blocks.h"
 #include "hog/cuda/cells.h"
@@ -22,6 +23,7 @@ namespace {
 using maskfeat::BlockPlan;
 using maskfeat::CellPlan;
 using maskfeat::Channels;
+using maskfeat::Corners;
 using maskfeat::ImageView;
 using maskfeat::PatchView;
 using torch::headeronly::ScalarType;
@@ -210,6 +212,41 @@ Tensor hog_blocks_backward_op(const Tensor& grad, const Tensor& x, const std::ve
   return grad_x;
 }
 
+// For the CPU alone. Elsewhere windows are cut out, and their blocks computed by hog_blocks.
+Tensor hog_blocks_at_op(const Tensor& x, const Tensor& points, const std::vector<int64_t> numbers,
+                        const std::vector<double> reals, const std::vector<int64_t> region,
+                        const std::vector<int64_t> shape) {
+  const Cpu device{&x, &points};
+  const BlockPlan plan = read_block_plan(numbers, reals, region);
+  const Planes planes(x, plan);
+  const int64_t of_image = plan.strongest || x.dim() == 2 ? 1 : x.size(x.dim() - 3);
+  const int64_t leading = std::max<int64_t>(x.dim() - 3, 0);
+  STD_TORCH_CHECK(maskfeat::product(shape) == plan.size(), "shape does not fit the region");
+  STD_TORCH_CHECK(points.scalar_type() == ScalarType::Long && points.is_contiguous() && points.dim() >= 2 &&
+                      points.size(points.dim() - 1) == 2 && (points.dim() == 2 || points.dim() == leading + 2),
+                  "points must be [N, 2] or [..., N, 2], int64 and contiguous");
+  std::vector<int64_t> out_shape(x.sizes().begin(), x.sizes().begin() + leading);
+  const int64_t images = maskfeat::product(out_shape);
+  for (int64_t axis = 0; axis < points.dim() - 2; ++axis)
+    STD_TORCH_CHECK(points.size(axis) == x.size(axis), "points must have the leading axes of x");
+  const Corners corners{static_cast<const int64_t*>(points.data_ptr()), points.size(points.dim() - 2), of_image,
+                        points.dim() == 2};
+  maskfeat::check_corners(corners, corners.is_shared ? 1 : images);
+  out_shape.push_back(corners.count);
+  if (!plan.strongest && x.dim() > 2) out_shape.push_back(of_image);
+  out_shape.insert(out_shape.end(), shape.begin(), shape.end());
+  Tensor out = maskfeat::new_histograms(x, out_shape);
+  if (out.numel() == 0) return out;
+  try {
+    maskfeat::hog_points_cpu(
+        planes.image, planes.channels, plan, corners, planes.count, out.data_ptr(),
+        [](int64_t count, int64_t pixels, const auto& run) { Cpu::share(count, Cpu::grain(pixels), run); });
+  } catch (const std::bad_alloc&) {
+    maskfeat::refuse_memory("DefaultCPUAllocator: can't allocate memory: scratch of a kernel");
+  }
+  return out;
+}
+
 template <typename Device, typename Library>
 void register_all(Library& m) {
   m.impl("hog", TORCH_BOX(&hog_op<Device>));
@@ -220,7 +257,10 @@ void register_all(Library& m) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(maskfeat_kernels, CPU, m) { register_all<Cpu>(m); }
+STABLE_TORCH_LIBRARY_IMPL(maskfeat_kernels, CPU, m) {
+  register_all<Cpu>(m);
+  m.impl("hog_blocks_at", TORCH_BOX(&hog_blocks_at_op));
+}
 #ifdef MASKFEAT_CUDA
 STABLE_TORCH_LIBRARY_IMPL(maskfeat_kernels, CUDA, m) { register_all<Cuda>(m); }
 #endif

@@ -51,9 +51,30 @@ def hog_blocks(
 
         return api.hog(x, spec, region, backend.choose_backend(x.device, "auto"))
     ops = compiled("HOG of NumPy arrays", ", or give torch tensors")
-    if not (x.flags.aligned and x.dtype.isnative and not any(stride % x.itemsize for stride in x.strides)):
-        x = np.array(x, x.dtype.newbyteorder("="))
-    return ops.hog_blocks(x, *pack(spec), region, block_shape(spec, region))
+    return ops.hog_blocks(_as_kernels_read(x), *pack(spec), region, block_shape(spec, region))
+
+
+def hog_blocks_at(
+    x: Array,  # [C, H, W] or [H, W], as above
+    points: np.ndarray,  # [N, 2]: (y, x), int64
+    spec: HogSpec,  # of the strongest channel
+    region: Region,
+) -> Array:  # [N, *block_shape(spec, region)]
+    """The same of windows, each the region moved by a point."""
+    if is_tensor(x):
+        from .. import backend
+        from ..hog.points import hog_at
+
+        return hog_at(x, like(x, points), spec, region, backend.choose_backend(x.device, "auto"))
+    ops = compiled("HOG of NumPy arrays", ", or give torch tensors")
+    return ops.hog_blocks_at(_as_kernels_read(x), points, *pack(spec), region, block_shape(spec, region))
+
+
+def _as_kernels_read(x: np.ndarray) -> np.ndarray:
+    """An array itself, or a copy where its memory is unaligned, of another byte order or of uneven steps."""
+    if x.flags.aligned and x.dtype.isnative and not any(stride % x.itemsize for stride in x.strides):
+        return x
+    return np.array(x, x.dtype.newbyteorder("="))
 
 
 def on_cpu(x: Array) -> tuple[Array, int | None]:

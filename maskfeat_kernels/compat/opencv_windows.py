@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..hog.plan import Region
+from ..hog.plan import NEVER, Region
 from ..hog.spec import OPENCV, HogSpec
 from . import arrays
-from .arrays import Array, hog_blocks, is_tensor, like, to_numpy
+from .arrays import Array, hog_blocks, hog_blocks_at, is_tensor, like, to_numpy
 from .opencv_checks import as_bool, as_integer, as_number, as_pair, as_pixels, as_places, error
 
 Size = tuple[int, int]  # across, down
@@ -119,11 +119,9 @@ class Windows:
             raise error(f"img with its padding is {size[0]} x {size[1]} pixels, smaller than winSize {self.winSize}")
         return x, stride, padding
 
-    def _blocks(
-        self, x: Array, padding: Size, left: int, top: int, width: int, height: int, stride: Size
-    ) -> Array:  # [columns, rows, entries]
-        """The blocks of a rectangle in the image, at each stride."""
-        spec = _spec(
+    def _spec(self, stride: Size) -> HogSpec:
+        """The blocks at each stride."""
+        return _spec(
             self.nbins,
             self.cellSize[::-1],
             self._cells[::-1],
@@ -133,9 +131,12 @@ class Windows:
             0.0 if math.isinf(self.getWinSigma()) else self.getWinSigma(),
             min(self.L2HysThreshold, 2.0),  # no entry is above 1
         )
-        # OpenCV takes the last of equally strong channels in the columns that its vectors leave over.
-        tie_column = (x.shape[-1] + 2 * padding[0]) // 4 * 4 - (left + padding[0])
-        blocks = hog_blocks(x, spec, Region(top, left, height, width, tie_column))
+
+    def _blocks(
+        self, x: Array, padding: Size, left: int, top: int, width: int, height: int, stride: Size
+    ) -> Array:  # [columns, rows, entries]
+        """The blocks of a rectangle in the image, at each stride."""
+        blocks = hog_blocks(x, self._spec(stride), Region(top, left, height, width, _tie_column(x, padding) - left))
         return blocks.reshape(*blocks.shape[:2], -1)
 
     def _dense(self, x: Array, stride: Size, padding: Size) -> tuple[Array, np.ndarray, np.ndarray]:
@@ -155,23 +156,40 @@ class Windows:
         return fits
 
     def _located(self, x: Array, padding: Size, places: np.ndarray) -> Array:  # [windows, features]
-        """The features of windows at any places; those whose blocks lie on one grid share them if that is less work."""
+        """The features of windows at any places, and zeros for those that do not fit.
+
+        Blocks on few grids are computed once and shared by their windows, where that is less work.
+        """
         fits = self._fits(x, padding, places)
-        result = like(x, np.zeros((len(places), self.getDescriptorSize()), np.float32))
-        grids: dict[tuple[int, ...], list[int]] = {}
-        for i in np.flatnonzero(fits).tolist():
-            grids.setdefault(tuple(places[i] % self.blockStride), []).append(i)
-        for members in map(np.array, grids.values()):
-            size = np.ptp(places[members], axis=0) + self.winSize
-            shared = math.prod(size.tolist()) < len(members) * math.prod(self.winSize)
-            for some in [members] if shared else np.split(members, len(members)):
-                left, top = places[some].min(0).tolist()
-                width, height = (np.ptp(places[some], axis=0) + self.winSize).tolist()
-                blocks = self._blocks(x, padding, left, top, width, height, self.blockStride)
-                first = (places[some] - (left, top)) // self.blockStride
-                columns, rows = (first[:, i, None] + np.arange(self._window_blocks[i]) for i in range(2))
-                windows = blocks[like(x, columns[:, :, None]), like(x, rows[:, None, :])]
-                result[like(x, some)] = windows.reshape(len(some), -1)
+        if not fits.all():
+            result = like(x, np.zeros((len(places), self.getDescriptorSize()), np.float32))
+            if fits.any():
+                result[like(x, fits)] = self._located(x, padding, places[fits])
+            return result
+        if self._window_blocks != (1, 1):
+            first, last = places.min(0), places.max(0)
+            on_grids = (places - first) % self.blockStride
+            grids, grid = np.unique(on_grids[:, 0] * self.blockStride[1] + on_grids[:, 1], return_inverse=True)
+            area = math.prod((last - first + self.winSize).tolist())
+            if len(grids) * area < len(places) * math.prod(self.winSize):
+                return self._on_grids(x, padding, places, [grid == i for i in range(len(grids))])
+        width, height = self.winSize
+        region = Region(0, 0, height, width, _tie_column(x, padding))
+        return hog_blocks_at(x, places[:, ::-1].copy(), self._spec(self.blockStride), region).reshape(len(places), -1)
+
+    def _on_grids(
+        self, x: Array, padding: Size, places: np.ndarray, grids: Sequence[np.ndarray]
+    ) -> Array:  # [windows, features]
+        """The same for windows in the image. ``grids`` are masks of those whose blocks lie on one grid."""
+        result = like(x, np.empty((len(places), self.getDescriptorSize()), np.float32))
+        for grid in grids:
+            left, top = places[grid].min(0).tolist()
+            width, height = (np.ptp(places[grid], axis=0) + self.winSize).tolist()
+            blocks = self._blocks(x, padding, left, top, width, height, self.blockStride)
+            first = (places[grid] - (left, top)) // self.blockStride
+            columns, rows = (first[:, i, None] + np.arange(self._window_blocks[i]) for i in range(2))
+            windows = blocks[like(x, columns[:, :, None]), like(x, rows[:, None, :])]
+            result[like(x, grid)] = windows.reshape(len(windows), -1)
         return result
 
     def _detect(
@@ -276,6 +294,12 @@ def _spec(
         block_sigma=sigma,
         clip=clip,
     )
+
+
+def _tie_column(x: Array, padding: Size) -> int:
+    """OpenCV takes the last of equally strong channels in the columns that its vectors leave over."""
+    width = x.shape[-1] + 2 * padding[0]
+    return width // 4 * 4 - padding[0] if width % 4 else NEVER
 
 
 @functools.lru_cache

@@ -17,7 +17,7 @@ from .plan import Region, whole
 from .spec import MASKFEAT, HogSpec
 
 WHOLE = (torch.bool, torch.int8, torch.int16, torch.uint16)
-"""Whole numbers that :func:`_as_pixels` turns into what the kernels read."""
+"""Whole numbers that :func:`as_pixels` turns into what the kernels read."""
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 TAKEN = (*DTYPES, *WHOLE)
 
@@ -80,13 +80,13 @@ def fused_hog(
     """
     if not isinstance(x, Tensor):
         return through_tensors(lambda x: fused_hog(x, spec, backend=backend, **changes), x=x)
-    spec = _spec(spec, changes)
-    _check(x, spec)
+    spec = with_changes(spec, changes)
+    check_images(x, spec)
     backend = choose_backend(x.device, backend)
     if spec.arithmetic == "opencv":
-        _warn_of_unit_range(x.float() if x.dtype == torch.bool else x)
+        warn_of_unit_range(x.float() if x.dtype == torch.bool else x)
     if x.dtype in WHOLE:
-        return hog(_as_pixels(x, spec), spec, None, backend).float()
+        return hog(as_pixels(x, spec), spec, None, backend).float()
     return hog(x, spec, None, backend)
 
 
@@ -142,15 +142,15 @@ def fused_hog_tokens(
             return fused_hog_tokens(x, ids, patch_size, spec, check_ids=check_ids, backend=backend, **changes)
 
         return through_tensors(of_tensors, x=x, token_ids=token_ids)
-    spec = _spec(spec, changes)
+    spec = with_changes(spec, changes)
     if not spec.is_maskfeat:
         raise ValueError(f"fused_hog_tokens takes the dialect of MASKFEAT, got {_difference(spec)}; use fused_hog")
-    _check(x, spec)
+    check_images(x, spec)
     if x.ndim not in (4, 5):
         raise ValueError(f"x must be [B, C, H, W] or [B, T, C, H, W], got shape {tuple(x.shape)}")
     if x.dtype in WHOLE:
         options = {"check_ids": check_ids, "backend": backend}
-        return fused_hog_tokens(_as_pixels(x, spec), token_ids, patch_size, spec, **options).float()
+        return fused_hog_tokens(as_pixels(x, spec), token_ids, patch_size, spec, **options).float()
     x = _constant(x.unsqueeze(1) if x.ndim == 4 else x)
     grid = _check_patches(x, patch_size, spec)
     check_token_ids(token_ids, "x", x)
@@ -159,7 +159,7 @@ def fused_hog_tokens(
     return _kernels(choose_backend(x.device, backend)).hog_tokens(x, token_ids, patch_size, spec)
 
 
-def _warn_of_unit_range(x: Tensor) -> None:
+def warn_of_unit_range(x: Tensor) -> None:
     """Say that pixels in [0, 1] are too small for OpenCV's epsilon.
 
     Only where a look costs next to nothing: on the CPU, as a GPU would have to be waited for, and at all pixels only
@@ -178,7 +178,8 @@ def _warn_of_unit_range(x: Tensor) -> None:
         )
 
 
-def _spec(spec: HogSpec, changes: dict[str, Any]) -> HogSpec:
+def with_changes(spec: HogSpec, changes: dict[str, Any]) -> HogSpec:
+    """The spec that a user means; TypeError for what is none."""
     if not isinstance(spec, HogSpec):
         raise TypeError(f"spec must be a HogSpec, got {spec!r}")
     return spec.replace(**changes) if changes else spec
@@ -282,7 +283,7 @@ def _with_backward(backend: str) -> KernelsWithBackward:
     return ops
 
 
-def _as_pixels(x: Tensor, spec: HogSpec) -> Tensor:
+def as_pixels(x: Tensor, spec: HogSpec) -> Tensor:
     """Whole numbers as bytes or float64, in both of which every bin is exact.
 
     A constant that is added changes no gradient, so int8 become bytes. Differences of 16 bits decide their bins exactly
@@ -295,7 +296,8 @@ def _as_pixels(x: Tensor, spec: HogSpec) -> Tensor:
     return x.double()
 
 
-def _check(x: Tensor, spec: HogSpec) -> None:
+def check_images(x: Tensor, spec: HogSpec) -> None:
+    """Refuse a tensor that is no images with a block of this spec."""
     check_tensor("x", x, TAKEN)
     if x.ndim < 2:
         raise ValueError(f"x must have the axes [..., C, H, W], got shape {tuple(x.shape)}")

@@ -21,6 +21,7 @@ for _schema in (
     "hog_tokens(Tensor x, Tensor token_ids, int patch_size, int bins, int cell_h, int cell_w, int gaussian_window)"
     " -> Tensor",
     "hog_blocks(Tensor x, int[] numbers, float[] reals, SymInt[] region, SymInt[] shape) -> Tensor",
+    "hog_blocks_at(Tensor x, Tensor points, int[] numbers, float[] reals, SymInt[] region, SymInt[] shape) -> Tensor",
     "hog_blocks_backward(Tensor grad, Tensor x, int[] numbers, float[] reals, SymInt[] region) -> Tensor",
 ):
     define(_schema)
@@ -31,6 +32,7 @@ _FIELDS = dataclasses.fields(HogSpec)
 _hog = compiled("hog")
 _hog_tokens = compiled("hog_tokens")
 _hog_blocks = compiled("hog_blocks")
+_hog_blocks_at = compiled("hog_blocks_at")
 _hog_blocks_backward = compiled("hog_blocks_backward")
 
 
@@ -44,6 +46,17 @@ def hog(
         return _hog(x, spec.bins, *spec.cell, spec.gaussian_window)
     refuse_tracing()
     return _hog_blocks(x, *pack(spec), list(region), list(block_shape(spec, region)))
+
+
+def hog_at(
+    x: Tensor,  # [..., C, H, W]
+    points: Tensor,  # [N, 2] or [..., N, 2]: (y, x), int64
+    spec: HogSpec,
+    region: Region,  # the window at point (0, 0)
+) -> Tensor:  # [..., N, (C unless channels are "strongest"), *block_shape(spec, region)]
+    """Histograms of windows, each the region moved by a point; on the CPU alone."""
+    refuse_tracing()
+    return _hog_blocks_at(x, points.contiguous(), *pack(spec), list(region), list(block_shape(spec, region)))
 
 
 def hog_backward(
@@ -215,7 +228,39 @@ def register_hog_blocks_ops(hog_blocks: Op, hog_blocks_backward: Op, read: Calla
     describe(hog_blocks, hog_blocks_fake, hog_blocks_meaning)
 
 
+def register_hog_blocks_at_op(hog_blocks_at: Op) -> None:
+    """The same for the op at points, which takes them after the images."""
+
+    def meaning(x: Tensor, points: Tensor, numbers: list[int], reals: list[float], region: Any, shape: Any) -> Tensor:
+        spec, axes = plan.unpack(numbers, reals)
+        spec = spec.replace(arithmetic="exact") if spec.arithmetic == "skimage" else spec
+        return reference.hog_at(x, points, spec, Region(*region), axes)
+
+    def fake(x: Tensor, points: Tensor, numbers: list[int], reals: list[float], region: Any, shape: Any) -> Tensor:
+        channels = x.shape[-3:-2] if has_each(numbers, reals) else ()
+        return x.new_empty((*x.shape[:-3], points.shape[-2], *channels, *shape), dtype=hog_dtype(x))
+
+    def has_each(numbers: list[int], reals: list[float]) -> bool:
+        return plan.unpack(numbers, reals)[0].channels == "each"
+
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, points: Tensor, *parameters: Any) -> tuple[Tensor, int]:
+        x, points = (
+            t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+            for t, dim in zip((x, points), in_dims, strict=False)
+        )
+        is_plane = x.ndim == 3  # a batch of planes [H, W] is no plane of channels
+        x = x.unsqueeze(1) if is_plane else x
+        if points.ndim == 3:  # those of all images of an index
+            points = points.unflatten(0, (-1, *[1] * (x.ndim - 4))).expand(*x.shape[:-3], *points.shape[1:])
+        blocks = hog_blocks_at(x, points.contiguous(), *parameters)
+        return (blocks.squeeze(2) if is_plane and has_each(*parameters[:2]) else blocks), 0
+
+    torch.library.register_vmap(hog_blocks_at, vmap, lib=LIBRARY)
+    describe(hog_blocks_at, fake, meaning)
+
+
 register_hog_ops(op("hog"), op("hog_tokens"))
+register_hog_blocks_at_op(op("hog_blocks_at"))
 register_hog_blocks_ops(
     op("hog_blocks"), op("hog_blocks_backward"), lambda numbers, reals, *_: plan.unpack(numbers, reals)
 )

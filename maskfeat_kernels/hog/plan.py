@@ -134,6 +134,10 @@ class Region(NamedTuple):
     tie_column: int
 
 
+NEVER = 1 << 40
+"""A ``tie_column`` beyond all columns."""
+
+
 def whole(spec: HogSpec, height: int, width: int) -> Region:
     """The region that is the image itself."""
     return Region(0, 0, height, width, width // 4 * 4 if spec.arithmetic == "opencv" else width)

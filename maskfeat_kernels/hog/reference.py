@@ -5,6 +5,7 @@ In float64 it is the oracle of every other backend.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,40 @@ def hog(
         gx, gy = strongest_channel(gx, gy, region.tie_column, spec.arithmetic == "skimage")
     cells = cell_sums(dense_votes(gx, gy, spec), axes, region)
     return lay_out(normalise(blocks_of(cells, axes, region), spec), spec)
+
+
+def hog_at(
+    x: Tensor,  # [..., C, H, W] or [H, W]
+    points: Tensor,  # [N, 2] or [..., N, 2]: (y, x), int64
+    spec: HogSpec,
+    region: Region,  # the window at point (0, 0)
+    axes: tuple[CellAxis, CellAxis] | None = None,  # those of the spec, if None
+) -> Tensor:  # [..., N, (C unless channels are "strongest"), *block_shape(spec, region)]
+    """Histograms of windows at points; see :func:`maskfeat_kernels.fused_hog_at`."""
+    windows = windows_at(x, points, region)
+    # A tensor compares with the columns as a number does.
+    tie_column: Any = (region.tie_column - points[..., 1])[..., None, None, None]
+    blocks = hog(windows, spec, Region(1, 1, region.height, region.width, tie_column), axes)
+    return blocks.squeeze(1) if x.ndim == 2 and spec.channels == "each" else blocks
+
+
+def windows_at(
+    x: Tensor,  # [..., C, H, W] or [H, W]
+    points: Tensor,  # [N, 2] or [..., N, 2]: (y, x), int64
+    region: Region,
+) -> Tensor:  # [..., N, C, region.height + 2, region.width + 2]
+    """Windows that are cut out, with the pixels around them."""
+    x = x if x.ndim > 2 else x.unsqueeze(0)
+    lead, (channels, height, width) = x.shape[:-3], x.shape[-3:]
+    images = x.reshape(math.prod(lead), channels, height, width).movedim(1, -1)
+    points = points.expand(*lead, *points.shape[-2:]).reshape(images.shape[0], *points.shape[-2:])
+    down = torch.arange(-1, region.height + 1, device=x.device) + region.top
+    across = torch.arange(-1, region.width + 1, device=x.device) + region.left
+    rows = mirrored(points[..., 0, None] + down, height)[..., :, None]
+    columns = mirrored(points[..., 1, None] + across, width)[..., None, :]
+    image = torch.arange(images.shape[0], device=x.device)[:, None, None, None]
+    windows = images[image, rows, columns].movedim(-1, -3)
+    return windows.reshape(*lead, *windows.shape[1:])
 
 
 def hog_tokens(
@@ -73,8 +108,12 @@ def gradient(
 
 
 def mirror(begin: int, count: int, size: int, device: torch.device) -> Tensor:  # [count], int64
-    """Indices begin .. begin + count - 1, mirrored into 0 .. size - 1 as often as it takes."""
-    index = torch.arange(begin, begin + count, device=device)
+    """Indices begin .. begin + count - 1, mirrored into 0 .. size - 1."""
+    return mirrored(torch.arange(begin, begin + count, device=device), size)
+
+
+def mirrored(index: Tensor, size: int) -> Tensor:  # of any shape, int64
+    """Indices of any integers, mirrored into 0 .. size - 1 as often as it takes."""
     index = index % index.new_full((), max(2 * (size - 1), 1))  # a tensor, as ONNX needs of an unknown size
     return torch.where(index < size, index, 2 * (size - 1) - index)
 

@@ -35,7 +35,10 @@ KERNELS = {
     "layouts": {"scalars"},
     "visualize": {"checks", "interchange", "layouts", "scalars", "hog.spec"},
     "testing": {"hog.spec", "hog.plan", "hog.reference"},
-    "compat": {"backend", "checks", "interchange", "layouts", "scalars", "hog.spec", "hog.plan", "hog.api"},
+    "compat": {
+        *("backend", "checks", "interchange", "layouts", "scalars"),
+        *("hog.spec", "hog.plan", "hog.api", "hog.points"),
+    },
     "hog.__init__": set(),
     "hog.spec": {"scalars"},
     "hog.plan": {"hog.spec"},
@@ -45,6 +48,10 @@ KERNELS = {
     "hog.api": {
         *("backend", "checks", "interchange", "library", "scalars"),
         *("hog.spec", "hog.plan", "hog.reference", "hog.ops", "hog.triton"),
+    },
+    "hog.points": {
+        *("backend", "checks", "interchange", "library", "scalars"),
+        *("hog.spec", "hog.plan", "hog.reference", "hog.ops", "hog.api"),
     },
     "tokens.__init__": set(),
     "tokens.reference": set(),

@@ -110,13 +110,13 @@ inline void plane_backward(BlockTile<T>& tile, int64_t plane_offset, const Pixel
     }
     vote_rows(tile, plane_offset, y, y + 1);
     const int64_t slot = y % tile.ring_rows;
-    const T* votes = tile.votes + slot * 2 * tile.stride;
+    const T* votes = tile.votes + slot * 2 * tile.vote_pitch;
     T* lines[3];
     for (int64_t i = 0; i < 3; ++i) lines[i] = grad_x + mirror(plan.region.top + y + i - 1, image.height) * image.width;
     for (int64_t x = 0; x < width; ++x) {
       const T gx = tile.gx[x], gy = tile.gy[x], magnitude = std::sqrt(gx * gx + gy * gy);
-      if (votes[x] + votes[tile.stride + x] == 0) continue;  // the pixel is flat, or votes for no bin
-      const int64_t below = tile.bin[slot * tile.stride + x], above = below + 1 == bins ? 0 : below + 1;
+      if (votes[x] + votes[tile.vote_pitch + x] == 0) continue;  // the pixel is flat, or votes for no bin
+      const int64_t below = tile.bin[slot * tile.vote_pitch + x], above = below + 1 == bins ? 0 : below + 1;
       T to_below = 0, to_above = 0;
       for (int64_t j = across.begin[x]; j < across.begin[x + 1]; ++j) {
         const T* cell = row.data() + across.cell[j] * bins;
@@ -125,7 +125,7 @@ inline void plane_backward(BlockTile<T>& tile, int64_t plane_offset, const Pixel
       }
       T to_gx = to_below * gx / magnitude, to_gy = to_below * gy / magnitude;
       if (plan.votes == Votes::linear) {
-        const T share = votes[tile.stride + x] / magnitude;
+        const T share = votes[tile.vote_pitch + x] / magnitude;
         plan.from_horizontal ? linear_vote_backward(plan, gy, gx, magnitude, share, to_below, to_above, to_gy, to_gx)
                              : linear_vote_backward(plan, gx, gy, magnitude, share, to_below, to_above, to_gx, to_gy);
       }

@@ -31,4 +31,14 @@ void hog_blocks_backward_cpu(const ImageView& image, const Channels& channels, c
   DISPATCH(blocks_backward, image, channels, plan, grad, grad_x, begin, end);
 }
 
+void hog_votes_cpu(const ImageView& image, const Channels& channels, const BlockPlan& plan, int64_t plane,
+                   const PlaneVotes& votes, int64_t begin, int64_t end) {
+  DISPATCH(votes_of_plane, image, channels, plan, plane, votes, begin, end);
+}
+
+void hog_windows_cpu(const ImageView& image, const Channels& channels, const BlockPlan& plan, const Corners& corners,
+                     int64_t plane, const PlaneVotes* votes, void* out, int64_t begin, int64_t end) {
+  DISPATCH(windows_of_plane, image, channels, plan, corners, plane, votes, out, begin, end);
+}
+
 }  // namespace maskfeat

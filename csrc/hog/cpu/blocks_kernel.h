@@ -37,18 +37,18 @@ inline void sum_down(const BlockTile<T>& tile, int64_t first, int64_t begin, int
                      bool is_start) {
   using V = VectorFor<T>;
   using VInt = VectorFor<IntOf<T>>;
-  const int64_t stride = tile.stride;
+  const int64_t stride = tile.stride, pitch = tile.vote_pitch;
   const VInt first_bin = VInt{} + static_cast<IntOf<T>>(first);
   const VInt bin_before = VInt{} + static_cast<IntOf<T>>(first > 0 ? first - 1 : tile.plan.bins - 1);
   for (int64_t x = 0; x < tile.at.width; x += kLanes<T>) {
     V sums[N]{};
     int64_t slot = begin % tile.ring_rows;
     for (int64_t y = begin; y < end; ++y) {
-      const VInt bin = load_vector<VInt>(tile.bin + slot * stride + x);
-      const T* votes = tile.votes + slot * 2 * stride + x;
+      const VInt bin = load_vector<VInt>(tile.bin + slot * pitch + x);
+      const T* votes = tile.votes + slot * 2 * pitch + x;
       const V vote = load_vector<V>(votes) * weights[y - begin];
       if (LINEAR) {
-        const V above = load_vector<V>(votes + stride) * weights[y - begin];
+        const V above = load_vector<V>(votes + pitch) * weights[y - begin];
         sums[0] = add_where(sums[0], bin == bin_before, above);
         sums[0] = add_where(sums[0], bin == first_bin, vote);
         for (int k = 1; k < N; ++k)
@@ -200,11 +200,16 @@ inline void tile_rows(BlockTile<T>& tile, int64_t plane_offset, int64_t first, i
   }
 }
 
+// How many blocks across a tile has, of `across` in a row.
+inline int64_t blocks_of_tile(const BlockPlan& plan, int64_t across) {
+  return first_share(across, std::max<int64_t>(1, (kTileColumns - plan.x.pixels) / plan.x.stride + 1));
+}
+
 template <typename T>
 void compute_block_rows(const ImageView& image, const Channels& channels, const BlockPlan& plan, T* out, int64_t begin,
                         int64_t end) {
   const int64_t rows = plan.block_rows(), across = plan.block_columns(), stride = plan.x.stride, pixels = plan.x.pixels;
-  const int64_t fit = std::max<int64_t>(1, (kTileColumns - pixels) / stride + 1), count = first_share(across, fit);
+  const int64_t count = blocks_of_tile(plan, across);
   BlockTile<T> tile(image, channels, plan, count);
   for (int64_t item = begin; item < end;) {
     const int64_t plane = item / rows, first = item % rows, last = std::min(rows, first + end - item);
@@ -224,3 +229,4 @@ void block_rows(const ImageView& image, const Channels& channels, const BlockPla
 }
 
 #include "hog/cpu/backward.h"
+#include "hog/cpu/points_kernel.h"

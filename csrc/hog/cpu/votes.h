@@ -33,13 +33,14 @@ struct BlockTile {
   const BinEdges edges;
   int64_t stride;      // from a row of columns to the next: the widest tile, with room for whole vectors
   int64_t ring_rows;   // rows of votes in the ring
+  int64_t vote_pitch;  // from a row of votes to the next
   int64_t cell_pitch;  // from a row of cells to the next
   int64_t bin_pitch;   // from the bins of a column to those of the next
   void* memory;
   T* lines;          // [channels, 3, stride]: pixels left - 1 to left + width of three rows
   T *gx, *gy;        // [stride]
-  T* votes;          // [ring_rows, 2, stride]: for bin[x], and, where votes are linear, for the next bin
-  Int* bin;          // [ring_rows, stride]
+  T* votes;          // [ring_rows, 2, vote_pitch]: for bin[x], and, where votes are linear, for the next bin
+  Int* bin;          // [ring_rows, vote_pitch]
   T* columns;        // [bins, stride]: the sum of each column down a cell
   T* transposed;     // [stride, bin_pitch]
   T* cells;          // [per_block, cell_pitch]: rows of cells [cell, bin]
@@ -57,6 +58,7 @@ struct BlockTile {
     const CellAxis &x = plan.x, &y = plan.y;
     const int64_t cells_across = (blocks_across - 1) * x.block_step + x.per_block;
     stride = round_up((blocks_across - 1) * x.stride + x.pixels + 2, 32) + 32;
+    vote_pitch = stride;
     ring_rows = cells_are_apart(y) ? kRowsAtOnce : y.pixels;
     cell_pitch = round_up(cells_across * plan.bins, 32) + 32;
     bin_pitch = round_up(plan.bins, kL);
@@ -227,7 +229,8 @@ enum class Ties { first, last, rounded };
 template <bool SOBEL, Ties TIES, typename T>
 inline void gradient_row(const BlockTile<T>& tile, int64_t y, int64_t begin, int64_t end) {
   using V = VectorFor<T>;
-  IntOf<T>* const undecided = tile.bin + y % tile.ring_rows * tile.stride;  // the row's bins are written there later
+  IntOf<T>* const undecided =
+      tile.bin + y % tile.ring_rows * tile.vote_pitch;  // the row's bins are written there later
   for (int64_t x = begin; x < end; x += kLanes<T>) {
     V gx{}, gy{}, longest{};
     VectorFor<IntOf<T>> near{};
@@ -278,8 +281,8 @@ inline void hard_votes(const BlockTile<T>& tile, int64_t slot) {
   const BlockPlan& plan = tile.plan;
   const T *sines = plan.from_horizontal ? tile.gy : tile.gx, *cosines = plan.from_horizontal ? tile.gx : tile.gy;
   const int64_t pairs = plan.is_signed ? 0 : (plan.bins - 1) / 2;  // the edges k and bins - k have opposite cotangents
-  IntOf<T>* const bin = tile.bin + slot * tile.stride;
-  T* const vote = tile.votes + slot * 2 * tile.stride;
+  IntOf<T>* const bin = tile.bin + slot * tile.vote_pitch;
+  T* const vote = tile.votes + slot * 2 * tile.vote_pitch;
   for (int64_t x = 0; x < tile.at.width; x += kLanes<T>) {
     V sine = load_vector<V>(sines + x), cosine = load_vector<V>(cosines + x);
     V magnitude = sine * sine + cosine * cosine;
@@ -330,7 +333,7 @@ inline void linear_votes(const BlockTile<T>& tile, int64_t slot) {
   const T *sines = plan.from_horizontal ? tile.gy : tile.gx, *cosines = plan.from_horizontal ? tile.gx : tile.gy;
   const T circle = static_cast<T>(plan.is_signed ? bins : 2 * bins);  // bins of a full circle
   const T scale = static_cast<T>((plan.is_signed ? bins : 2 * bins) / (OPENCV ? 360.0 : 2 * kPi));
-  T* vote = tile.votes + slot * 2 * tile.stride;
+  T* vote = tile.votes + slot * 2 * tile.vote_pitch;
   for (int64_t x = 0; x < tile.at.width; x += kLanes<T>) {
     const V sine = load_vector<V>(sines + x), cosine = load_vector<V>(cosines + x);
     V magnitude = sine * sine + cosine * cosine;
@@ -354,9 +357,9 @@ inline void linear_votes(const BlockTile<T>& tile, int64_t slot) {
     below = below < 0 ? below + bins : below;
     below = below >= bins ? below - bins : below;
     below = (below < 0) | (below >= bins) ? VInt{} : below;  // where it was NaN
-    store_vector(below, tile.bin + slot * tile.stride + x);
+    store_vector(below, tile.bin + slot * tile.vote_pitch + x);
     store_vector(magnitude - above_vote, vote + x);
-    store_vector(above_vote, vote + tile.stride + x);
+    store_vector(above_vote, vote + tile.vote_pitch + x);
   }
 }
 

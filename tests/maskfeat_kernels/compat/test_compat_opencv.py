@@ -65,6 +65,25 @@ def test_random_parameters(first):
         np.testing.assert_allclose(result, expected, rtol=0, atol=ATOL, err_msg=str(seed))
 
 
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize("apart", [1, 4, 8])
+@pytest.mark.parametrize("window", [(16, 16), (32, 48)], ids=str)
+def test_many_locations(window, apart, as_tensor):
+    """Each window by itself, or blocks that windows share; some windows do not fit, some lie in the padding."""
+    if not as_tensor and arrays._numpy_ops is None:
+        pytest.skip("the module for arrays is not built")
+    rng = np.random.default_rng(apart)
+    image = (rng.integers(0, 256, (75, 97, 3)) // 32 * 32).astype(np.uint8)
+    places = rng.integers(-2, 12, (60, 2)) * apart
+    places[-1] = 100, 0
+    hogs = [module.HOGDescriptor(window, (16, 16), (8, 8), (8, 8), 9) for module in (cv2, opencv)]
+    call = {"padding": (8, 16), "locations": places.tolist()}
+    expected = hogs[0].compute(image, **call)
+    result = np.asarray(hogs[1].compute(torch.from_numpy(image) if as_tensor else image, **call))
+    assert not expected.reshape(60, -1)[-1].any()
+    np.testing.assert_allclose(result, expected, rtol=0, atol=ATOL)
+
+
 @needs_module
 @pytest.mark.parametrize("shape", [(16, 16), (16, 24), (32, 48), (17, 19)])
 def test_windows_side_by_side(shape):
