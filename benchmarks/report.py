@@ -21,12 +21,13 @@ RESULTS = "benchmarks/results"
 BEGIN, END = "<!-- results: begin (make results) -->", "<!-- results: end -->"
 MAIN = {
     "cpu": r"hog: (RGB 224x224, batch \d+, from memory|Gray .*)",
-    "cuda": r"hog: RGB 224x224, batch \d+, from memory|tokens: Targets .*|step: .*",
+    "cuda": r"hog: RGB 224x224, batch \d+, from memory|tokens: Targets .*",
 }
 """The cases of the README, by device."""
 
 ABOUT = """\
-Times are of an image where images are counted, else of a call. Bold is faster than ours. Of RGB, OpenCV, scikit-image \
+Times are of an image where images are counted, else of a call. Others' times are divided by ours, of the same run, in \
+which all take turns. Bold is faster than ours. Of RGB, OpenCV, scikit-image \
 and hogpp keep the strongest channel at each pixel: a third of our histograms."""
 
 HEAD = """\
