@@ -41,7 +41,12 @@ REQUIRED = [name for name in os.environ.get("MASKFEAT_REQUIRE_BACKENDS", "").spl
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 BACKENDS = list(dict.fromkeys([name for device in DEVICES for name in available_backends(device)] + REQUIRED))
 COMPILED = [name for name in BACKENDS if name not in ("reference", "triton")]
-OPAQUE = [name for name in BACKENDS if name != "reference"]
+INTERPRETED = () if torch.cuda.is_available() else ("triton",)
+OPAQUE = [
+    pytest.param(name, marks=pytest.mark.slow) if name in INTERPRETED else name
+    for name in BACKENDS
+    if name != "reference"
+]
 """Backends that are opaque ops to PyTorch's transforms; the reference is plain torch, which needs no test there."""
 
 if "triton" in BACKENDS and not torch.cuda.is_available():

@@ -48,7 +48,7 @@ def test_steps_end_each_in_its_way(run):
     assert "no-such-program" in (run.folder / "missing.log").read_text()
 
 
-@pytest.mark.parametrize("deaf", ["", DEAF])
+@pytest.mark.parametrize("deaf", ["", pytest.param(DEAF, marks=pytest.mark.slow)])
 def test_what_is_killed_leaves_its_log_and_its_results(run, deaf, monkeypatch):
     """Asked to end, it says what it has; where it does not hear, what it wrote before is there."""
     code = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text('so far'); print('measured', flush=True)\n"

@@ -202,7 +202,7 @@ INSIDE = Region(3, 11, 33, 240, 40)
 
 
 ONE_STRIP = (("return resident == 3 ? 768 : resident * 128;", "return 1;"),)
-OFTEN = (*FEW, "maskfeat", "means")
+OFTEN = (*FEW, "maskfeat")
 
 
 @pytest.mark.parametrize("changes", [(), pytest.param(ONE_STRIP, marks=pytest.mark.slow)], ids=["strips", "one strip"])

@@ -127,6 +127,7 @@ def test_counts_of_the_reference_generators(compat, kind, grid, mean, least, ful
     assert (number == number.max()).float().mean().item() == pytest.approx(full, abs=0.04)
 
 
+@pytest.mark.slow
 def test_marginals_of_the_reference_generators():
     often = marginals("block", (14, 14), compat="slowfast")
     assert often[6:8, 6:8].mean().item() == pytest.approx(0.73, abs=0.03)
@@ -139,6 +140,7 @@ def test_marginals_of_the_reference_generators():
     assert often[-1].max() == 0 and often[:, -1].max() == 0 and often[:-1, :-1].min() > 0
 
 
+@pytest.mark.slow
 def test_exact_masks_have_the_marginals_of_slowfast():
     for kind, grid in (("block", (14, 14)), ("cube", (8, 7, 7))):
         difference = (marginals(kind, grid) - marginals(kind, grid, compat="slowfast")).abs()

@@ -303,7 +303,7 @@ def test_nothing_waits_for_the_device():
         video_model(video.float(), video, make_masks("cube", 2, (2, 2, 2))).backward()
 
 
-@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("kind", ["image", pytest.param("video", marks=pytest.mark.slow)])
 def test_compiles_without_a_graph_break(kind):
     if kind == "image":
         model, (pixels, images, masks) = small_model(depths=(0,)), small_batch()

@@ -266,7 +266,8 @@ def test_patches_are_resized_as_timm_does():
     torch.testing.assert_close(resize_patches(weight, (12, 8)), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("project", ["timm", pytest.param("huggingface", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("project", ["timm", "huggingface"])
+@pytest.mark.slow
 def test_rectangles_of_other_projects(tmp_path, project):
     recipe = override(get_recipe("vit_tiny"), ["size=micro", "image_size=32x96"])
     model = random_weights(build(recipe), std=0.05).eval()
@@ -286,6 +287,7 @@ def test_rectangles_of_other_projects(tmp_path, project):
         assert "positions resized from 2 x 6 to 6 x 2 patches" in read(changed, settings=["image_size=96x32"])[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("project", ["timm", "huggingface"])
 def test_a_rectangle_of_as_many_patches_as_a_square_is_read_back_as_it_was(tmp_path, project):
     recipe = override(get_recipe("vit_tiny"), ["size=micro", "image_size=32x128"])

@@ -101,6 +101,7 @@ def test_a_backend_that_is_not_built_is_refused_with_what_to_do(monkeypatch):
     check_hog(fused_hog(X), X)
 
 
+@pytest.mark.slow
 def test_the_package_works_where_nothing_is_built(tmp_path):
     package = Path(library.__file__).parent
     shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))

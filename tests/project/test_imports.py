@@ -228,7 +228,8 @@ print(time.process_time() - begin, *{"torch", "triton", "cv2", "skimage"} & set(
 
 
 @pytest.mark.parametrize("code", [
-    "import torch, maskfeat_kernels", "import maskfeat_kernels, torch; import maskfeat_kernels.ops",
+    pytest.param("import torch, maskfeat_kernels", marks=pytest.mark.slow),
+    "import maskfeat_kernels, torch; import maskfeat_kernels.ops",
 ])  # fmt: skip
 def test_import_registers_the_ops_where_torch_is(code):
     code += "; print(torch.ops.maskfeat_kernels.hog_blocks)"

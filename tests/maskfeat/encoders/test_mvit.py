@@ -49,10 +49,10 @@ def test_relative_position_tables_have_the_lengths_of_the_released_files():
 @pytest.mark.parametrize(
     "options, schedule, clip",
     [
-        ({}, PRETRAIN, (4, 32, 32)),
+        pytest.param({}, PRETRAIN, (4, 32, 32), marks=pytest.mark.slow),
         ({}, PRETRAIN, (6, 48, 64)),
-        (dict(last_stride=2), FINETUNE, (4, 32, 32)),
-        (dict(last_stride=2, img_size=(56, 28)), FINETUNE, (4, 56, 28)),
+        pytest.param(dict(last_stride=2), FINETUNE, (4, 32, 32), marks=pytest.mark.slow),
+        pytest.param(dict(last_stride=2, img_size=(56, 28)), FINETUNE, (4, 56, 28), marks=pytest.mark.slow),
         (dict(last_stride=2, dim_mul_in_att=True), FINETUNE, (4, 64, 32)),
     ],
     ids=["pre-training", "another size", "fine-tuning", "what is left over", "widening in attention"],

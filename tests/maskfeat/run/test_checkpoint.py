@@ -49,7 +49,12 @@ def assert_same_run(folder, other):
             ["mask_compat=slowfast", "mask_stride=4", "patch_size=4", "global_loss=yes", "workers=1"],
             (2, 3),
         ),
-        ("vit_tiny_ft", ["drop_path=0.5", "mixup=0.8", "cutmix=1", "erasing=0.5", "ema=0.9", "accumulate=2"], (2, 5)),
+        pytest.param(
+            "vit_tiny_ft",
+            ["drop_path=0.5", "mixup=0.8", "cutmix=1", "erasing=0.5", "ema=0.9", "accumulate=2"],
+            (2, 5),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "vit_tiny_ft", ["precision=fp16", "head_init=1000"], (3,), marks=pytest.mark.slow
         ),  # with steps left out, as gradients overflow
@@ -118,6 +123,7 @@ def test_sigterm_in_the_last_evaluation_is_not_lost(tmp_path, monkeypatch):
     assert train_small(tmp_path, *settings)["val_loss"] == read_log(tmp_path)[-1]["val_loss"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_fails_costs_no_training(tmp_path):
     """No held-out file can be read; with others the run goes on from the epoch after which it failed."""
     data = media.image_folder(tmp_path / "data", each=4)

@@ -39,6 +39,7 @@ def test_other_targets(tmp_path, target):
     assert all(math.isfinite(loss) and loss > 0 for loss in run(tmp_path, f"target={target}", "mask_compat=slowfast"))
 
 
+@pytest.mark.slow
 def test_video(tmp_path):
     clips = ["precision=fp32", "steps=2", "depths=4", "batch_size=4"]
     found = run(tmp_path / "here", *clips, name="mvit_tiny")
@@ -58,6 +59,7 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path):
     assert run(tmp_path / "whole", *settings) == pytest.approx(whole[-1:], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_all_that_follows_pretraining(tmp_path, capsys):
     """Evaluation, neighbours, a picture, a classifier from these weights, and its features: as they are typed."""
     small = ["size=micro", "image_size=32", "patch_size=8", "batch_size=8", "samples=32", "steps=2", "workers=1"]

@@ -68,6 +68,7 @@ def test_another_rate_by_name(run, tmp_path):
     assert logged[8:] == pytest.approx(rates(small(tmp_path / "other", *longer, "lr=2e-3"), range(8, 12)))
 
 
+@pytest.mark.slow
 def test_other_data_by_name(tmp_path):
     folders = [tmp_path / name for name in ("first", "second")]
     for number, folder in zip((16, 24), folders, strict=True):

@@ -104,7 +104,7 @@ def test_slowfast_mvit(tmp_path):
     assert f"MViT tiny of SlowFast, {len(model.state_dict())} tensors" in report
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_ft", "mvit_tiny_ft"])
+@pytest.mark.parametrize("name", ["vit_tiny_ft", pytest.param("mvit_tiny_ft", marks=pytest.mark.slow)])
 def test_slowfast_classifiers(tmp_path, name):
     model, _ = pretrained("classes=7", name=name)
     image = name.startswith("vit")
@@ -197,7 +197,7 @@ def test_mmpretrain_mvit(tmp_path):
     check(loaded, tensors, MVIT_LAYOUTS["mmpretrain"][Pretrain])
 
 
-@pytest.mark.parametrize("name", ["vit_tiny", "mvit_tiny"])
+@pytest.mark.parametrize("name", ["vit_tiny", pytest.param("mvit_tiny", marks=pytest.mark.slow)])
 def test_a_batch_norm_after_the_head_becomes_part_of_it(tmp_path, name):
     """mmpretrain's neck has one unless its configuration says otherwise."""
     if name == "vit_tiny":
@@ -217,7 +217,10 @@ def test_a_batch_norm_after_the_head_becomes_part_of_it(tmp_path, name):
     torch.testing.assert_close(loaded.pred_head(hidden, 0), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("part", ["pool_k", "norm_v", "rel_pos_t", "rel_pos_h", "qkv"])
+SLOW_PARTS = [pytest.param(part, marks=pytest.mark.slow) for part in ("pool_k", "norm_v", "rel_pos_t", "rel_pos_h")]
+
+
+@pytest.mark.parametrize("part", ["qkv", *SLOW_PARTS])
 def test_a_conversion_of_an_mvit_that_is_wrong_is_found(part):
     """Each part of the attention of one block reaches the comparison."""
     model, recipe = pretrained("mask_stride=32", name="mvit_tiny")
@@ -234,6 +237,7 @@ def test_a_conversion_of_an_mvit_that_is_wrong_is_found(part):
         check(model, tensors, layouts[1])
 
 
+@pytest.mark.slow
 def test_what_a_file_holds_besides_is_not_lost_in_silence(tmp_path):
     """Layer scale, as DINOv2 has it, and a norm of mmaction2's classifiers: other models than ours."""
     model, _ = vit_for_masks()

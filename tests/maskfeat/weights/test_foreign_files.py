@@ -28,11 +28,11 @@ def same_encoder(model, other):
 @pytest.mark.parametrize(
     "prefix, key",
     [
-        ("module.", "model"),
-        ("_orig_mod.", None),
-        ("model.", "state_dict"),
-        ("backbone.", "state_dict"),
-        ("encoder.", None),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("module.", "model"), ("_orig_mod.", None), ("model.", "state_dict"))
+        ),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("backbone.", "state_dict"), ("encoder.", None))),
         ("_orig_mod.module.backbone.", "model"),
     ],
 )
@@ -102,6 +102,7 @@ def test_an_object_in_the_place_of_a_tensor_is_refused(tmp_path):
         read(tmp_path / "file.pth")
 
 
+@pytest.mark.slow
 def test_tensors_that_are_no_weights_are_refused(tmp_path):
     _, tensors = of_timm(tmp_path)
     bias, patch = tensors["norm.bias"], "patch_embed.proj.weight"

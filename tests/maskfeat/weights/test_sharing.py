@@ -37,6 +37,7 @@ def test_the_card_is_of_the_recipe_and_the_run(folders):
     assert "secret" not in card and str(run.parent) not in card
 
 
+@pytest.mark.slow
 def test_paths_of_the_machine_stay_there(folders, tmp_path):
     weights, recipe = read_weights(folders[0])
     away = {"data": "/home/someone/photos|`x`", "init": "/home/someone/vit_b", "out": "/home/someone/out"}
@@ -46,6 +47,7 @@ def test_paths_of_the_machine_stay_there(folders, tmp_path):
     assert "/home" not in card and "on `photos  x `, from the weights `vit_b`" in card and "| steps |" not in card
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_folder(folders):
     run, folder = folders
     weights, recipe = read_weights(run)
@@ -59,6 +61,7 @@ def test_a_run_starts_from_the_folder(folders):
     assert all(torch.equal(classifier.state_dict()[name.removeprefix("encoder.")], t) for name, t in encoder.items())
 
 
+@pytest.mark.slow
 def test_init_takes_a_checkpoint(folders):
     run, _ = folders
     weights, recipe = read_weights(run)

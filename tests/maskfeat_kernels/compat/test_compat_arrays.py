@@ -12,6 +12,7 @@ from maskfeat_kernels.hog.plan import Region, block_shape, pack, whole
 if arrays._numpy_ops is None:
     pytest.skip("maskfeat_kernels._numpy_ops is not built", allow_module_level=True)
 
+slow = pytest.mark.slow
 SPECS = {
     "opencv": OPENCV,
     "skimage": SKIMAGE,
@@ -21,7 +22,7 @@ SPECS = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["uint8", "float32", *(pytest.param(d, marks=slow) for d in ("float16", "float64"))])
 @pytest.mark.parametrize("shape", [(40, 33), (3, 40, 33), (2, 3, 40, 33), (2, 1, 2, 40, 33), (0, 3, 40, 33)])
 @pytest.mark.parametrize("name", SPECS)
 def test_batches(name, shape, dtype):

@@ -197,9 +197,10 @@ def test_any_strides_and_read_only_memory(dtype):
 
 
 @pytest.mark.parametrize("options", [
-    {"channel_axis": -1}, {"channel_axis": 0, "feature_vector": False}, {"channel_axis": (2,), "transform_sqrt": True},
+    {"channel_axis": 0, "feature_vector": False}, pytest.param({"channel_axis": -1}, marks=pytest.mark.slow),
+    pytest.param({"channel_axis": (2,), "transform_sqrt": True}, marks=pytest.mark.slow),
 ])  # fmt: skip
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.uint8, pytest.param(torch.float64, marks=pytest.mark.slow)])
 def test_compiled_without_graph_break(dtype, options):
     torch.compiler.reset()
     image = torch.randint(0, 256, (40, 48, 40), generator=torch.Generator().manual_seed(0)).to(dtype)

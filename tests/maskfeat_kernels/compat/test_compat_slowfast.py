@@ -62,7 +62,7 @@ def device(backend, monkeypatch):
 
 
 @pytest.mark.sampled(lambda first: first == 0)
-@pytest.mark.parametrize("first", range(0, 220, 4))
+@pytest.mark.parametrize("first", [n if n < 80 else pytest.param(n, marks=pytest.mark.slow) for n in range(0, 220, 4)])
 def test_random_parameters(first, device):
     """Whole numbers of 0 .. 255, as bytes and as floats."""
     for seed in range(first, first + 4):

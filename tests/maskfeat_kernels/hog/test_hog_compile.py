@@ -143,6 +143,7 @@ class Everything(torch.nn.Module):
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the extension is not built")
+@pytest.mark.slow
 def test_a_saved_program_runs_in_another_process(tmp_path):
     x, ids = images(2, 3, 16, 24, dtype=torch.float32), torch.tensor([[0, 1], [1, 0]])
     torch.export.save(torch.export.export(Everything(), (x, ids)), tmp_path / "program.pt2")
