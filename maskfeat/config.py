@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from .keys import Size, bad_choice, check_numbers, key, literals, nearest, parse, parse_policy, text_of
+from .keys import Size, bad_choice, check_numbers, check_url, key, literals, nearest, parse, parse_policy, text_of
 from .mask import check_masks
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,9 @@ class Recipe:
         0.0, "probability of skipping a residual branch of the last block, rising from 0", least=0, below=1
     )
     # data
-    data: str = key("synthetic", "folder, list, tar shards, 'skimage'; 'synthetic' renders; see docs/data.md")
+    data: str = key(
+        "synthetic", "folder, list, tar shards or their URL, 'skimage'; 'synthetic' renders; see docs/data.md"
+    )
     val_data: str = key("", "held-out data; by default what belongs to `data`")
     autorotate: bool = key(True, "turn pictures and videos upright, as their EXIF orientation or display matrix says")
     samples: int = key(0, "use so many samples, evenly spaced, or render so many; 0 for all", least=0)
@@ -115,6 +117,8 @@ class Recipe:
             if item.type is Size:
                 object.__setattr__(self, item.name, Size.of(item.name, getattr(self, item.name)))
             check_numbers(item.name, getattr(self, item.name), item.metadata)
+        for name in ("data", "val_data"):
+            check_url(name, getattr(self, name))
         for name, choices in literals(type(self)).items():
             if getattr(self, name) not in choices:
                 raise ValueError(bad_choice(name, getattr(self, name), choices))

@@ -133,3 +133,25 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """A question after the name that is most like ``name``; "" if none is like it."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def is_url(text: Any) -> bool:
+    """Whether data are named by a URL, as ``s3://bucket/folder``, and not by a path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(text)) is not None
+
+
+def shown_url(text: str) -> str:
+    """A URL for messages, without what may be a secret: a user with a password, and all that comes after ``?``."""
+    if not is_url(text):
+        return text
+    return re.sub(r"^([^/]*//)[^/@]*@", r"\1", re.sub(r"\?.*=.*", "?...", text, flags=re.DOTALL))
+
+
+def check_url(name: str, text: str) -> None:
+    """ValueError for a URL that holds credentials, which would be written into logs and recipes."""
+    secret = re.search(r"://[^/]*@|[?&][^=&]*(sig|token|key|secret|credential|password|auth|policy)[^=&]*=", text, re.I)
+    if is_url(text) and secret:
+        raise ValueError(
+            f"{name} must have no credentials in it, got {shown_url(text)!r}; they belong in the environment, as "
+            "AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS or HF_TOKEN"
+        )

@@ -6,12 +6,15 @@ import os
 import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 
+from ..keys import is_url
 from .shards import Shards
 from .source import DecodedOnce, Files
+from .stores import THREADS, file_sizes, read
 
 PART = 1000
 """Files whose sizes a thread asks for, one after the other: a file server takes its time for each."""
@@ -32,7 +35,7 @@ def fingerprint(source: Any) -> str:
         source = source.source
     digest = hashlib.sha256(type(source).__name__.encode())
     if isinstance(source, Files):
-        _add_files(digest, source.paths.tolist())
+        _add_files(digest, source.paths.tolist(), None if source.sizes is None else source.sizes.tolist())
         digest.update(b"" if source.labels is None else source.labels.astype("<i8").tobytes())
         digest.update(b"" if source.times is None else source.times.astype("<f8").tobytes())
     elif isinstance(source, Shards):
@@ -41,7 +44,9 @@ def fingerprint(source: Any) -> str:
         for places in (source.spans, source.labels):
             digest.update(places.astype("<i8").tobytes())
         chosen = np.linspace(0, len(source) - 1, min(len(source), LABELS_READ)).round().astype(int)
-        digest.update(json.dumps([_label(source, index) for index in chosen.tolist()]).encode())
+        with ThreadPoolExecutor(THREADS) as pool:
+            labels = list(pool.map(partial(_label, source), chosen.tolist()))
+        digest.update(json.dumps(labels).encode())
     return digest.hexdigest()
 
 
@@ -52,12 +57,17 @@ def fingerprint_of_shards(shards: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _add_files(digest: Any, paths: list[bytes]) -> None:
+def _add_files(digest: Any, paths: list[bytes], in_stores: "list[int] | None" = None) -> None:
+    """``in_stores``: sizes of those that are named by a URL."""
     common = cast("bytes", os.path.commonprefix([min(paths), max(paths)]))  # noqa: RUF071, paths may be absolute and relative
     folder = common.rpartition(b"/")[0]
     parts = [paths[i : i + PART] for i in range(0, len(paths), PART)]
     with ThreadPoolExecutor(16) as pool:
         sizes = [size for part in pool.map(_sizes, parts) for size in part]
+    if any(b"://" in path for path in paths):
+        names = list(map(os.fsdecode, paths))
+        for i, size in enumerate(in_stores or file_sizes(names)):
+            sizes[i] = size if is_url(names[i]) else sizes[i]
     digest.update(b"\0".join(path[len(folder) :] for path in paths))
     digest.update(np.array(sizes, "<i8").tobytes())
 
@@ -79,6 +89,8 @@ def _label(source: Shards, index: int) -> str:
     if not size:
         return ""
     shard = source.shards[source.spans[index][0]]
+    if is_url(shard):
+        return read(shard, offset, min(size, 64), source.versions[shard]).hex()
     try:
         with open(shard, "rb") as file:
             file.seek(offset)

@@ -4,10 +4,12 @@ import logging
 import os
 from pathlib import Path
 
+from .stores import AnyPath, Url
+
 log = logging.getLogger(__name__)
 
 
-def walk(folder: Path, suffixes: tuple[str, ...], others: "list[str] | None" = None) -> list[tuple[str, list[str]]]:
+def walk(folder: AnyPath, suffixes: tuple[str, ...], others: "list[str] | None" = None) -> list[tuple[str, list[str]]]:
     """Every folder below that has files with these suffixes, and their names, in order; nothing that is hidden.
 
     Links to folders are followed, but each real folder is read once: at its own place if that is below ``folder``, else
@@ -17,6 +19,8 @@ def walk(folder: Path, suffixes: tuple[str, ...], others: "list[str] | None" = N
 
     Raises OSError for a folder that may not be read.
     """
+    if isinstance(folder, Url):
+        return folder.walk(suffixes, others)
     found, seen, special, links, again = [], set(), [], [str(folder)], []
     while links:
         places = [links.pop(0)]

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from ..keys import check_url, is_url
 from .folders import walk
+from .stores import AnyPath
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class Listing(NamedTuple):
     classes: frozenset[str] = frozenset()
 
 
-def read_list(file: Path, split: "tuple[str, ...]", suffixes: "tuple[str, ...]") -> Listing:
+def read_list(file: AnyPath, split: "tuple[str, ...]", suffixes: "tuple[str, ...]") -> Listing:
     """What a list holds, whichever of the kinds that this module knows it is.
 
     split: names of the split, of those rows that count where a column ``split`` says so. suffixes: of the files wanted.
@@ -71,10 +73,10 @@ def read_list(file: Path, split: "tuple[str, ...]", suffixes: "tuple[str, ...]")
     if _is_ava(head):
         return _ava(file, [line for _, line in lines], suffixes)
     rows = [_row(file, number, line, delimiter, suffixes) for number, line in lines]
-    return _listing(file, [str(file.parent / path) for path, _ in rows], [label for _, label in rows])
+    return _listing(file, [_beside(file, path) for path, _ in rows], [label for _, label in rows])
 
 
-def numbered(labels: "list[str]", file: Path, classes: "Callable[[], list[str]]") -> list[int]:
+def numbered(labels: "list[str]", file: AnyPath, classes: "Callable[[], list[str]]") -> list[int]:
     """Labels as numbers: what they are, or the places of their names in ``classes()``, which are those to train on."""
     numbers = [label for label in labels if label.isdecimal()]
     for label in numbers:
@@ -96,11 +98,19 @@ def numbered(labels: "list[str]", file: Path, classes: "Callable[[], list[str]]"
     return [places[label] for label in labels]
 
 
-def _read_text(file: Path) -> str:
+def _read_text(file: AnyPath) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no list: it has to be text in UTF-8 ({error.reason} at {error.start})") from None
+
+
+def _beside(file: AnyPath, path: str) -> str:
+    """What a line of a list names: a path from the list on, or a URL of its own."""
+    if not is_url(path):
+        return str(file.parent / path)
+    check_url(f"a line of {file}", path)
+    return path
 
 
 def _fields(line: str, delimiter: str) -> list[str]:
@@ -111,7 +121,7 @@ def _fields(line: str, delimiter: str) -> list[str]:
 
 
 def _row(
-    file: Path, number: int, line: str, delimiter: "str | None", suffixes: tuple[str, ...]
+    file: AnyPath, number: int, line: str, delimiter: "str | None", suffixes: tuple[str, ...]
 ) -> tuple[str, "str | None"]:
     """The path and the label of a line without quotes, or with them."""
     if '"' not in line:
@@ -134,7 +144,9 @@ def _row(
     return (match[1], match[2]) if match else ((fields or [line])[0], None)
 
 
-def _listing(file: Path, paths: list[str], labels: "list[str | None]", times: "list[float] | None" = None) -> Listing:
+def _listing(
+    file: AnyPath, paths: list[str], labels: "list[str | None]", times: "list[float] | None" = None
+) -> Listing:
     if not paths:
         raise ValueError(f"{file} lists no files")
     known = [label for label in labels if label is not None]
@@ -148,7 +160,12 @@ def _listing(file: Path, paths: list[str], labels: "list[str | None]", times: "l
 
 
 def _with_header(
-    file: Path, head: list[str], lines: list[str], delimiter: str, split: tuple[str, ...], suffixes: tuple[str, ...]
+    file: AnyPath,
+    head: list[str],
+    lines: list[str],
+    delimiter: str,
+    split: tuple[str, ...],
+    suffixes: tuple[str, ...],
 ) -> Listing:
     """A list whose first line names its columns, among them that of Kinetics."""
     rows = [dict(zip(head, _fields(line, delimiter), strict=False)) for line in lines]
@@ -160,7 +177,7 @@ def _with_header(
         path = next(name for name in PATHS if name in head)
         if not all(row.get(path) for row in rows):
             raise ValueError(f"a line of {file} has no {path}")
-        return _listing(file, [str(file.parent / row[path]) for row in rows], labels)
+        return _listing(file, [_beside(file, row[path]) for row in rows], labels)
 
     def names(row: dict[str, str]) -> list[str]:
         try:
@@ -181,7 +198,7 @@ def _is_ava(fields: list[str]) -> bool:
     return len(fields) in (7, 8) and SECONDS[0] <= second <= SECONDS[1] and all(0 <= side <= 1 for side in box[:4])
 
 
-def _ava(file: Path, lines: list[str], suffixes: tuple[str, ...]) -> Listing:
+def _ava(file: AnyPath, lines: list[str], suffixes: tuple[str, ...]) -> Listing:
     """A clip around every key frame, once, without labels: its boxes are for a detector."""
     rows = [_fields(line, ",") for line in lines]
     wrong = next((line for line, fields in zip(lines, rows, strict=True) if not _is_ava(fields)), None)
@@ -193,7 +210,7 @@ def _ava(file: Path, lines: list[str], suffixes: tuple[str, ...]) -> Listing:
     return _found(file, [[video] for video, _ in keys], [None] * len(keys), [second for _, second in keys], suffixes)
 
 
-def _something(file: Path, text: str, suffixes: tuple[str, ...]) -> Listing:
+def _something(file: AnyPath, text: str, suffixes: tuple[str, ...]) -> Listing:
     """Something-Something v2: videos by number, classes by a template, whose numbers are in ``labels.json``."""
     try:
         rows = json.loads(text)
@@ -221,7 +238,7 @@ def _something(file: Path, text: str, suffixes: tuple[str, ...]) -> Listing:
 
 
 def _found(
-    file: Path,
+    file: AnyPath,
     names: "list[list[str]]",  # of each video, those under which it may be found
     labels: "list[str | None]",
     times: "list[float] | None",

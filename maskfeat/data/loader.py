@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from ..config import Finetune, Pretrain, Recipe
 from ..keys import Size
 from ..mask import Masks, make_masks
-from . import processes
+from . import ahead, processes
 from .augment import Frames, eval_crops, flip, rand_augment, random_resized_crop
 from .decode import Unreadable, frame_numbers
-from .source import DecodedOnce, Photographs, Source, open_source
+from .shards import Shards
+from .source import DecodedOnce, Files, Photographs, Source, open_source
 from .synthetic import Scenes
 from .videos import REWOUND
 
@@ -220,7 +222,10 @@ class Batches(Dataset[dict[str, Any]]):
         REWOUND.clear()  # of this batch alone
         start = (number * self.world + self.rank) * self.reads
         clips, labels, indices, failures = [], [], [], []
-        for position in range(start, min(start + self.reads, len(self.order))):
+        positions = range(start, min(start + self.reads, len(self.order)))
+        if isinstance(self.source, (Files, Shards)) and self.source.in_stores:
+            ahead.plan(self.source, self.order[start : positions.stop].tolist())
+        for position in positions:
             for attempt, index in enumerate(self.candidates(position)):
                 try:
                     views, label = self.sample(index, attempt)
@@ -323,7 +328,9 @@ def samples_of(recipe: Recipe, split: str) -> Source:
     pixels = recipe.autorotate, recipe.channels, recipe.data_range
     size = larger_than(recipe.image_size)
     place, own = place_of(recipe, split)
-    return _source(place, own, recipe.data, split, recipe.frames > 0, size, samples, *pixels)
+    run = Path(recipe.out or f"runs/{recipe.name}")
+    kept = str(run / "shards") if run.is_dir() else ""
+    return _source(place, own, recipe.data, split, recipe.frames > 0, size, samples, *pixels, kept=kept)
 
 
 def larger_than(crop: Size) -> Size:
@@ -354,6 +361,7 @@ def _source(
     autorotate: bool,
     channels: int,
     data_range: tuple[float, ...],
+    kept: str,
 ) -> Source:
     if place == "synthetic":
         return Scenes(split, size, video, samples, channels)
@@ -362,7 +370,7 @@ def _source(
             raise ValueError("data='skimage' has photographs, no clips; for clips there is data='synthetic'")
         return Photographs(split, samples, channels)
     pixels: dict[str, Any] = dict(autorotate=autorotate, channels=channels, data_range=data_range)
-    return open_source(place, split, video, own_split=own, train_data=data if own else place, **pixels)
+    return open_source(place, split, video, own_split=own, train_data=data if own else place, index=kept, **pixels)
 
 
 @lru_cache(maxsize=4)  # of training and held-out data, for all epochs

@@ -5,21 +5,23 @@ import os
 import posixpath
 import re
 import stat
-import tarfile
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from io import BytesIO
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from ..keys import is_url, shown_url
+from . import ahead
 from .augment import Frames
 from .decode import Choose, Decode, Unreadable, decoded
+from .headers import FILE, FOLDER, LINK, Headers, Member, all_headers, followed
+from .stores import AnyPath, read
 
 log = logging.getLogger(__name__)
 Place = tuple[int, int]  # offset and length in a shard, in bytes
-_number = tarfile.nti  # type: ignore[attr-defined]  # a number of a header; tarfile's own, which it does not document
+
+NEAR = 2**16
+"""Bytes between data and label that are rather read than left out, which takes a second request."""
 
 
 class Shards:
@@ -31,18 +33,24 @@ class Shards:
 
     The headers are read once. Every sample can then be reached, and any order be resumed. So a shard has to be a file
     in which one can seek. A shard that ends too early gives what is before its end.
+
+    Of a shard in a store, parts alone are read. What its headers say is kept in the folder ``kept``, "" for none.
     """
 
-    def __init__(self, shards: Iterable[Path], decode: Decode, suffixes: tuple[str, ...]):
+    def __init__(self, shards: Iterable[AnyPath], decode: Decode, suffixes: tuple[str, ...], kept: str = ""):
         self.shards, self.decode = [str(shard) for shard in shards], decode
-        special = [shard for shard in self.shards if not stat.S_ISREG(os.stat(shard).st_mode)]
+        local = [shard for shard in self.shards if not is_url(shard)]
+        special = [shard for shard in local if not stat.S_ISREG(os.stat(shard).st_mode)]
         if special:
             log.warning("skipped %d shards that are no regular files, such as %s", len(special), special[0])
             self.shards = [shard for shard in self.shards if shard not in special]
         keys, spans, labels = [], [], []
         self.damage: dict[str, str] = {}  # of each shard that ends too early
-        for i, shard in enumerate(self.shards):
-            samples, classes, damage = self.index(shard, suffixes)
+        self.versions: dict[str, str] = {}  # of each shard in a store
+        for i, (shard, headers) in enumerate(zip(self.shards, all_headers(self.shards, kept), strict=True)):
+            if is_url(shard):
+                self.versions[shard] = headers.version
+            samples, classes, damage = self.index(shard, suffixes, headers)
             if damage:
                 self.damage[shard] = f"damaged after {len(samples)} samples: {damage}"
                 log.warning("%s is %s", shard, self.damage[shard])
@@ -57,11 +65,13 @@ class Shards:
         self.classes = None if self.labels.any() else 0
 
     @staticmethod
-    def index(shard: str, suffixes: tuple[str, ...]) -> tuple[dict[str, Place], dict[str, Place], Exception | None]:
+    def index(
+        shard: str, suffixes: tuple[str, ...], headers: Headers
+    ) -> tuple[dict[str, Place], dict[str, Place], str]:
         """Where in the shard the data and the label of each key are, (offset, bytes), and what ended it too early."""
         samples: dict[str, Place] = {}
         classes: dict[str, Place] = {}
-        found, damage = listed(shard)
+        found, damage, _ = headers
         links = {posixpath.normpath(path): target for path, kind, _, _, target in found if kind == LINK}
         files = {posixpath.normpath(member.path): member for member in found if member.kind == FILE} if links else {}
         lost = []
@@ -86,6 +96,10 @@ class Shards:
             log.warning("skipped %d members of %s that are %s, such as %s", len(lost), shard, what, lost[0])
         return samples, classes, damage
 
+    @property
+    def in_stores(self) -> bool:
+        return bool(self.versions)
+
     def __len__(self) -> int:
         return len(self.keys)
 
@@ -93,6 +107,9 @@ class Shards:
         shard, offset, size = self.spans[index].tolist()
         label_offset, label_size = self.labels[index].tolist()
         name = self.name(index)
+        if self.in_stores and is_url(self.shards[shard]):
+            both = ahead.take(self, index)
+            return self._decoded(both[:size], both[size:], name, choose)
         try:
             with open(self.shards[shard], "rb") as file:
                 file.seek(offset)
@@ -101,103 +118,27 @@ class Shards:
                 label = file.read(min(label_size, 99))
         except (OSError, MemoryError) as error:
             raise Unreadable(name, f"{error or 'too large for the memory'}") from error
+        return self._decoded(data, label, name, choose)
+
+    def fetch(self, index: int) -> bytes:
+        """Data and label of a sample in a store, one after the other."""
+        shard, offset, size = self.spans[index].tolist()
+        label_offset, label_size = self.labels[index].tolist()
+        url, label_size = self.shards[shard], min(label_size, 99)
+        try:
+            start, end = min(offset, label_offset), max(offset + size, label_offset + label_size)
+            if label_size and end - start - size - label_size < NEAR:  # one request for both
+                both = read(url, start, end - start, self.versions[url])
+                return both[offset - start :][:size] + both[label_offset - start :][:label_size]
+            parts = ((offset, size), (label_offset, label_size))
+            return b"".join(read(url, *part, self.versions[url]) for part in parts)
+        except (FileNotFoundError, MemoryError) as error:
+            raise Unreadable(self.name(index), f"{error or 'too large for the memory'}") from error
+
+    def _decoded(self, data: bytes, label: bytes, name: str, choose: Choose | None) -> tuple[list[Frames], int | None]:
         if label and not re.fullmatch(rb"\s*\d{1,18}\s*", label):
             raise Unreadable(name, f"its label is {label[:20]!r}, not a number")
         return decoded(self.decode, BytesIO(data), name, choose), int(label) if label else None
 
     def name(self, index: int) -> str:
-        return f"{self.shards[self.spans[index][0]]}:{os.fsdecode(self.keys[index]).lstrip('/')}"
-
-
-FILE, LINK, FOLDER, SPECIAL = "file", "link", "folder", "special"
-KINDS = {b"0": FILE, b"\0": FILE, b"7": FILE, b"1": LINK, b"2": LINK, b"5": FOLDER}
-
-LONGEST_RECORD = 1 << 20
-"""Bytes of the names that precede a member; a name itself has 4096 at most, as all take as much as the longest."""
-
-
-class Member(NamedTuple):
-    """An entry of a tar file: its data are ``size`` bytes from ``offset`` on, or it is a link to ``target``."""
-
-    path: str
-    kind: str
-    offset: int
-    size: int
-    target: str
-
-
-def followed(path: str, links: dict[str, str]) -> str:
-    """Where a chain of links ends; nowhere ("") if it is a loop."""
-    seen = set()
-    while path in links:
-        if path in seen:
-            return ""
-        seen.add(path)
-        path = links[path]
-    return path
-
-
-def listed(shard: "str | Path") -> tuple[list[Member], Exception | None]:
-    """The members before the first damage, and the damage."""
-    found = []
-    try:
-        for member in members(shard):
-            found.append(member)
-    except tarfile.TarError as error:
-        return found, error
-    return found, None
-
-
-def members(shard: "str | Path") -> Iterator[Member]:
-    """Every entry, from the headers alone, in a quarter of the time of tarfile.
-
-    Raises tarfile.ReadError where the file is no tar, ends within a member or has a header that is damaged.
-    """
-    with open(shard, "rb") as file:
-        end, offset = os.fstat(file.fileno()).st_size, 0
-        special: dict[bytes, bytes] = {}
-        while offset < end:
-            file.seek(offset)
-            header = file.read(512)
-            if not any(header):
-                return
-            if header[257:262] != b"ustar":
-                raise tarfile.ReadError(f"there is no tar header at byte {offset}")
-            # The sum of the bytes, with eight spaces for its own; Adler's is a faster way to it, modulo 65521.
-            total = (zlib.adler32(header[156:], zlib.adler32(header[:148]) & 0xFFFF) & 0xFFFF) + 255
-            if (_number(header[148:156]) - total) % 65521:
-                raise tarfile.ReadError(f"the checksum of the header at byte {offset} is wrong")
-            type_ = header[156:157]
-            try:
-                size = int(special.pop(b"size", b"0")) or _number(header[124:136])
-            except ValueError:
-                size = -1
-            data = offset + 512
-            offset = data + -(-size // 512) * 512
-            if size < 0 or offset > end:
-                raise tarfile.ReadError(f"it ends within a member of {size} bytes at byte {data}")
-            if type_ in b"xLK" and size > LONGEST_RECORD:
-                raise tarfile.ReadError(f"a name of {size} bytes at byte {data}")
-            if type_ == b"x":  # key and value pairs for the next member, as pax writes them
-                records = re.findall(rb"\d+ (path|linkpath|size|GNU\.sparse\.major)=(.*)\n", file.read(size))
-                special |= dict(records)
-            elif type_ in b"LK":  # the long name or target of the next member, as GNU tar writes it
-                special[b"path" if type_ == b"L" else b"linkpath"] = file.read(size).rstrip(b"\0")
-            elif type_ != b"g":
-                prefix, name, target = (
-                    header[part].partition(b"\0")[0] for part in (slice(345, 500), slice(100), slice(157, 257))
-                )
-                if header[262:263] == b"\0" and prefix:
-                    name = prefix + b"/" + name
-                kind = SPECIAL if b"GNU.sparse.major" in special else KINDS.get(type_, SPECIAL)
-                path = os.fsdecode(special.get(b"path", name))
-                if len(path) > 4096:
-                    raise tarfile.ReadError(f"a name of {len(path)} characters at byte {data}")
-                if kind == LINK:
-                    linked = os.fsdecode(special.get(b"linkpath", target))
-                    # A symbolic link is relative to its own folder, a hard link to the archive.
-                    linked = posixpath.normpath(
-                        posixpath.join(posixpath.dirname(path) if type_ == b"2" else "", linked)
-                    )
-                yield Member(path, kind, data, size, linked if kind == LINK else "")
-                special.clear()
+        return f"{shown_url(self.shards[self.spans[index][0]])}:{os.fsdecode(self.keys[index]).lstrip('/')}"

@@ -13,19 +13,23 @@ import os
 import re
 from collections import Counter
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
+from ..keys import is_url, shown_url
+from . import ahead
 from .augment import Frames
 from .bands import of_picture, size_in_memory
-from .decode import Choose, Decode, around, decoded
+from .decode import Choose, Decode, Unreadable, around, decoded
 from .folders import walk
 from .images import IMAGES, read_image
 from .lists import LISTS, numbered, read_list
 from .shards import Shards
+from .stores import MISSING, UNKNOWN, AnyPath, Url, file_sizes, no_bucket, path_of, read
 from .videos import VIDEOS, read_clips
 
 log = logging.getLogger(__name__)
@@ -47,7 +51,7 @@ MOST_SHARDS = 10_000_000
 
 
 def open_source(
-    data: str, split: str, video: bool, *, own_split: bool = False, train_data: str, **pixels: Any
+    data: str, split: str, video: bool, *, own_split: bool = False, train_data: str, index: str = "", **pixels: Any
 ) -> "Files | Shards":
     """The files of a split.
 
@@ -57,17 +61,18 @@ def open_source(
         their names. Of video, a folder of pictures may stand in the place of a file;
         a list: a path and a label on each line, or only a path, or an annotation file, as :mod:`.lists` says;
         tar shards in the layout of WebDataset, named with wildcards or as ``name-{000..127}.tar``.
-        ``{split}`` in the text stands for the name of the split.
+        ``{split}`` in the text stands for the name of the split. Any of them may be a URL, as :mod:`.stores` says.
     own_split: ``data`` is this split and needs no folder for it.
     train_data: where the folders are whose order numbers the labels.
+    index: a folder for what was found in shards of a store; "" for none.
     pixels: ``autorotate``, ``channels`` and ``data_range`` of :func:`.images.read_image`.
 
-    Raises FileNotFoundError with what is missing, ValueError for a list that cannot be understood.
+    Raises FileNotFoundError with what is missing, ValueError for a list that cannot be understood, StoreError.
     """
     decode = partial(read_clips if video else read_image, **pixels)
     place = find(data, split, own_split)
-    if not isinstance(place, Path):
-        return open_shards(place, video, **pixels)
+    if isinstance(place, list):
+        return open_shards(place, video, index=index, **pixels)
     suffixes = VIDEOS if video else IMAGES
     if place.is_file():
         listing = read_list(place, SPLITS[split], suffixes)
@@ -77,25 +82,26 @@ def open_source(
     return Files(*read_folder(place, suffixes, train_data), decode)
 
 
-def open_shards(shards: list[Path], video: bool, **pixels: Any) -> Shards:
-    """The samples of tar files; ``pixels`` as in :func:`open_source`."""
-    return Shards(shards, partial(read_clips if video else read_image, **pixels), VIDEOS if video else IMAGES)
+def open_shards(shards: list[AnyPath], video: bool, *, index: str = "", **pixels: Any) -> Shards:
+    """The samples of tar files; ``index`` and ``pixels`` as in :func:`open_source`."""
+    return Shards(shards, partial(read_clips if video else read_image, **pixels), VIDEOS if video else IMAGES, index)
 
 
 def _classes(train_data: str, suffixes: tuple[str, ...]) -> list[str]:
     """The names of the classes to train on, in the order of their numbers."""
     train = find(train_data, "train")
-    if not isinstance(train, Path):
+    if isinstance(train, list):
         raise ValueError(f"the classes have names, and {train_data!r} numbers; write numbers")
     if train.is_file():
         return sorted(read_list(train, SPLITS["train"], suffixes).classes)
-    inside = [Path(place).relative_to(train).parts for place, _ in walk(train, suffixes)]
+    inside = [path_of(place).relative_to(train).parts for place, _ in walk(train, suffixes)]
     return sorted({parts[0] for parts in inside if parts})
 
 
-def find(data: str, split: str, own_split: bool = False) -> "Path | list[Path]":
+def find(data: str, split: str, own_split: bool = False) -> AnyPath | list[AnyPath]:
     """The folder, list file or shards of a split."""
     candidates = []
+    data = str(path_of(data)) if is_url(data) else data
     for name in SPLITS[split]:
         if "{split}" in data:
             candidates.append(data.replace("{split}", name))
@@ -104,29 +110,36 @@ def find(data: str, split: str, own_split: bool = False) -> "Path | list[Path]":
     if (split == "train" or own_split) and "{split}" not in data:
         candidates.append(data)
     for candidate in candidates:
-        shards = expand(candidate) if candidate.endswith(".tar") else sorted(Path(candidate).glob("*.tar"))
-        if shards or Path(candidate).exists():
-            return shards or Path(candidate)
+        path = path_of(candidate)
+        tar = candidate.endswith(".tar")
+        shards: list[AnyPath] = expand(candidate) if tar else sorted(path.glob("*.tar"), key=str)
+        if shards or path.exists():
+            return shards or path
     tried = f"there is none of {', '.join(candidates)}" if candidates else "it names no split"
     advice = (
         ""
         if split == "train" or own_split
         else ("; val_data=... names held-out data that are elsewhere, eval_every=0 trains without")
     )
+    advice += no_bucket(data) if is_url(data) else ""
     raise FileNotFoundError(f"no {split} data in {data!r}: {tried}{advice}; docs/data.md shows all that is read")
 
 
-def expand(pattern: str) -> list[Path]:
+def expand(pattern: str) -> list[AnyPath]:
     """Shards named with one range ``{000..127}`` or with wildcards, in order; none if none exists."""
     match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if not match:
-        path = Path(pattern)
-        return sorted(path.parent.glob(path.name))
+        path = path_of(pattern)
+        return sorted(path.parent.glob(path.name), key=str)
     numbers = range(int(match[1]), int(match[2]) + 1)
     if len(match[0]) > 40 or len(numbers) > MOST_SHARDS:
         raise ValueError(f"{pattern!r} names more shards than {MOST_SHARDS}")
-    shards = [Path(pattern.replace(match[0], f"{number:0{len(match[1])}}")) for number in numbers]
-    missing = [shard for shard in shards if not shard.is_file()]
+    names = [pattern.replace(match[0], f"{number:0{len(match[1])}}") for number in numbers]
+    shards = [path_of(name) for name in names]
+    if is_url(pattern):
+        missing = [shard for shard, size in zip(shards, file_sizes(names), strict=True) if size == MISSING]
+    else:
+        missing = [shard for shard in shards if not shard.is_file()]
     if 0 < len(missing) < len(shards):
         raise FileNotFoundError(
             f"{len(missing)} of {len(shards)} shards {pattern} are missing, the first is {missing[0]}"
@@ -135,7 +148,7 @@ def expand(pattern: str) -> list[Path]:
 
 
 def read_folder(
-    folder: Path, suffixes: tuple[str, ...], train_data: str
+    folder: AnyPath, suffixes: tuple[str, ...], train_data: str
 ) -> tuple[list[str], list[int] | None]:  # paths, labels
     """All files with these suffixes, and the class of the folder that each is in; no labels if any is in none.
 
@@ -149,6 +162,10 @@ def read_folder(
     others: list[str] = []
     places, kinds = walk(folder, suffixes, others), suffixes
     clips = suffixes == VIDEOS and not places
+    if clips and isinstance(folder, Url):
+        raise FileNotFoundError(
+            f"there are no videos {', '.join(suffixes)} in {folder}; clips of pictures have to be in local folders"
+        )
     if clips:  # a clip may be a folder of its frames
         kinds, others = IMAGES, []
         places = walk(folder, kinds, others)
@@ -158,11 +175,11 @@ def read_folder(
         counted = Counter(Path(path).suffix.lower() or "no suffix" for path in others).most_common(3)
         most = ", ".join(f"{count} {kind}" for kind, count in counted)
         log.warning("left out %d files of other kinds in %s (%s), such as %s", len(others), folder, most, others[0])
-    if isinstance(train, Path) and train.is_dir() and not folder.is_relative_to(train):
+    if not isinstance(train, list) and train.is_dir() and not folder.is_relative_to(train):
         root, known = train, walk(train, kinds)
     else:
         root, known = folder, places
-    inner = [Path(place).relative_to(root).parts for place, _ in known]
+    inner = [path_of(place).relative_to(root).parts for place, _ in known]
     classes = {parts[0] for parts in inner if len(parts) > clips}  # that of a clip is above its own folder
     number = {name: i for i, name in enumerate(sorted(classes))}
     if len(number) > 1 and all(name.lower() in ALL_SPLITS for name in number):
@@ -173,7 +190,7 @@ def read_folder(
     paths: list[str] = []
     labels: list[int] = []
     for place, found in places:
-        inside = Path(place).relative_to(folder).parts
+        inside = path_of(place).relative_to(folder).parts
         if clips:
             inside, place, found = inside[:-1], os.path.dirname(place), [os.path.basename(place)]
         if inside and inside[0] not in number:
@@ -215,6 +232,12 @@ class Files:
         self.labels = None if labels is None else np.array(labels)
         self.times = None if times is None else np.array(times)
         self.classes = 0 if labels is None else max(labels) + 1
+        # Of files in stores alone: so many bytes have to come.
+        self.sizes = np.array(file_sizes(paths)) if any("://" in path for path in paths) else None
+
+    @property
+    def in_stores(self) -> bool:
+        return self.sizes is not None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -222,7 +245,8 @@ class Files:
     def absolute(self) -> "Files":
         """The same files for a process with another working folder."""
         some = copy.copy(self)
-        some.paths = np.array([os.path.abspath(path) for path in self.paths.tolist()])
+        paths = self.paths.tolist()
+        some.paths = np.array([path if is_url(os.fsdecode(path)) else os.path.abspath(path) for path in paths])
         return some
 
     def take(self, chosen: "np.ndarray | slice") -> "Files":  # numbers [N] int64
@@ -231,16 +255,29 @@ class Files:
         some.paths = self.paths[chosen]
         some.labels = None if self.labels is None else self.labels[chosen]
         some.times = None if self.times is None else self.times[chosen]
+        some.sizes = None if self.sizes is None else self.sizes[chosen]
         return some
 
     def read(self, index: int, choose: Choose | None) -> tuple[list[Frames], int | None]:
         label = None if self.labels is None else int(self.labels[index])
         if self.times is not None and choose is not None:
             choose = around(choose, float(self.times[index]))
-        return decoded(self.decode, os.fsdecode(self.paths[index]), self.name(index), choose), label
+        path: str | BytesIO = os.fsdecode(self.paths[index])
+        if self.sizes is not None and is_url(path):
+            path = BytesIO(ahead.take(self, index))
+        return decoded(self.decode, path, self.name(index), choose), label
+
+    def fetch(self, index: int) -> bytes:
+        """The bytes of a file in a store."""
+        assert self.sizes is not None
+        path, size = os.fsdecode(self.paths[index]), int(self.sizes[index])
+        try:
+            return read(path, 0, UNKNOWN if size == MISSING else size)
+        except FileNotFoundError as error:
+            raise Unreadable(self.name(index), f"FileNotFoundError: {error}") from error
 
     def name(self, index: int) -> str:
-        path = os.fsdecode(self.paths[index])
+        path = shown_url(os.fsdecode(self.paths[index]))
         return path if self.times is None else f"{path} at {self.times[index]:g} s"
 
 

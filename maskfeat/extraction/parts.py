@@ -23,6 +23,7 @@ from ..data.decode import Choose
 from ..data.fingerprint import fingerprint, fingerprint_of_shards
 from ..data.loader import RENDERED, Batches, Loader, evenly, place_of, samples_of
 from ..data.source import Files, Source, find, open_shards
+from ..data.stores import StoreError, path_of
 from ..weights.storage import replacing, write_atomically
 from .features import Encoded, Hog, Reading
 
@@ -215,7 +216,9 @@ class Worker:
         reading = self.job.reading
         pixels: dict[str, Any] = {name: getattr(reading, name) for name in ("autorotate", "channels", "data_range")}
         try:
-            shards = open_shards([Path(part.samples)], reading.frames > 0, **pixels)
+            shards = open_shards([path_of(part.samples)], reading.frames > 0, **pixels)
+        except StoreError:
+            raise  # or a store that fails would cost rows
         except (OSError, ValueError) as error:
             failures.append((part.samples, f"{type(error).__name__}: {error}"))
             return None

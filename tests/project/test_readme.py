@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PACKAGES = {"yaml": "pyyaml", "PIL": "pillow", "skimage": "scikit-image"}
-ON_DEMAND = {"triton", "matplotlib", "timm", "wandb", "cv2", "pillow_heif", "ray", "sklearn"}
+ON_DEMAND = {"triton", "fsspec", "matplotlib", "timm", "wandb", "cv2", "pillow_heif", "ray", "sklearn"}
 """Imported where a user asks for what needs them; the error says what to install."""
 
 

@@ -11,8 +11,8 @@ from test_data import assert_same, batches, clips, images
 
 from maskfeat.config import Pretrain
 from maskfeat.data.decode import frame_numbers
+from maskfeat.data.headers import FILE, members
 from maskfeat.data.loader import make_loader
-from maskfeat.data.shards import FILE, members
 from maskfeat.data.source import PHOTOGRAPHS, expand
 from maskfeat.data.synthetic import Scenes
 
