@@ -106,15 +106,19 @@ class LocalTeam:
         for device in self.devices[:parts]:
             devices.put(device)
         number = min(len(self.devices), parts)
-        return ProcessPoolExecutor(number, context, _begin, (job, devices, self.loaders))
+        return ProcessPoolExecutor(number, context, _begin, (job, devices, self.loaders, dict(os.environ)))
 
 
 _made: "list[Callable[[], Worker]]" = []
 """In a process of the pool: what makes its worker, or gives it from the second call on."""
 
 
-def _begin(job: Job, devices: Any, loaders: int) -> None:
-    """In a new process: become the worker of one of the devices. It is made with its first part, which can fail."""
+def _begin(job: Job, devices: Any, loaders: int, environment: dict[str, str]) -> None:
+    """In a new process: become the worker of one of the devices. It is made with its first part, which can fail.
+
+    environment: of the caller now. The fork server has that of the first call, and with it older credentials.
+    """
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, which reaches the driver too
     threading.Thread(target=_end_with_parent, daemon=True).start()
     device = devices.get()

@@ -64,7 +64,7 @@ def writing(path: "str | os.PathLike[str]") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None:
+        if error.filename is not None or error.errno is None:  # the system numbers its errors; ours say all
             raise
         raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
 
