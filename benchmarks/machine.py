@@ -73,8 +73,8 @@ def load() -> float | None:
 
 
 def name_of(facts: dict) -> str:
-    """The hardware that the numbers of an environment are of."""
-    return facts.get("gpu", facts["cpu"])
+    """The hardware that the numbers of an environment are of. Processors of one name may differ in their vectors."""
+    return facts.get("gpu") or f"{facts['cpu']} {facts['instruction_set']}"
 
 
 def compiler() -> str | None:

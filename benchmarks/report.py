@@ -247,11 +247,14 @@ def time_of(row: dict) -> str:
 
 
 def block(reports: dict[str, dict]) -> str:
-    """What stands between the marks of the README, from reports by file name."""
+    """What stands between the marks of the README, from reports by file name: the newest of each device."""
     if quick := [stem for stem, report in reports.items() if report["quick"]]:
         raise ValueError(f"the results must be of full runs; quick ones are {', '.join(quick)}")
+    by_date = sorted(reports, key=lambda stem: reports[stem]["environment"]["date"])
+    newest = {reports[stem]["device"]: stem for stem in by_date}
     parts = []
-    for stem, report in reports.items():
+    for stem in sorted(newest.values()):
+        report = reports[stem]
         facts, on_gpu = report["environment"], report["device"] == "cuda"
         head = HEAD.format(
             name=name_of(facts),

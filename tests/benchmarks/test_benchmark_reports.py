@@ -94,6 +94,9 @@ def test_the_readme_follows_the_results(result, tmp_path, capsys):
     ):
         assert told in text
     assert "not yet measured" not in report.block({"x": result | {"device": "cuda"}})
+    environment = result["environment"] | {"date": "2099-12-31 00:00 UTC"}
+    newest = report.block({"cpu_x": result, "cpu_new": result | {"quick": False, "environment": environment}})
+    assert "cpu_new.md" in newest and "cpu_x.md" not in newest
     with pytest.raises(SystemExit, match=r"\[--check\], got --chek"):
         command.results(["--chek"], tmp_path)
 
