@@ -2,16 +2,23 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Protocol
+
+from .decode import Unreadable
 
 DEPTH = 16
 """Samples that are fetched, or wait to be decoded."""
 
 
 class Fetches(Protocol):
-    def fetch(self, index: int) -> bytes: ...
+    def groups(self, indices: Sequence[int]) -> list[list[int]]:
+        """The samples, in order, divided into those that one request gives."""
+
+    def fetch(self, group: Sequence[int]) -> list[bytes]:
+        """Their bytes."""
 
 
 class Ahead:
@@ -21,19 +28,21 @@ class Ahead:
         self.pool = ThreadPoolExecutor(DEPTH, "fetch")
         self.plan(None, ())
 
-    def plan(self, source: "Fetches | None", indices: Iterable[int]) -> None:
-        self.source, self.next = source, deque(indices)
-        self.begun: dict[int, Future[bytes]] = {}
+    def plan(self, source: "Fetches | None", indices: Sequence[int]) -> None:
+        self.source, self.next = source, deque(source.groups(indices) if source else ())
+        self.begun: dict[int, tuple[Future[list[bytes]], int]] = {}
 
     def take(self, source: Fetches, index: int) -> bytes:
         if source is self.source:
             while self.next and len(self.begun) < DEPTH:
-                number = self.next.popleft()
-                if number not in self.begun:
-                    self.begun[number] = self.pool.submit(source.fetch, number)
+                group = self.next.popleft()
+                future = self.pool.submit(source.fetch, group)
+                self.begun |= {number: (future, place) for place, number in enumerate(group)}
             if index in self.begun:
-                return self.begun.pop(index).result()
-        return source.fetch(index)
+                future, place = self.begun.pop(index)
+                with suppress(Unreadable):  # it may be another one of the group that is
+                    return future.result()[place]
+        return source.fetch([index])[0]
 
 
 _of_process: dict[int, Ahead] = {}
@@ -46,11 +55,11 @@ def _ahead() -> Ahead:
     return _of_process[os.getpid()]
 
 
-def plan(source: Fetches, indices: Iterable[int]) -> None:
+def plan(source: Fetches, indices: Sequence[int]) -> None:
     """Say which samples of a source will be taken next, in about this order."""
     _ahead().plan(source, indices)
 
 
 def take(source: Fetches, index: int) -> bytes:
-    """``source.fetch(index)``, which may have been begun."""
+    """The bytes of a sample, which may have been begun."""
     return _ahead().take(source, index)

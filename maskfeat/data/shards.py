@@ -5,7 +5,7 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 
 import numpy as np
@@ -22,6 +22,9 @@ Place = tuple[int, int]  # offset and length in a shard, in bytes
 
 NEAR = 2**16
 """Bytes between data and label that are rather read than left out, which takes a second request."""
+
+LARGEST_READ = 2**22
+"""Bytes of samples that one request gives, where they are asked for in the order of the shard."""
 
 
 class Shards:
@@ -120,20 +123,45 @@ class Shards:
             raise Unreadable(name, f"{error or 'too large for the memory'}") from error
         return self._decoded(data, label, name, choose)
 
-    def fetch(self, index: int) -> bytes:
-        """Data and label of a sample in a store, one after the other."""
-        shard, offset, size = self.spans[index].tolist()
+    def groups(self, indices: Sequence[int]) -> list[list[int]]:
+        """The samples, in order, divided into those that one request gives: neighbours in a shard."""
+        groups: list[list[int]] = []
+        first = last = 0
+        for index in indices:
+            start, end = self._extent(index)
+            near = bool(groups) and self.spans[index][0] == self.spans[groups[-1][-1]][0] and 0 <= start - last < NEAR
+            if near and end - first <= LARGEST_READ:
+                groups[-1].append(index)
+            else:
+                groups.append([index])
+                first = start
+            last = end
+        return groups
+
+    def _extent(self, index: int) -> tuple[int, int]:
+        """From where to where a sample is in its shard, with its label if that is near."""
+        _, offset, size = self.spans[index].tolist()
         label_offset, label_size = self.labels[index].tolist()
-        url, label_size = self.shards[shard], min(label_size, 99)
+        start, end = min(offset, label_offset), max(offset + size, label_offset + label_size)
+        near = label_size and end - start - size - label_size < NEAR
+        return (start, end) if near else (offset, offset + size)
+
+    def fetch(self, group: Sequence[int]) -> list[bytes]:
+        """Data and label of samples in a store, one after the other."""
+        url = self.shards[self.spans[group[0]][0]]
         try:
-            start, end = min(offset, label_offset), max(offset + size, label_offset + label_size)
-            if label_size and end - start - size - label_size < NEAR:  # one request for both
-                both = read(url, start, end - start, self.versions[url])
-                return both[offset - start :][:size] + both[label_offset - start :][:label_size]
-            parts = ((offset, size), (label_offset, label_size))
-            return b"".join(read(url, *part, self.versions[url]) for part in parts)
+            start, end = self._extent(group[0])[0], self._extent(group[-1])[1]
+            block = read(url, start, end - start, self.versions[url])
+
+            def part(offset: int, size: int) -> bytes:
+                if start <= offset and offset + size <= end:
+                    return block[offset - start : offset - start + size]
+                return read(url, offset, size, self.versions[url])
+
+            places = ((*self.spans[index].tolist()[1:], *self.labels[index].tolist()) for index in group)
+            return [part(at, size) + part(label, min(label_size, 99)) for at, size, label, label_size in places]
         except (FileNotFoundError, MemoryError) as error:
-            raise Unreadable(self.name(index), f"{error or 'too large for the memory'}") from error
+            raise Unreadable(self.name(group[0]), f"{error or 'too large for the memory'}") from error
 
     def _decoded(self, data: bytes, label: bytes, name: str, choose: Choose | None) -> tuple[list[Frames], int | None]:
         if label and not re.fullmatch(rb"\s*\d{1,18}\s*", label):

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -267,12 +268,16 @@ class Files:
             path = BytesIO(ahead.take(self, index))
         return decoded(self.decode, path, self.name(index), choose), label
 
-    def fetch(self, index: int) -> bytes:
+    def groups(self, indices: Sequence[int]) -> list[list[int]]:
+        return [[index] for index in indices]
+
+    def fetch(self, group: Sequence[int]) -> list[bytes]:
         """The bytes of a file in a store."""
         assert self.sizes is not None
+        [index] = group
         path, size = os.fsdecode(self.paths[index]), int(self.sizes[index])
         try:
-            return read(path, 0, UNKNOWN if size == MISSING else size)
+            return [read(path, 0, UNKNOWN if size == MISSING else size)]
         except FileNotFoundError as error:
             raise Unreadable(self.name(index), f"FileNotFoundError: {error}") from error
 

@@ -248,9 +248,12 @@ def rows(folder: Path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray warns of its own settings
-@pytest.mark.parametrize("engine", [dict(workers=0), dict(workers=2), dict(engine="ray", workers=2)], ids=str)
-@pytest.mark.parametrize("kind", ["folder", "shards"])
-def test_extraction(proxy, tmp_path, engine, kind):
+@pytest.mark.parametrize(
+    "kind, engine",
+    [("folder", dict(workers=2)), ("shards", dict(workers=0)), ("shards", dict(engine="ray", workers=2))],
+    ids=str,
+)
+def test_extraction(proxy, tmp_path, kind, engine):
     """Rows are those of the local files, although the store fails; a store that is gone costs no row."""
     if engine.get("engine") == "ray":
         pytest.importorskip("ray")

@@ -129,6 +129,10 @@ def test_shards(tmp_path, monkeypatch):
     whole = len(memory.cat_file("/data/train-0.tar"))
     assert max(end - start for start, end in asked) < whole, "parts are read, no whole shard"
     assert_same(batches(images(url), workers=2), right)
+    loader = make_loader(images(url, batch_size=12), "train", seed=0, augment=False)
+    del calls[:]
+    assert_same(list(loader), batches(images(tmp_path / "in", batch_size=12), augment=False))
+    assert len(calls) == 3, "in the order of the shards one request gives many samples"
     here, there = (make_loader(images(place), "train", seed=0).source for place in (tmp_path / "in", url))
     assert fingerprint(here) == fingerprint(there)
     assert pickle.loads(pickle.dumps(there)).name(0) == "memory://data/train-0.tar:000"
@@ -147,7 +151,8 @@ def test_headers_of_shards_are_kept_beside_the_run(tmp_path, monkeypatch, caplog
     walked = Faults(monkeypatch, "cat_file", lambda call: None).calls
     forget_sources()
     assert_same(batches(recipe, start=1), right[1:])
-    assert len(walked) == 8, "one request a sample, with its label, and none for headers"
+    assert 0 < len(walked) <= 8, "one request a sample, with its label"
+    assert all(options["start"] >= 512 for _, options in walked), "and none for the header at the beginning"
     kept = sorted((run / "shards").iterdir())
     assert len(kept) == 3 and json.loads(kept[0].read_text())[0][0] == headers.FORMAT
     kept[0].write_text("[1, 2")
