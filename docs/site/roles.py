@@ -1,4 +1,4 @@
-"""A Markdown extension for the roles of docstrings: formulas become MathML, names become code."""
+"""A Markdown extension. Of docstrings' roles, formulas become MathML and names code. Fences keep the language alone."""
 
 import re
 
@@ -7,7 +7,13 @@ from markdown import Markdown
 from markdown.extensions import Extension
 from markdown.preprocessors import Preprocessor
 
+FENCE = re.compile(r"^(```\w+) .*$", re.MULTILINE)  # words after the language are for our tests
 ROLE = re.compile(r":(\w+):`~?([^`]+)`", re.DOTALL)
+
+
+class Fences(Preprocessor):
+    def run(self, lines: list[str]) -> list[str]:
+        return FENCE.sub(r"\1", "\n".join(lines)).split("\n")
 
 
 class Roles(Preprocessor):
@@ -22,6 +28,7 @@ class Roles(Preprocessor):
 
 class RolesExtension(Extension):
     def extendMarkdown(self, md: Markdown) -> None:
+        md.preprocessors.register(Fences(), "fences", 30)  # before code blocks are taken out
         md.preprocessors.register(Roles(md), "roles", 22)  # after code blocks are taken out, before HTML is
 
 

@@ -98,6 +98,19 @@ def test_links_and_files_in_documents(path):
     assert missing_sources(text) == []
 
 
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if "```" in path.read_text()], **ids)
+def test_code_blocks_on_the_site(path, monkeypatch):
+    """Each fence is a block of code there. A site that does not know one swallows what follows it."""
+    markdown = pytest.importorskip("markdown")
+    pytest.importorskip("pymdownx.superfences")
+    pytest.importorskip("latex2mathml.converter")
+    monkeypatch.syspath_prepend(ROOT / "docs/site")
+    text = path.read_text()
+    html = markdown.markdown(text, extensions=["pymdownx.superfences", "roles"])
+    assert html.count('<div class="highlight">') >= len(BLOCK.findall(text))
+    assert "```" not in html
+
+
 def test_another_shape_is_seen():
     code = "import torch\nx = torch.zeros(2, 3)  # [2, 3]: right\nx.T  # [2, 3]: wrong\n"
     assert run(code, {}) == ["x.T is [3, 2], not [2, 3]"]
