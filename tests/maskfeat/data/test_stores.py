@@ -1,5 +1,6 @@
 """Data named by URLs, in the memory of fsspec: the batches of local files, and what a store that fails costs."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from maskfeat.data import disk_cache, headers, stores
 from maskfeat.data.disk_cache import DiskCache
 from maskfeat.data.fingerprint import fingerprint
 from maskfeat.data.loader import forget_sources, make_loader
+from maskfeat.data.shards import NEAR
 from maskfeat.data.stores import StoreError, Url
 
 fsspec = pytest.importorskip("fsspec")
@@ -142,6 +144,12 @@ def test_shards(tmp_path, monkeypatch):
         batches(images(f"{url}/train-{{0..4}}.tar"))
 
 
+def test_a_label_may_be_far_from_its_picture(tmp_path):
+    samples = {f"{i}.jpg": media.jpeg(i) for i in range(4)} | {"0.bin": bytes(2 * NEAR)}
+    media.write_shard(tmp_path / "in" / "0.tar", samples | {f"{i}.cls": b"%d" % (i + 3) for i in range(4)})
+    assert_same(batches(images(put(tmp_path / "in"))), batches(images(tmp_path / "in")))
+
+
 def test_headers_of_shards_are_kept_beside_the_run(tmp_path, monkeypatch, caplog):
     url = put(shards(tmp_path / "in"))
     run = tmp_path / "run"
@@ -161,11 +169,12 @@ def test_headers_of_shards_are_kept_beside_the_run(tmp_path, monkeypatch, caplog
     assert_same(batches(recipe), right)
     assert caplog.text.count("is damaged") == 2 and "are read again" in caplog.text
     before = fingerprint(make_loader(recipe, "train", seed=0).source)
-    media.write_shard(tmp_path / "other.tar", {f"{i}.jpg": media.jpeg(i) for i in range(4)})
-    memory.pipe_file("/data/train-1.tar", (tmp_path / "other.tar").read_bytes())
+    media.write_shard(tmp_path / "in" / "train-1.tar", {f"{i}.jpg": media.jpeg(i) for i in range(4)})
+    put(tmp_path / "in")
     forget_sources()
     other = make_loader(Pretrain(data=url, image_size=16, batch_size=4, mask_ratio=1, out=str(run)), "train", seed=0)
-    assert fingerprint(other.source) != before and len(other.source) == 12
+    here = make_loader(dataclasses.replace(other.recipe, data=str(tmp_path / "in"), out=""), "train", seed=0)
+    assert fingerprint(other.source) == fingerprint(here.source) != before, "a shard that has changed is read anew"
 
 
 def test_a_store_that_fails_now_and_then_costs_no_sample(tmp_path, monkeypatch, caplog):
@@ -250,7 +259,7 @@ def test_reasons_show_no_secret():
     assert stores._reason(error) == "OSError: GET https://host/a/b.tar?... not found"
 
 
-def test_cache(tmp_path, monkeypatch):
+def test_cache(tmp_path, monkeypatch, caplog):
     """What was read comes from the disk, is checked, and is limited; a broken disk is no error."""
     monkeypatch.setenv("MASKFEAT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MASKFEAT_CACHE_GB", "0.001")
@@ -263,10 +272,12 @@ def test_cache(tmp_path, monkeypatch):
     assert not calls
     for path in (tmp_path / "cache").rglob("*"):
         if path.is_file():
-            path.write_bytes(path.read_bytes()[:-9] + b"damage..")
+            whole = path.read_bytes()
+            path.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1 << 7]) + whole[-4:])
     forget_sources()
     with pytest.raises(StoreError, match="the store is gone"):
         batches(images(url))
+    assert "is damaged after" not in caplog.text, "a broken copy is not taken for the shard"
     for wrong in ("much", "-1", "inf", ""):
         monkeypatch.setenv("MASKFEAT_CACHE_GB", wrong)
         with pytest.raises(ValueError, match="MASKFEAT_CACHE_GB must be the gigabytes of the cache"):
