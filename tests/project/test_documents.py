@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from examples import tiles
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")))
 BLOCK = re.compile(r"^```(\S*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -109,6 +111,12 @@ def test_code_blocks_on_the_site(path, monkeypatch):
     html = markdown.markdown(text, extensions=["pymdownx.superfences", "roles"])
     assert html.count('<div class="highlight">') >= len(BLOCK.findall(text))
     assert "```" not in html
+
+
+def test_drawings_are_what_draws_them(tmp_path):
+    tiles.main(tmp_path)
+    for path in tmp_path.iterdir():
+        assert path.read_text() == (ROOT / "docs" / path.name).read_text()
 
 
 def test_another_shape_is_seen():
