@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backend import choose_backend
-from ..checks import check_range_of_ids, check_tensor, check_token_ids
+from ..checks import check_companion, check_range_of_ids, check_tensor, check_token_ids
 from ..interchange import Array, through_tensors
 from ..library import needs_autograd
 from ..scalars import at_least
@@ -23,13 +23,18 @@ TAKEN = (*DTYPES, *WHOLE)
 
 
 @overload
-def fused_hog(x: Tensor, spec: HogSpec = ..., *, backend: str = ..., **changes: Any) -> Tensor: ...
+def fused_hog(
+    x: Tensor, spec: HogSpec = ..., *, mask: Tensor | None = ..., backend: str = ..., **changes: Any
+) -> Tensor: ...
 @overload
-def fused_hog(x: Array, spec: HogSpec = ..., *, backend: str = ..., **changes: Any) -> Any: ...
+def fused_hog(
+    x: Array, spec: HogSpec = ..., *, mask: Array | None = ..., backend: str = ..., **changes: Any
+) -> Any: ...
 def fused_hog(
     x: Any,  # [..., C, H, W]
     spec: HogSpec = MASKFEAT,
     *,
+    mask: Any = None,  # [H, W] or [..., H, W], bool
     backend: str = "auto",
     **changes: Any,
 ) -> Any:  # [..., C, bins, H // cell_h, W // cell_w] for MASKFEAT; see below
@@ -52,6 +57,9 @@ def fused_hog(
             and uint16, which are copied: 16 bits to float64, the others to bytes. Any array with ``__dlpack__`` (CuPy,
             JAX, NumPy) is taken too, and gives an array of its kind on its device.
         spec: a :class:`HogSpec`; ``changes`` are changes to it, as in ``fused_hog(x, bins=12)``.
+        mask: the pixels that vote, bool, ``[H, W]`` for all images or ``[..., H, W]`` with the leading axes of ``x``
+            before its channels. A pixel outside it casts no vote, but the gradients of its neighbours still read its
+            value. The "mean" of a cell is over all of its pixels. There are no kernels for it: "auto" is "reference".
         backend: "auto", or one of ``available_backends(x.device)``.
 
     Returns:
@@ -69,25 +77,29 @@ def fused_hog(
         flat pixels and where ``clip`` cuts.
 
     Raises:
-        TypeError: ``x`` is not a tensor or array, or not of a dtype above; an unknown option.
-        ValueError: fewer than two axes; an image smaller than a block; no channel to choose from; a Gaussian window
-            that does not tile the image; an unknown or unavailable backend. Backends of a GPU have no arithmetic
-            "skimage", and "cuda" refuses tables beyond the memory of its kernels. For MASKFEAT these are more than 256
-            bins, or a window of more than 256 pixels.
+        TypeError: ``x`` or ``mask`` is not a tensor or array, or not of a dtype above; an unknown option.
+        ValueError: fewer than two axes; a mask of another shape or device, or with a backend but "reference"; an image
+            smaller than a block; no channel to choose from; a Gaussian window that does not tile the image; an unknown
+            or unavailable backend. Backends of a GPU have no arithmetic "skimage", and "cuda" refuses tables beyond the
+            memory of its kernels. For MASKFEAT these are more than 256 bins, or a window of more than 256 pixels.
 
     Source: Wei et al., Masked Feature Prediction for Self-Supervised Visual Pre-Training, CVPR 2022; Dalal and Triggs,
     Histograms of Oriented Gradients for Human Detection, CVPR 2005.
     """
     if not isinstance(x, Tensor):
-        return through_tensors(lambda x: fused_hog(x, spec, backend=backend, **changes), x=x)
+        arrays = {"x": x} if mask is None else {"x": x, "mask": mask}
+        return through_tensors(lambda x, mask=None: fused_hog(x, spec, mask=mask, backend=backend, **changes), **arrays)
     spec = with_changes(spec, changes)
     check_images(x, spec)
+    if mask is not None:
+        _check_mask(mask, x, backend)
+        backend = "reference"
     backend = choose_backend(x.device, backend)
     if spec.arithmetic == "opencv":
         warn_of_unit_range(x.float() if x.dtype == torch.bool else x)
-    if x.dtype in WHOLE:
-        return hog(as_pixels(x, spec), spec, None, backend).float()
-    return hog(x, spec, None, backend)
+    pixels = as_pixels(x, spec) if x.dtype in WHOLE else x
+    result = hog(pixels, spec, None, backend) if mask is None else reference.hog(pixels, spec, mask=mask)
+    return result.float() if x.dtype in WHOLE else result
 
 
 @overload
@@ -311,6 +323,15 @@ def check_images(x: Tensor, spec: HogSpec) -> None:
     window = spec.gaussian_window
     if window and (height % window or width % window):
         raise ValueError(f"gaussian_window {window} does not tile an image of {height} x {width} pixels")
+
+
+def _check_mask(mask: Tensor, x: Tensor, backend: str) -> None:
+    check_companion("mask", mask, torch.bool, "x", x)
+    shapes = x.shape[-2:], (*x.shape[:-3], *x.shape[-2:])
+    if mask.shape not in shapes:
+        raise ValueError(f"mask must be [H, W] or [..., H, W] of x, {shapes[1]}, got shape {tuple(mask.shape)}")
+    if backend not in ("auto", "reference"):
+        raise ValueError(f"a mask needs backend 'reference', got {backend!r}: the others have no kernels for it")
 
 
 def _check_patches(x: Tensor, patch_size: int, spec: HogSpec) -> int:

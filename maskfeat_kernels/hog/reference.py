@@ -19,6 +19,7 @@ def hog(
     spec: HogSpec,
     region: Region | None = None,  # the image, if None
     axes: tuple[CellAxis, CellAxis] | None = None,  # those of the spec, if None
+    mask: Tensor | None = None,  # [..., region.height, region.width] bool: the pixels that vote, if not all
 ) -> Tensor:  # [..., (C unless channels are "strongest"), *block_shape(spec, region)]
     """Histograms of oriented gradients; see :func:`maskfeat_kernels.fused_hog`."""
     region = whole(spec, *x.shape[-2:]) if region is None else region
@@ -27,7 +28,11 @@ def hog(
     gx, gy = gradient(rounded_sqrt(x) if spec.sqrt else x, spec.gradient, region)
     if spec.channels == "strongest":
         gx, gy = strongest_channel(gx, gy, region.tie_column, spec.arithmetic == "skimage")
-    cells = cell_sums(dense_votes(gx, gy, spec), axes, region)
+    votes = dense_votes(gx, gy, spec)
+    if mask is not None:
+        mask = mask.unsqueeze(-3) if spec.channels == "each" and x.ndim > 2 else mask
+        votes = torch.where(mask.unsqueeze(-3), votes, 0)
+    cells = cell_sums(votes, axes, region)
     return lay_out(normalise(blocks_of(cells, axes, region), spec), spec)
 
 

@@ -30,6 +30,19 @@ void votes_of_plane(const ImageView& image, const Channels& channels, const Bloc
                                 : compute_votes<float>(image, channels, plan, plane, to, begin, end);
 }
 
+// Asks for the votes of a window that comes next. Its rows lie too far apart for the processor to foresee them.
+template <typename T>
+inline void prefetch_window(const PlaneVotes& votes, const Region& window) {
+  constexpr int64_t kLine = kCacheLine / sizeof(T);
+  const int64_t first = window.top - votes.region.top, left = window.left - votes.region.left;
+  for (int64_t y = first; y < first + window.height; ++y)
+    for (int64_t x = left; x < left + window.width + kLine; x += kLine) {
+      const T* const vote = static_cast<const T*>(votes.votes) + 2 * y * votes.pitch + x;
+      __builtin_prefetch(vote), __builtin_prefetch(vote + votes.pitch);
+      __builtin_prefetch(static_cast<const T*>(votes.bins) + y * votes.pitch + x);
+    }
+}
+
 // The windows at the corners [begin, end) of a plane. `votes` is null where each window computes its own.
 template <typename T>
 void compute_windows(const ImageView& image, const Channels& channels, const BlockPlan& plan, const Corners& corners,
@@ -39,6 +52,7 @@ void compute_windows(const ImageView& image, const Channels& channels, const Blo
   BlockTile<T> tile(image, channels, own, count);
   for (int64_t n = begin; n < end; ++n) {
     own.region = corners.window(plan, plane, n);
+    if (votes && n + 1 < end) prefetch_window<T>(*votes, corners.window(plan, plane, n + 1));
     T* const to = out + corners.place(plane, n) * plan.size();
     for (int64_t block = 0; block < across; block += count) {
       const int64_t blocks = std::min(count, across - block), left = block * stride;
