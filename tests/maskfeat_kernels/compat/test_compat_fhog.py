@@ -195,3 +195,24 @@ def test_takes_arrays_and_images_without_channels():
     out = fhog(image, variant="vlfeat")
     assert isinstance(out, np.ndarray) and out.shape == (31, 4, 5)
     assert np.array_equal(out, fhog(torch.from_numpy(image)[None], variant="vlfeat").numpy())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("variant", ["dlib", "vlfeat"])
+def test_under_transforms(compiled_backend, variant):
+    """torch.compile without a graph break, torch.export, and vmap give what a plain call does."""
+    x = moved(torch.from_numpy(np.stack([waves(33, 40), waves(40, 33).T])[:, None].repeat(3, 1)), compiled_backend)
+
+    def features(x):
+        return 2 * fhog(x, 4, variant, backend=compiled_backend)
+
+    class Features(torch.nn.Module):
+        def forward(self, x):
+            return features(x)
+
+    want = features(x)
+    compiled = torch.compile(features, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), want, rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.export.export(Features(), (x,)).module()(x), want, rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.func.vmap(features)(x), want, rtol=0, atol=1e-6)
