@@ -55,8 +55,8 @@ def fused_hog_at(
 
     Returns:
         The leading axes of ``x``, N, then C unless channels are "strongest", then what :func:`fused_hog` returns for an
-        image of ``size``. Backends "cpu", "cuda" and "triton" have the bits of their :func:`fused_hog` of a spec which
-        is not of the MASKFEAT family. It is float64 for float64 images, else float32, and differentiable once.
+        image of ``size``. "cpu" has the bits of its :func:`fused_hog`, but for the MASKFEAT family, which has kernels
+        of its own there. The result is float64 for float64 images, else float32, and differentiable once.
 
     Raises:
         TypeError: ``x`` or ``points`` is not a tensor or array, or not of a dtype above; an unknown option.
