@@ -144,11 +144,13 @@ def shown_url(text: str) -> str:
     """A URL for messages, without what may be a secret: a user with a password, and all that comes after ``?``."""
     if not is_url(text):
         return text
-    return re.sub(r"^([^/]*//)[^/@]*@", r"\1", re.sub(r"\?.*=.*", "?...", text, flags=re.DOTALL))
+    return re.sub(r"^([^/]*//)[^/]*@", r"\1", re.sub(r"\?.*=.*", "?...", text, flags=re.DOTALL))
 
 
 def check_url(name: str, text: str) -> None:
-    """ValueError for a URL that holds credentials, which would be written into logs and recipes."""
+    """ValueError for a URL of nothing, or one with credentials, which would be written into logs and recipes."""
+    if is_url(text) and not text.partition("://")[2].strip("/"):
+        raise ValueError(f"{name} must say what is read after '://', got {text!r}")
     secret = re.search(r"://[^/]*@|[?&][^=&]*(sig|token|key|secret|credential|password|auth|policy)[^=&]*=", text, re.I)
     if is_url(text) and secret:
         raise ValueError(

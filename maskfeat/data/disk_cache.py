@@ -4,6 +4,7 @@ import hashlib
 import logging
 import math
 import os
+import uuid
 import zlib
 from contextlib import suppress
 from functools import lru_cache
@@ -47,6 +48,7 @@ class DiskCache:
     def __init__(self, folder: Path, limit: int):
         self.folder, self.limit = folder, limit
         self.written = limit  # so that the first copy looks at what is there
+        self.is_full = False
 
     def _path(self, key: str) -> Path:
         name = hashlib.sha256(os.fsencode(key)).hexdigest()
@@ -67,9 +69,9 @@ class DiskCache:
 
     def put(self, key: str, data: bytes) -> None:
         path, size = self._path(key), len(data) + 4
-        if size > self.limit // SHARE:
+        if self.is_full or size > self.limit // SHARE:
             return  # it would drive out many others
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # threads and machines may write the same
         try:
             if self.written + size > self.limit // SHARE:
                 self.sweep()
@@ -82,7 +84,7 @@ class DiskCache:
             with suppress(OSError):
                 partial.unlink()
             log.warning("no copy in %s (%s)", self.folder, error)
-            self.limit = 0  # once is enough to hear of it
+            self.is_full = True  # once is enough to hear of it
 
     def sweep(self) -> None:
         """Remove copies until a quarter of the limit is free, so that 16 processes may write their parts of it."""

@@ -4,11 +4,11 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import posixpath
 import re
 import tarfile
 import time
+import uuid
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -103,6 +103,7 @@ def stored_headers(shard: str, kept: str) -> Headers:
         raise FileNotFoundError(f"{shown_url(shard)} is not there")
     if size == UNKNOWN:
         raise StoreError(f"{shown_url(shard)} has no length, so that no part of it can be read; use another server")
+    kept = kept if version else ""  # another file of this size would look the same
     mark = [FORMAT, shown_url(shard), size, version]
     path = Path(kept) / f"{hashlib.sha256(shard.encode()).hexdigest()[:32]}.json"
     if kept and path.exists():
@@ -117,7 +118,7 @@ def stored_headers(shard: str, kept: str) -> Headers:
     if kept:
         with suppress(OSError):  # a folder that may only be read
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")  # every rank writes it
+            partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # every rank writes it
             partial.write_text(json.dumps([mark, headers.damage, headers.members]))
             partial.replace(path)
     return headers

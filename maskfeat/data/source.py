@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ..keys import is_url, shown_url
+from ..keys import check_url, is_url, shown_url
 from . import ahead
 from .augment import Frames
 from .bands import of_picture, size_in_memory
@@ -102,12 +102,14 @@ def _classes(train_data: str, suffixes: tuple[str, ...]) -> list[str]:
 def find(data: str, split: str, own_split: bool = False) -> AnyPath | list[AnyPath]:
     """The folder, list file or shards of a split."""
     candidates = []
-    data = str(path_of(data)) if is_url(data) else data
+    if is_url(data):
+        check_url("data", data)
+        data = str(path_of(data))
     for name in SPLITS[split]:
         if "{split}" in data:
             candidates.append(data.replace("{split}", name))
         elif not data.endswith(".tar"):
-            candidates += [f"{data}/{name}{suffix}" for suffix in (*LISTS, "")]
+            candidates += [f"{data.rstrip('/')}/{name}{suffix}" for suffix in (*LISTS, "")]
     if (split == "train" or own_split) and "{split}" not in data:
         candidates.append(data)
     for candidate in candidates:

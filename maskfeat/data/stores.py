@@ -61,7 +61,7 @@ CREDENTIALS = (
     "credentials come from the environment, as AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS or HF_TOKEN; "
     "FSSPEC_S3_ANON=true reads a public bucket without"
 )
-MARKS = ("ETag", "etag", "generation", "blob_id", "LastModified", "mtime", "created")
+MARKS = ("ETag", "etag", "generation", "blob_id", "LastModified", "Last-Modified", "mtime", "created")
 """What stores say of a file that distinguishes it from another one of its name; the first that is there counts."""
 
 MISSING, UNKNOWN = -1, -2
@@ -162,7 +162,7 @@ def _status(error: BaseException | None) -> int:
 
 def _reason(error: Exception) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    text = re.sub(r"([a-z0-9+]+://)[^\s/@'\"]+@", r"\1", text)
+    text = re.sub(r"([a-z0-9+]+://)[^\s/'\"]+@", r"\1", text)
     return re.sub(r"([a-z0-9+]+://[^\s?'\")]+)\?[^\s'\")]+", r"\1?...", text)
 
 
@@ -203,10 +203,12 @@ def _filesystem(url: str) -> tuple[Any, str]:
         if PACKAGES[protocol] == "s3fs":  # it is tried again here, where it is said
             said = conf.get(protocol, {}).get("config_kwargs", {})
             options["config_kwargs"] = {**said, "retries": {"max_attempts": 1}}
-        fs, path = fsspec.url_to_fs(url, **options)
+        # Not url_to_fs, to which a name with "::" in it is a chain of file systems.
+        kind = fsspec.get_filesystem_class(protocol)
+        fs = fsspec.filesystem(protocol, **{**kind._get_kwargs_from_urls(url), **options})
     except ImportError as error:
         raise _needs(url, error) from None
-    return fs, str(path)
+    return fs, str(kind._strip_protocol(url))
 
 
 def file_sizes(paths: list[str]) -> list[int]:  # [N]

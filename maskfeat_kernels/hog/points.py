@@ -77,6 +77,8 @@ def fused_hog_at(
     block_h, block_w = spec.block_size
     if height < block_h or width < block_w:
         raise ValueError(f"size must be at least a block of {block_h} x {block_w} pixels, got {size!r}")
+    if max(height, width) >= 2**31:
+        raise ValueError(f"size must be below 2^31 pixels, got {size!r}")
     if spec.gaussian_window:
         raise ValueError(f"gaussian_window is tiled over an image and has no place at points: {spec.gaussian_window}")
     if isinstance(points, Tensor) and points.dtype == torch.int32:

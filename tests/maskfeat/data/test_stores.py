@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import media
@@ -110,6 +111,31 @@ def test_lists(tmp_path, caplog):
         batches(images(tmp_path), "val")
 
 
+@pytest.mark.parametrize("name", ["a b", "a#b", "a?b=c", "a%20b", "ü", "a*[1]"])
+def test_names_of_files_mean_nothing(name):
+    memory.pipe_file(f"/data/{name}.jpg", media.jpeg(1))
+    assert stores.read(f"memory://data/{name}.jpg", 0, stores.UNKNOWN) == media.jpeg(1)
+    assert stores.file_sizes([f"memory://data/{name}.jpg"]) == [len(media.jpeg(1))]
+
+
+def test_a_name_with_colons_is_no_chain_of_stores():
+    pytest.importorskip("s3fs")
+    assert stores._filesystem("s3://bucket/std::map.jpg")[1] == "bucket/std::map.jpg"
+
+
+@pytest.mark.parametrize("data", ["s3:", "s3:/", "./s3://"])
+def test_a_local_folder_may_be_named_as_a_store(tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    media.image_folder(Path("s3:"), each=2)
+    assert_same(batches(images(data)), batches(images(tmp_path / "s3:")))
+
+
+@pytest.mark.parametrize("data", ["s3://", "memory:///"])
+def test_a_url_of_nothing(data):
+    with pytest.raises(ValueError, match=f"data must say what is read after '://', got '{data}'"):
+        images(data)
+
+
 def test_videos(tmp_path):
     for i in range(2):
         media.write_video(tmp_path / "clips" / "train" / f"run{i}" / f"{i}.mp4", frames=20 + i)
@@ -177,6 +203,25 @@ def test_headers_of_shards_are_kept_beside_the_run(tmp_path, monkeypatch, caplog
     assert fingerprint(other.source) == fingerprint(here.source) != before, "a shard that has changed is read anew"
 
 
+@pytest.mark.parametrize("mark", ["Last-Modified", ""])
+def test_another_shard_of_the_same_size_is_read_anew(tmp_path, monkeypatch, mark):
+    """A server of HTTP may say the time of a change alone, or nothing."""
+    info = type(memory).info
+
+    def of_server(fs, path):
+        found = info(fs, path)
+        created = str(found.pop("created", ""))
+        return {**found, mark: created} if mark else found
+
+    monkeypatch.setattr(type(memory), "info", of_server)
+    for name in ("a", "b"):
+        media.write_shard(tmp_path / "in.tar", {f"{name}.jpg": media.jpeg(1)})
+        memory.pipe_file("/data/in.tar", (tmp_path / "in.tar").read_bytes())
+        found = headers.stored_headers("memory://data/in.tar", str(tmp_path / "kept"))
+        assert [member.path for member in found.members] == [f"{name}.jpg"]
+    assert (tmp_path / "kept").exists() == bool(mark)
+
+
 def test_a_store_that_fails_now_and_then_costs_no_sample(tmp_path, monkeypatch, caplog):
     """Errors, answers that are cut off, and both in a row: no sample is lost, none comes twice."""
     caplog.set_level(logging.INFO)
@@ -241,6 +286,7 @@ def test_what_is_not_there_or_no_data(tmp_path, monkeypatch):
     "url",
     [
         "s3://AKIA:hunter2@bucket/x",
+        "s3://me:hunter1@hunter2@bucket/x",
         "https://user@host/train-{0..9}.tar",
         "https://host/0.tar?X-Amz-Signature=hunter2&Expires=1",
         "https://host/0.tar?a=1&sv=2&sig=hunter2",
@@ -255,7 +301,7 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(url):
 
 
 def test_reasons_show_no_secret():
-    error = OSError("GET https://me:pw@host/a/b.tar?X-Amz-Signature=abc&x=1, not found")
+    error = OSError("GET https://me:p@w@host/a/b.tar?X-Amz-Signature=abc&x=1, not found")
     assert stores._reason(error) == "OSError: GET https://host/a/b.tar?... not found"
 
 
@@ -295,6 +341,9 @@ def test_the_cache_forgets_what_was_used_longest_ago(tmp_path, caplog):
     assert cache.get("0") and cache.get("199") == b"x" * 900 and cache.get("1") is None
     cache.put("large", b"x" * 1001)
     assert cache.get("large") is None
+    with ThreadPoolExecutor(8) as pool:  # the same copy, at the same time
+        list(pool.map(lambda i: cache.put(f"same {i % 2}", b"x" * 900), range(2000)))
+    assert "no copy in" not in caplog.text and cache.get("same 0") == b"x" * 900
     (tmp_path / "file").write_text("")
     broken = DiskCache(tmp_path / "file", 64_000)
     broken.put("0", b"x")

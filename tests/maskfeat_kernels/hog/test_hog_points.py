@@ -138,6 +138,8 @@ def test_arrays_give_arrays():
     ({"points": torch.zeros(3, 4, 2, dtype=torch.int64)}, ValueError, r"leading axes of x, \(2,\)"),
     ({"points": torch.zeros(1, 2, dtype=torch.int64, device="meta")}, ValueError, "points must be on the device of x"),
     ({"size": (8, 7)}, ValueError, "size must be at least a block of 8 x 8 pixels"),
+    ({"size": (8, 2**31)}, ValueError, "size must be below 2\\^31 pixels"),
+    ({"size": 2**70}, ValueError, "size must be below 2\\^31 pixels"),
     ({"size": 8.5}, TypeError, "size must be an int"),
     ({"size": (8, 8, 8)}, ValueError, "size must be an int or"),
     ({"gaussian_window": 16}, ValueError, "gaussian_window is tiled over an image"),
