@@ -103,6 +103,7 @@ format: $(INSTALLED)  ## put the sources into the format that lint asks for
 # A wheel is of one kind whatever machine builds it. On Linux auditwheel names the oldest C library that the wheel runs with. It leaves out torch's libraries, which the
 # installed torch brings.
 wheel: export MASKFEAT_BUILD := $(subst auto,cpu,$(MASKFEAT_BUILD))
+wheel: export MASKFEAT_CUDA_ARCHS := $(subst native,all,$(MASKFEAT_CUDA_ARCHS))
 wheel: $(INSTALLED)  ## build into dist/ a wheel that needs no compiler: MASKFEAT_BUILD=cpu, or cuda
 	@rm -rf build/lib* build/bdist* build/wheel
 	$(PY) -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .

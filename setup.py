@@ -8,8 +8,9 @@ plain torch and Triton backends). A requested build that cannot be done fails. a
 where a CUDA toolkit can compile them; where none can, the package says why when it is asked for its CUDA backend. No
 GPU is needed. The version of a build with "cuda" names the toolkit, as 0.1.0+cu130, so that its wheels are told apart.
 
-MASKFEAT_CUDA_ARCHS="80 90" chooses the architectures; native are those of the GPUs of this machine, or, where it has
-none, the one that is compiled fastest. MAX_JOBS limits how many compilers run at once.
+CUDA kernels are compiled for the GPUs of this machine, and where it has none for all architectures of CUDA_ARCHS.
+MASKFEAT_CUDA_ARCHS="80 90" chooses others, and all those of CUDA_ARCHS; native is, where there is no GPU, the one that
+is compiled fastest. MAX_JOBS limits how many compilers run at once.
 """
 
 import importlib.util
@@ -107,11 +108,13 @@ def find_toolkit() -> Toolkit:
 
 
 def choose_archs(known: list[str], nvcc: Path) -> list[str]:
-    """What MASKFEAT_CUDA_ARCHS asks for, else those of CUDA_ARCHS that ``nvcc`` knows; raises Unusable for others."""
+    """What MASKFEAT_CUDA_ARCHS asks for; raises Unusable for what ``nvcc`` does not know."""
     wanted = os.environ.get("MASKFEAT_CUDA_ARCHS", "").split()
-    if wanted == ["native"]:
-        wanted = [arch for arch in gpus() if arch in known] or [FASTEST_ARCH]
-    wanted = wanted or [arch for arch in CUDA_ARCHS if arch in known] or list(CUDA_ARCHS)
+    every = [arch for arch in CUDA_ARCHS if arch in known] or list(CUDA_ARCHS)
+    if wanted in ([], ["native"]):
+        wanted = [arch for arch in gpus() if arch in known] or ([FASTEST_ARCH] if wanted else every)
+    elif wanted == ["all"]:
+        wanted = every
     for arch in wanted:
         if re.sub("[af]$", "", arch) not in known:  # 90a is 90 with what only that GPU has
             raise Unusable(f"{nvcc} compiles for {', '.join(known) or 'nothing'}, not for {arch}")

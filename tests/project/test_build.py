@@ -106,9 +106,12 @@ def test_a_toolkit_is_found_beside_the_nvcc_of_the_path(build, nvcc, monkeypatch
     assert build.find_toolkit().home == tmp_path / "cuda"
 
 
+ALL_ARCHS = ["75", "80", "90", "100", "120"]
+
+
 @pytest.mark.parametrize(
     "asked, archs",
-    [("90", ["90"]), ("100 80", ["80", "100"]), ("90a", ["90a"]), ("", ["75", "80", "90", "100", "120"])],
+    [("90", ["90"]), ("100 80", ["80", "100"]), ("90a", ["90a"]), ("", ALL_ARCHS), ("all", ALL_ARCHS)],
 )
 def test_architectures_can_be_chosen(build, nvcc, monkeypatch, asked, archs):
     nvcc("13.0")
@@ -123,16 +126,17 @@ def test_an_architecture_that_the_toolkit_does_not_know_is_named(build, nvcc, mo
     assert why(build) == f"{path} compiles for 75, 80, 86, 90, 100, 120, not for {asked.split()[-1]}"
 
 
+@pytest.mark.parametrize("asked, without", [("native", ["80"]), ("", ALL_ARCHS)])
 @pytest.mark.parametrize(
     "printed, archs",
-    [("9.0\n9.0", ["90"]), ("12.0\n8.6", ["86", "120"]), ("7.0", ["80"]), ("[N/A]", ["80"]), (None, ["80"])],
+    [("9.0\n9.0", ["90"]), ("12.0\n8.6", ["86", "120"]), ("7.0", None), ("[N/A]", None), (None, None)],
 )
-def test_a_build_in_place_is_for_the_gpus_of_the_machine(build, nvcc, monkeypatch, tmp_path, printed, archs):
+def test_a_build_is_for_the_gpus_of_the_machine(build, nvcc, monkeypatch, tmp_path, printed, archs, asked, without):
     nvcc("13.0")
-    monkeypatch.setenv("MASKFEAT_CUDA_ARCHS", "native")
+    monkeypatch.setenv("MASKFEAT_CUDA_ARCHS", asked)
     if printed is not None:
         script(tmp_path / "path" / "nvidia-smi", f"printf '{printed}\\n'")
-    assert build.find_toolkit().archs == archs
+    assert build.find_toolkit().archs == (archs or without)
 
 
 class Compiler:
