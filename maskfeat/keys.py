@@ -151,8 +151,9 @@ def check_url(name: str, text: str) -> None:
     """ValueError for a URL of nothing, or one with credentials, which would be written into logs and recipes."""
     if is_url(text) and not text.partition("://")[2].strip("/"):
         raise ValueError(f"{name} must say what is read after '://', got {text!r}")
-    secret = re.search(r"://[^/]*@|[?&][^=&]*(sig|token|key|secret|credential|password|auth|policy)[^=&]*=", text, re.I)
-    if is_url(text) and secret:
+    container = re.sub(r"^(abfss?|az)://[^/@:]+@", r"\1://", text, flags=re.IGNORECASE)  # of Azure, before its account
+    words = "sig|token|key|secret|credential|password|auth|policy"
+    if is_url(text) and re.search(rf"://[^/]*@|[?&][^=&]*({words})[^=&]*=", container, re.IGNORECASE):
         raise ValueError(
             f"{name} must have no credentials in it, got {shown_url(text)!r}; they belong in the environment, as "
             "AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS or HF_TOKEN"

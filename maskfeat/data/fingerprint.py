@@ -14,7 +14,7 @@ import numpy as np
 from ..keys import is_url
 from .shards import Shards
 from .source import DecodedOnce, Files
-from .stores import THREADS, file_sizes, read
+from .stores import THREADS, file_statuses, read
 
 PART = 1000
 """Files whose sizes a thread asks for, one after the other: a file server takes its time for each."""
@@ -66,7 +66,7 @@ def _add_files(digest: Any, paths: list[bytes], in_stores: "list[int] | None" = 
         sizes = [size for part in pool.map(_sizes, parts) for size in part]
     if any(b"://" in path for path in paths):
         names = list(map(os.fsdecode, paths))
-        for i, size in enumerate(in_stores or file_sizes(names)):
+        for i, size in enumerate(in_stores or [status.size for status in file_statuses(names)]):
             sizes[i] = size if is_url(names[i]) else sizes[i]
     digest.update(b"\0".join(path[len(folder) :] for path in paths))
     digest.update(np.array(sizes, "<i8").tobytes())

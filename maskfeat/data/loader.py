@@ -106,13 +106,16 @@ class Loader:
         )
         # A worker must not free garbage of this process. A process group or a decoder joins its threads when it is
         # freed, and a worker would wait for ever: it is forked without them.
+        # The caller may have frozen objects too, and these stay so.
+        were_frozen = gc.get_freeze_count()
         gc.freeze()
         try:
             batches = iter(loader)
         except OSError as error:  # of starting the workers: the semaphores of their queues are in shared memory too
             raise OSError(f"{processes.SHARED_MEMORY} ({error})") if error.errno == errno.ENOSPC else error from None
         finally:
-            gc.unfreeze()
+            if not were_frozen:
+                gc.unfreeze()
         try:
             while True:
                 try:

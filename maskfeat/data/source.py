@@ -30,7 +30,7 @@ from .folders import walk
 from .images import IMAGES, read_image
 from .lists import LISTS, numbered, read_list
 from .shards import Shards
-from .stores import MISSING, UNKNOWN, AnyPath, Url, file_sizes, no_bucket, path_of, read
+from .stores import MISSING, UNKNOWN, AnyPath, Url, file_statuses, no_bucket, path_of, read
 from .videos import VIDEOS, read_clips
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def expand(pattern: str) -> list[AnyPath]:
     names = [pattern.replace(match[0], f"{number:0{len(match[1])}}") for number in numbers]
     shards = [path_of(name) for name in names]
     if is_url(pattern):
-        missing = [shard for shard, size in zip(shards, file_sizes(names), strict=True) if size == MISSING]
+        missing = [shard for shard, (size, _) in zip(shards, file_statuses(names), strict=True) if size == MISSING]
     else:
         missing = [shard for shard in shards if not shard.is_file()]
     if 0 < len(missing) < len(shards):
@@ -235,8 +235,11 @@ class Files:
         self.labels = None if labels is None else np.array(labels)
         self.times = None if times is None else np.array(times)
         self.classes = 0 if labels is None else max(labels) + 1
-        # Of files in stores alone: so many bytes have to come.
-        self.sizes = np.array(file_sizes(paths)) if any("://" in path for path in paths) else None
+        # Of files in stores alone: so many bytes have to come, and of this version.
+        self.sizes = self.versions = None
+        if any("://" in path for path in paths):
+            sizes, versions = zip(*file_statuses(paths), strict=True)
+            self.sizes, self.versions = np.array(sizes), np.array(versions)
 
     @property
     def in_stores(self) -> bool:
@@ -259,6 +262,7 @@ class Files:
         some.labels = None if self.labels is None else self.labels[chosen]
         some.times = None if self.times is None else self.times[chosen]
         some.sizes = None if self.sizes is None else self.sizes[chosen]
+        some.versions = None if self.versions is None else self.versions[chosen]
         return some
 
     def read(self, index: int, choose: Choose | None) -> tuple[list[Frames], int | None]:
@@ -275,11 +279,11 @@ class Files:
 
     def fetch(self, group: Sequence[int]) -> list[bytes]:
         """The bytes of a file in a store."""
-        assert self.sizes is not None
+        assert self.sizes is not None and self.versions is not None
         [index] = group
         path, size = os.fsdecode(self.paths[index]), int(self.sizes[index])
         try:
-            return [read(path, 0, UNKNOWN if size == MISSING else size)]
+            return [read(path, 0, UNKNOWN if size == MISSING else size, str(self.versions[index]))]
         except FileNotFoundError as error:
             raise Unreadable(self.name(index), f"FileNotFoundError: {error}") from error
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ..keys import check_url, is_url, shown_url
 from .disk_cache import cache
@@ -81,13 +81,13 @@ class ShortRead(OSError):
 def read(url: str, start: int, size: int, version: str = "") -> bytes:  # [size]
     """``size`` bytes of a file from byte ``start`` on; all there are from there on where ``size`` is UNKNOWN.
 
-    version: what distinguishes this file from another one that was there, for the cache.
+    version: what distinguishes this file from another one that was there. The cache keeps nothing without.
 
     Raises FileNotFoundError if it is not there, else StoreError.
     """
     if not size:
         return b""
-    kept = cache() if size > 0 else None
+    kept = cache() if size > 0 and version else None
     key = f"{url}\n{version}\n{start}\n{size}"
     data = kept.get(key) if kept else None
     if data is None:
@@ -211,39 +211,48 @@ def _filesystem(url: str) -> tuple[Any, str]:
     return fs, str(kind._strip_protocol(url))
 
 
-def file_sizes(paths: list[str]) -> list[int]:  # [N]
-    """Bytes of files in stores; MISSING or UNKNOWN. Folders of which many files are asked for are listed instead."""
+class Status(NamedTuple):
+    """The bytes of a file, MISSING or UNKNOWN; and what distinguishes it from another one of its name, or ""."""
+
+    size: int
+    version: str
+
+
+def _of_info(info: dict[str, Any]) -> Status:
+    size = info.get("size")
+    version = next((str(info[mark]) for mark in MARKS if info.get(mark)), "")
+    return Status(UNKNOWN if size is None else int(size), version)
+
+
+def file_statuses(paths: list[str]) -> list[Status]:  # [N]
+    """Of files in stores. Folders of which many files are asked for are listed instead."""
     folders: dict[str, list[str]] = defaultdict(list)
     paths, all_paths = list(filter(is_url, paths)), paths
     for path in paths:
         folders[path.rpartition("/")[0]].append(path)
     with ThreadPoolExecutor(THREADS) as pool:
-        listings = pool.map(_sizes_in, folders, map(len, folders.values()))
-        known = {path: size for listing in listings for path, size in listing.items()}
-        single = [path for path in paths if known.get(path, UNKNOWN) == UNKNOWN and not _is_listed(path, known)]
-        known |= dict(zip(single, pool.map(_size, single), strict=True))
-    return [known.get(path, MISSING) for path in all_paths]
+        listings = dict(zip(folders, pool.map(_statuses_in, folders, map(len, folders.values())), strict=True))
+        known = {path: status for listing in listings.values() for path, status in listing.items()}
+        single = [path for path in paths if path not in known and not listings[path.rpartition("/")[0]]]
+        known |= dict(zip(single, pool.map(_status_of, single), strict=True))
+    return [known.get(path, Status(MISSING, "")) for path in all_paths]
 
 
-def _is_listed(path: str, known: dict[str, int]) -> bool:
-    """Whether a folder was listed with the sizes of its files, so that a file that is not in it is not there."""
-    return known.get(path.rpartition("/")[0] + "/", UNKNOWN) >= 0
-
-
-def _sizes_in(folder: str, asked: int) -> dict[str, int]:
-    """Sizes of the files of a folder by their URLs, and a number under that of the folder; {} if they are too few."""
+def _statuses_in(folder: str, asked: int) -> dict[str, Status]:
+    """Of the files of a folder, by their URLs; {} if too few are asked for, or if it is not listed with their sizes."""
     if asked <= 4:
         return {}
     try:
         entries = Url(folder).entries()
     except StoreError:  # that lists nothing, and may still give the files
         return {}
-    sizes = {f"{folder}/{name}": size for name, size in entries.items()}
-    return sizes if UNKNOWN in sizes.values() else {**sizes, folder + "/": len(sizes)}
+    if any(status.size == UNKNOWN for status in entries.values()):
+        return {}
+    return {f"{folder}/{name}": status for name, status in entries.items()}
 
 
-def _size(url: str) -> int:
-    return Url(url).status()[0]
+def _status_of(url: str) -> Status:
+    return Url(url).status()
 
 
 @dataclass(frozen=True, order=True)
@@ -298,12 +307,9 @@ class Url:
         except FileNotFoundError:
             return {}
 
-    def status(self) -> tuple[int, str]:
-        """The size of a file, MISSING or UNKNOWN; and what distinguishes it from another of this name."""
+    def status(self) -> Status:
         info = self.info()
-        if info.get("type", "") != "file":
-            return MISSING, ""
-        return _of_info(info), next((str(info[mark]) for mark in MARKS if info.get(mark)), "")
+        return _of_info(info) if info.get("type", "") == "file" else Status(MISSING, "")
 
     def exists(self) -> bool:
         return bool(self.info())
@@ -316,8 +322,8 @@ class Url:
         info = self.info()
         return info.get("type") == "directory" or _is_index(self.text, info)
 
-    def entries(self) -> dict[str, int]:
-        """Names and sizes of the files of a folder, UNKNOWN where they are not listed; {} if there is no folder."""
+    def entries(self) -> dict[str, Status]:
+        """The files of a folder by their names; {} if there is no folder."""
         try:
             found = _tried(self.text, lambda fs, path: fs.ls(path, detail=True))
         except (FileNotFoundError, NotADirectoryError):
@@ -355,11 +361,6 @@ def _found(fs: Any, root: str) -> dict[str, Any]:
     """All files below a folder, by their paths from it on."""
     root = root.rstrip("/")
     return {path[len(root) :].lstrip("/"): info for path, info in fs.find(root, detail=True).items()}
-
-
-def _of_info(info: dict[str, Any]) -> int:
-    size = info.get("size")
-    return UNKNOWN if size is None else int(size)
 
 
 def _is_index(url: str, info: dict[str, Any]) -> bool:

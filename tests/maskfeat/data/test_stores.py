@@ -11,6 +11,7 @@ from pathlib import Path
 
 import media
 import pytest
+from PIL import Image
 from test_data import assert_same, batches, clips, images
 
 from maskfeat.config import Pretrain
@@ -20,6 +21,7 @@ from maskfeat.data.fingerprint import fingerprint
 from maskfeat.data.loader import forget_sources, make_loader
 from maskfeat.data.shards import NEAR
 from maskfeat.data.stores import StoreError, Url
+from maskfeat.keys import check_url
 
 fsspec = pytest.importorskip("fsspec")
 memory = fsspec.filesystem("memory")
@@ -115,7 +117,7 @@ def test_lists(tmp_path, caplog):
 def test_names_of_files_mean_nothing(name):
     memory.pipe_file(f"/data/{name}.jpg", media.jpeg(1))
     assert stores.read(f"memory://data/{name}.jpg", 0, stores.UNKNOWN) == media.jpeg(1)
-    assert stores.file_sizes([f"memory://data/{name}.jpg"]) == [len(media.jpeg(1))]
+    assert stores.file_statuses([f"memory://data/{name}.jpg"])[0].size == len(media.jpeg(1))
 
 
 def test_a_name_with_colons_is_no_chain_of_stores():
@@ -290,6 +292,7 @@ def test_what_is_not_there_or_no_data(tmp_path, monkeypatch):
         "https://user@host/train-{0..9}.tar",
         "https://host/0.tar?X-Amz-Signature=hunter2&Expires=1",
         "https://host/0.tar?a=1&sv=2&sig=hunter2",
+        "abfss://container:hunter2@account.dfs.core.windows.net/x",
     ],
 )
 def test_credentials_in_a_url_are_refused_and_not_repeated(url):
@@ -330,6 +333,21 @@ def test_cache(tmp_path, monkeypatch, caplog):
             disk_cache.cache()
 
 
+@pytest.mark.parametrize("files", [4, 12])  # which are asked for one by one, and listed
+def test_a_picture_that_changes_is_not_taken_from_the_cache(tmp_path, monkeypatch, files):
+    """Of the same name and size."""
+    monkeypatch.setenv("MASKFEAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MASKFEAT_CACHE_GB", "0.001")
+    for grey in (5, 200):
+        for number in range(files):
+            path = tmp_path / "in" / "train" / ("cat", "dog")[number % 2] / f"{number}.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (32, 32), grey).save(path)
+        url = put(tmp_path / "in")
+        forget_sources()
+        assert {int(picture) for batch in batches(images(url)) for picture in batch["images"].unique()} == {grey}
+
+
 def test_the_cache_forgets_what_was_used_longest_ago(tmp_path, caplog):
     cache = DiskCache(tmp_path, 64_000)
     for i in range(200):
@@ -349,3 +367,7 @@ def test_the_cache_forgets_what_was_used_longest_ago(tmp_path, caplog):
     broken.put("0", b"x")
     broken.put("1", b"x")
     assert broken.get("0") is None and caplog.text.count("no copy in") == 1
+
+
+def test_a_container_before_its_account_is_no_credential():
+    check_url("data", "abfss://container@account.dfs.core.windows.net/train")
