@@ -88,7 +88,8 @@ def is_module(name: str) -> bool:
 
 
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if python_blocks(path.read_text())], **ids)
-def test_python_in_documents(path):
+def test_python_in_documents(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # for what they write
     names: dict = {}
     assert [wrong for code in python_blocks(path.read_text()) for wrong in run(code, names)] == []
 

@@ -276,6 +276,17 @@ def test_the_neighbours_of_the_document(data, tmp_path, monkeypatch, capsys):
     assert names[::3] == table(tmp_path / "features")["name"].to_pylist()[:5]
 
 
+@pytest.mark.parametrize("page, folder", [("scale", "hog"), ("your-own-images", "features")])
+def test_the_pages_open_what_was_written(data, tmp_path, monkeypatch, page, folder):
+    maskfeat.extract("hog", str(data), tmp_path / folder, **QUICK)
+    document = (Path(__file__).parents[3] / "docs" / f"{page}.md").read_text()
+    (code,) = re.findall(r"```python no-run\n(.*?)```", document, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names.get("shape", [1]) == list(getattr(names.get("hog"), "shape", [1]))
+
+
 def test_what_has_changed_since_the_last_call_of_this_process_is_seen(data, tmp_path):
     """A picture more; and a part of which one was listed as unreadable, by a worker that died before its rows."""
     first, out = tmp_path / "first", tmp_path / "out"
