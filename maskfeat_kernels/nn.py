@@ -12,10 +12,11 @@ from .hog.spec import MASKFEAT, HogSpec
 class HOG(nn.Module):
     """:func:`maskfeat_kernels.fused_hog` as a module without parameters: ``HOG(bins=12)``, ``HOG(SKIMAGE, cell=4)``.
 
-    It takes images ``[..., C, H, W]`` of any dtype of ``fused_hog`` and returns what that returns, with its gradient.
-    It is a layer of a model, which ``torch.compile``, ``torch.export`` and ``torch.onnx.export`` take, or a transform
-    of torchvision, before or after the batch is made. In ``torchvision.transforms.v2`` a sample with labels or boxes
-    needs ``v2.Lambda(HOG(), tv_tensors.Image)``, which leaves those as they are.
+    It takes images ``[..., C, H, W]`` of any dtype of ``fused_hog``, and a mask if there is one, and returns what
+    that returns, with its gradient. It is a layer of a model, which ``torch.compile``, ``torch.export`` and
+    ``torch.onnx.export`` take, or a transform of torchvision, before or after the batch is made. In
+    ``torchvision.transforms.v2`` a sample with labels or boxes needs ``v2.Lambda(HOG(), tv_tensors.Image)``, which
+    leaves those as they are.
 
     Args:
         spec: a :class:`HogSpec`; ``changes`` are changes to it.
@@ -33,8 +34,9 @@ class HOG(nn.Module):
     def forward(
         self,
         x: Tensor,  # [..., C, H, W]
+        mask: Tensor | None = None,  # [H, W] or [..., H, W], bool: the pixels that vote
     ) -> Tensor:  # as of fused_hog: [..., C, bins, H // cell_h, W // cell_w] for MASKFEAT
-        return fused_hog(x, self.spec, backend=self.backend)
+        return fused_hog(x, self.spec, mask=mask, backend=self.backend)
 
     def extra_repr(self) -> str:
         said = dataclasses.asdict(self.spec)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from maskfeat_kernels import MASKFEAT, OPENCV, SKIMAGE, HogSpec, fused_hog
+from maskfeat_kernels.nn import HOG
 from maskfeat_kernels.testing import byte_images
 
 ONE_CELL = HogSpec(cell=4, gradient="central", norm="none")
@@ -52,6 +53,7 @@ def test_one_mask_or_one_for_each_image(spec):
     got = fused_hog(x, spec, mask=mask)
     for i in range(2):
         assert torch.equal(got[i], fused_hog(x[i], spec, mask=mask[i]))
+    assert torch.equal(HOG(spec)(x, mask), got)
     assert torch.equal(fused_hog(x, spec, mask=mask[0]), fused_hog(x, spec, mask=mask[:1].expand(2, 32, 32)))
     assert not fused_hog(x, spec, mask=torch.zeros_like(mask)).any()
 
