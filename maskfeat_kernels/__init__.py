@@ -20,6 +20,7 @@ _HOME = {
     "convert_layout": "layouts",
     "fused_hog": "hog.api",
     "fused_hog_at": "hog.points",
+    "fused_hog_scales": "hog.scales",
     "fused_hog_tokens": "hog.api",
     "fused_mask_tokens": "tokens.api",
     "fused_masked_gather": "tokens.api",

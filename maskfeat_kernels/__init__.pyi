@@ -4,6 +4,7 @@ from .backend import available_backends as available_backends
 from .hog.api import fused_hog as fused_hog
 from .hog.api import fused_hog_tokens as fused_hog_tokens
 from .hog.points import fused_hog_at as fused_hog_at
+from .hog.scales import fused_hog_scales as fused_hog_scales
 from .hog.spec import DALAL_TRIGGS as DALAL_TRIGGS
 from .hog.spec import MASKFEAT as MASKFEAT
 from .hog.spec import OPENCV as OPENCV

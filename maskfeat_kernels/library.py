@@ -87,7 +87,8 @@ def compiled(name: str) -> Callable[..., Tensor]:
             message = str(error)
         x = arguments[0]
         empty = kernel(*(y.to("meta") if isinstance(y, Tensor) else y for y in arguments))
-        x.new_empty(empty.shape, dtype=empty.dtype)
+        results = [empty] if isinstance(empty, Tensor) else empty
+        results = [x.new_empty(result.shape, dtype=result.dtype) for result in results]
         if x.is_cuda:  # it was scratch
             raise torch.OutOfMemoryError(f"CUDA out of memory. {message}")
         raise RuntimeError(message)
@@ -108,15 +109,15 @@ def why_not_compiled(device: str) -> str | None:
     return f"the extension was built without it ({_why_no_cuda}); rebuild with MASKFEAT_BUILD={device}"
 
 
-def describe(op: Op, fake: Callable[..., Tensor], meaning: Callable[..., Tensor]) -> None:
-    """Tell torch the shape of an op's result, and what the op means in plain torch.
+def describe(op: Op, fake: Callable[..., Any], meaning: Callable[..., Any]) -> None:
+    """Tell torch the shapes of an op's results, and what the op means in plain torch.
 
     ``torch.onnx.export`` puts the meaning in its place. All else finds the op as it is: fake tensors of symbolic sizes,
     which look for a meaning too, get what the fake kernel says.
     """
     overload: Any = getattr(op, "_opoverload", op)  # of an op of Triton, which is a custom_op
 
-    def traced(*arguments: Any) -> Tensor:
+    def traced(*arguments: Any) -> Any:
         # Inductor refuses to call an op that has a meaning, but only where CI is set: for PyTorch's own builds.
         if os.getenv("CI"):
             with _disable_current_modes():
@@ -124,7 +125,7 @@ def describe(op: Op, fake: Callable[..., Tensor], meaning: Callable[..., Tensor]
             FALLBACK_ALLOW_LIST.add(overload.name())
         return fake(*arguments)
 
-    def decomposition(*arguments: Any) -> Tensor:
+    def decomposition(*arguments: Any) -> Any:
         return fake(*arguments) if get_proxy_mode() is None else meaning(*arguments)
 
     torch.library.register_fake(op, traced, lib=LIBRARY)

@@ -78,6 +78,14 @@ INLINE int64_t first_half(int64_t width) {
   return half;
 }
 
+// Kahan's sum: adds, and keeps what rounding has lost.
+template <typename T>
+INLINE void add_compensated(T& sum, T& lost, T addend) {
+  const T before = sum, more = addend - lost;
+  sum = before + more;
+  lost = (sum - before) - more;
+}
+
 // x, or NaN where x is infinite.
 template <typename T>
 INLINE T finite_or_nan(T x) {

@@ -15,7 +15,23 @@ struct CellPlan {
   int64_t bins;
   int64_t cell_h, cell_w;
   int64_t gaussian_window;  // side in pixels, 0 for none
+  bool sums_only = false;   // leave out the division
 };
+
+// One of several cell sizes, from fine to coarse. A cell consists of down * across cells of the size before.
+struct Scale {
+  void* out;  // [planes, bins, rows, columns]
+  int64_t rows, columns, down, across;
+
+  int64_t size() const { return rows * columns; }
+};
+
+// Rows of the finest cells that have one row of the coarsest.
+inline int64_t band_rows(const Scale* scales, int64_t count) {
+  int64_t rows = 1;
+  for (int64_t i = 1; i < count; ++i) rows *= scales[i].down;
+  return rows;
+}
 
 // Patches of images [B, T, C, H, W], whose three leading axes are not merged. Ids [B, K] choose them on the grid of
 // whole patches, which is numbered row by row and frame by frame.

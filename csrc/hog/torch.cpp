@@ -26,6 +26,7 @@ using maskfeat::Channels;
 using maskfeat::Corners;
 using maskfeat::ImageView;
 using maskfeat::PatchView;
+using maskfeat::Scale;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -36,6 +37,13 @@ struct Cpu : maskfeat::CpuDevice {
   void cells(const ImageView& image, const CellPlan& plan, int64_t cell_rows, void* out) const {
     share(cell_rows, grain(plan.cell_h * image.width),
           [&](int64_t begin, int64_t end) { maskfeat::hog_cells_cpu(image, plan, out, begin, end); });
+  }
+
+  void scales(const ImageView& image, const CellPlan& plan, const std::vector<Scale>& scales, int64_t planes) const {
+    const int64_t count = scales.size(), band = maskfeat::band_rows(scales.data(), count);
+    share(planes * maskfeat::ceil_div(scales[0].rows, band),
+          grain(std::min(band, scales[0].rows) * plan.cell_h * image.width),
+          [&](int64_t begin, int64_t end) { maskfeat::hog_scales_cpu(image, plan, scales.data(), count, begin, end); });
   }
 
   void patches(const ImageView& image, const PatchView& patches, const CellPlan& plan, void* out) const {
@@ -126,6 +134,32 @@ Tensor hog_op(const Tensor& x, int64_t bins, int64_t cell_h, int64_t cell_w, int
   const int64_t cells = out.numel() / bins;
   if (cells > 0) device.cells(image, plan, cells / (image.width / cell_w), out.data_ptr());
   return out;
+}
+
+// `cells` has the (height, width) of each size, from fine to coarse.
+template <typename Device>
+std::vector<Tensor> hog_scales_op(const Tensor& x, int64_t bins, const std::vector<int64_t> cells,
+                                  int64_t gaussian_window) {
+  const Device device{&x};
+  const ImageView image = maskfeat::view_images(x, x.dim() - 2, true);
+  STD_TORCH_CHECK(!cells.empty() && cells.size() % 2 == 0, "cells must be (height, width) of each size");
+  CellPlan plan = read_cell_plan(image, bins, cells[0], cells[1], gaussian_window);
+  plan.sums_only = cells.size() > 2;
+  std::vector<Tensor> results;
+  std::vector<Scale> scales;
+  for (size_t i = 0; i < cells.size(); i += 2) {
+    const int64_t *cell = &cells[i], *before = i > 0 ? cell - 2 : cell;
+    STD_TORCH_CHECK(cell[0] >= 1 && cell[1] >= 1 && cell[0] % before[0] == 0 && cell[1] % before[1] == 0,
+                    "each cell must be a multiple of the one before");
+    std::vector<int64_t> size(x.sizes().begin(), x.sizes().end() - 2);
+    size.insert(size.end(), {bins, image.height / cell[0], image.width / cell[1]});
+    results.push_back(maskfeat::new_histograms(x, size));
+    scales.push_back({results.back().data_ptr(), image.height / cell[0], image.width / cell[1], cell[0] / before[0],
+                      cell[1] / before[1]});
+  }
+  if (const int64_t numbers = results[0].numel())
+    device.scales(image, plan, scales, numbers / (bins * scales[0].size()));
+  return results;
 }
 
 template <typename Device>
@@ -259,6 +293,7 @@ void register_all(Library& m) {
 
 STABLE_TORCH_LIBRARY_IMPL(maskfeat_kernels, CPU, m) {
   register_all<Cpu>(m);
+  m.impl("hog_scales", TORCH_BOX(&hog_scales_op<Cpu>));
   m.impl("hog_blocks_at", TORCH_BOX(&hog_blocks_at_op));
 }
 #ifdef MASKFEAT_CUDA

@@ -155,8 +155,7 @@ def fused_hog_tokens(
 
         return through_tensors(of_tensors, x=x, token_ids=token_ids)
     spec = with_changes(spec, changes)
-    if not spec.is_maskfeat:
-        raise ValueError(f"fused_hog_tokens takes the dialect of MASKFEAT, got {_difference(spec)}; use fused_hog")
+    check_family(spec, "fused_hog_tokens")
     check_images(x, spec)
     if x.ndim not in (4, 5):
         raise ValueError(f"x must be [B, C, H, W] or [B, T, C, H, W], got shape {tuple(x.shape)}")
@@ -197,11 +196,14 @@ def with_changes(spec: HogSpec, changes: dict[str, Any]) -> HogSpec:
     return spec.replace(**changes) if changes else spec
 
 
-def _difference(spec: HogSpec) -> str:
-    """The first field in which a spec is not of the MASKFEAT family."""
+def check_family(spec: HogSpec, function: str) -> None:
+    """Refuse a spec that is not of the MASKFEAT family, with the first field that tells."""
+    if spec.is_maskfeat:
+        return
     family = HogSpec(spec.bins, spec.cell)
     fields = (field.name for field in dataclasses.fields(spec) if field.name != "gaussian_window")
-    return next(f"{name} {getattr(spec, name)!r}" for name in fields if getattr(spec, name) != getattr(family, name))
+    wrong = next(f"{name} {getattr(spec, name)!r}" for name in fields if getattr(spec, name) != getattr(family, name))
+    raise ValueError(f"{function} takes the dialect of MASKFEAT, got {wrong}; use fused_hog")
 
 
 def _constant(x: Tensor) -> Tensor:
@@ -249,7 +251,19 @@ class _Hog(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (x,) = ctx.saved_tensors
-        return _HogBackward.apply(grad, x, *ctx.parameters), None, None, None
+        return hog_backward(grad, x, *ctx.parameters), None, None, None
+
+
+def hog_backward(
+    grad: Tensor,  # of the result of hog()
+    x: Tensor,  # [..., C, H, W]
+    spec: HogSpec,
+    region: Region | None,
+    backend: str,  # not the reference
+) -> Tensor:  # [..., C, H, W], of the dtype of x
+    """The gradient of :func:`hog` to its pixels, differentiable no more."""
+    grad_x: Tensor = _HogBackward.apply(grad, x, spec, region, backend)
+    return grad_x
 
 
 class _HogBackward(torch.autograd.Function):

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from .spec import HogSpec
 
 for _schema in (
     "hog(Tensor x, int bins, int cell_h, int cell_w, int gaussian_window) -> Tensor",
+    "hog_scales(Tensor x, int bins, int[] cells, int gaussian_window) -> Tensor[]",
     "hog_tokens(Tensor x, Tensor token_ids, int patch_size, int bins, int cell_h, int cell_w, int gaussian_window)"
     " -> Tensor",
     "hog_blocks(Tensor x, int[] numbers, float[] reals, SymInt[] region, SymInt[] shape) -> Tensor",
@@ -30,6 +31,7 @@ Reading = tuple[HogSpec, tuple[CellAxis, CellAxis] | None]
 _FIELDS = dataclasses.fields(HogSpec)
 
 _hog = compiled("hog")
+_hog_scales: Callable[..., Any] = compiled("hog_scales")
 _hog_tokens = compiled("hog_tokens")
 _hog_blocks = compiled("hog_blocks")
 _hog_blocks_at = compiled("hog_blocks_at")
@@ -46,6 +48,16 @@ def hog(
         return _hog(x, spec.bins, *spec.cell, spec.gaussian_window)
     refuse_tracing()
     return _hog_blocks(x, *pack(spec), list(region), list(block_shape(spec, region)))
+
+
+def hog_scales(
+    x: Tensor,  # [..., C, H, W]
+    specs: Sequence[HogSpec],  # of MASKFEAT's family, with cells from fine to coarse
+) -> list[Tensor]:  # of each spec what hog() returns
+    """Histograms of several cell sizes by the kernels of cells."""
+    cells = [side for spec in specs for side in spec.cell]
+    results: list[Tensor] = _hog_scales(x, specs[0].bins, cells, specs[0].gaussian_window)
+    return results
 
 
 def hog_at(
@@ -183,6 +195,28 @@ def register_hog_ops(hog: Op, hog_tokens: Op) -> None:
     describe(hog_tokens, hog_tokens_fake, hog_tokens_meaning)
 
 
+def register_hog_scales_op(hog_scales: Op) -> None:
+    """The same for the op of several cell sizes."""
+
+    def specs(bins: int, cells: list[int], gaussian_window: int) -> list[HogSpec]:
+        return [HogSpec(bins, cell, gaussian_window) for cell in zip(cells[::2], cells[1::2], strict=True)]
+
+    def fake(x: Tensor, *parameters: Any) -> list[Tensor]:
+        *lead, height, width = x.shape
+        shapes = [(*lead, spec.bins, height // spec.cell[0], width // spec.cell[1]) for spec in specs(*parameters)]
+        return [x.new_empty(shape, dtype=hog_dtype(x)) for shape in shapes]
+
+    def meaning(x: Tensor, *parameters: Any) -> list[Tensor]:
+        return [reference.hog(x, spec) for spec in specs(*parameters)]
+
+    def vmap(info: Any, in_dims: tuple[int, ...], x: Tensor, *parameters: Any) -> tuple[list[Tensor], list[int]]:
+        results: Any = hog_scales(x.movedim(in_dims[0], 0), *parameters)
+        return results, [0] * len(results)
+
+    torch.library.register_vmap(hog_scales, vmap, lib=LIBRARY)
+    describe(hog_scales, fake, meaning)
+
+
 def register_hog_blocks_ops(hog_blocks: Op, hog_blocks_backward: Op, read: Callable[..., Reading]) -> None:
     """Give these ops their fake kernels, batching rules and meanings, the same for each backend.
 
@@ -260,6 +294,7 @@ def register_hog_blocks_at_op(hog_blocks_at: Op) -> None:
 
 
 register_hog_ops(op("hog"), op("hog_tokens"))
+register_hog_scales_op(op("hog_scales"))
 register_hog_blocks_at_op(op("hog_blocks_at"))
 register_hog_blocks_ops(
     op("hog_blocks"), op("hog_blocks_backward"), lambda numbers, reals, *_: plan.unpack(numbers, reals)

@@ -10,6 +10,7 @@ from maskfeat_kernels import (
     SKIMAGE,
     HogSpec,
     fused_hog,
+    fused_hog_scales,
     fused_hog_tokens,
     fused_mask_tokens,
     fused_masked_gather,
@@ -33,6 +34,7 @@ P = 2**25
 BEYOND = {  # calls, and the petabytes that they ask for
     "hog": (lambda: fused_hog(huge(2**45, 8, 8, dtype=torch.uint8)), 2**45 * 9 * 4),
     "hog_blocks": (lambda: fused_hog(huge(2**45, 1, 24, 24), SKIMAGE), 2**45 * 81 * 4),
+    "hog_scales": (lambda: fused_hog_scales(huge(2**45, 16, 16, dtype=torch.uint8), (8, 16)), 2**45 * 36 * 4),
     "hog with a gradient": (lambda: fused_hog(huge(2**45, 8, 8).requires_grad_()), 2**45 * 9 * 4),
     "hog_blocks_backward": (
         lambda: hog_ops.hog_backward(torch.ones(9, 1, 1), huge(P, P), MASKFEAT, Region(0, 0, 8, 8, 8)),

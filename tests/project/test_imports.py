@@ -53,6 +53,10 @@ KERNELS = {
         *("backend", "checks", "interchange", "library", "scalars"),
         *("hog.spec", "hog.plan", "hog.reference", "hog.ops", "hog.api"),
     },
+    "hog.scales": {
+        *("backend", "interchange", "library", "scalars"),
+        *("hog.spec", "hog.ops", "hog.api"),
+    },
     "tokens.__init__": set(),
     "tokens.reference": set(),
     "tokens.ops": {"library", "tokens.reference"},

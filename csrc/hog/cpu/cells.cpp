@@ -32,4 +32,9 @@ void hog_patches_cpu(const ImageView& image, const PatchView& patches, const Cel
   DISPATCH(patch_cells, image, patches, plan, out, begin, end);
 }
 
+void hog_scales_cpu(const ImageView& image, const CellPlan& plan, const Scale* scales, int64_t count, int64_t begin,
+                    int64_t end) {
+  DISPATCH(scale_bands, image, plan, scales, count, begin, end);
+}
+
 }  // namespace maskfeat

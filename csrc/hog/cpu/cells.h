@@ -14,4 +14,10 @@ void hog_cells_cpu(const ImageView& image, const CellPlan& plan, void* out, int6
 void hog_patches_cpu(const ImageView& image, const PatchView& patches, const CellPlan& plan, void* out, int64_t begin,
                      int64_t end);
 
+// Computes the bands [begin, end) of all planes at several cell sizes, counted plane by plane. A band has band_rows()
+// rows of the finest cells, whose size is that of the plan, and the last of a plane may have fewer. Of several sizes, the
+// plan leaves sums.
+void hog_scales_cpu(const ImageView& image, const CellPlan& plan, const Scale* scales, int64_t count, int64_t begin,
+                    int64_t end);
+
 }  // namespace maskfeat

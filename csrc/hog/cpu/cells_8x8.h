@@ -218,7 +218,7 @@ inline void sum_down(const int32_t (*gradients)[2][kHalf], const ByteEdges& edge
 // bin, histogram and normalise, for the cells of a half. Its cells 0 to 3 are cells 4 * half + 0 .. 3 of the group, and
 // the others eight cells further.
 template <int BINS>
-inline void compute_histograms(ByteTile& tile, int half) {
+inline void compute_histograms(ByteTile& tile, int half, bool sums_only) {
   constexpr int PAIRS = BINS / 2;
   ByteSums<PAIRS> columns[kSide];
   sum_down(reinterpret_cast<const int32_t (*)[2][kHalf]>(tile.gradients[0][half]), ByteEdges::of(BINS), columns);
@@ -235,7 +235,8 @@ inline void compute_histograms(ByteTile& tile, int half) {
     squares += histogram[k] * histogram[k];
   }
   // This is inverse_norm(), whose test for what is not finite bytes do not need.
-  const __m256 norm = _mm256_max_ps(_mm256_sqrt_ps(squares), _mm256_set1_ps(1e-12f)), factor = 1 / norm;
+  const __m256 one = _mm256_set1_ps(1), norm = _mm256_max_ps(_mm256_sqrt_ps(squares), _mm256_set1_ps(1e-12f));
+  const __m256 factor = sums_only ? one : one / norm;
   for (int k = 0; k < BINS; ++k) {
     histogram[k] *= factor;
     _mm_storeu_ps(tile.histograms[k] + 4 * half, _mm256_castps256_ps128(histogram[k]));
@@ -245,9 +246,9 @@ inline void compute_histograms(ByteTile& tile, int half) {
 
 // Calls compute_histograms() with the number of bins as a constant.
 template <int BINS = kMostBins>
-inline void compute_histograms(ByteTile& tile, int half, int64_t bins) {
-  if (bins == BINS) return compute_histograms<BINS>(tile, half);
-  if constexpr (BINS > 1) compute_histograms<BINS - 1>(tile, half, bins);
+inline void compute_histograms(ByteTile& tile, int half, const CellPlan& plan) {
+  if (plan.bins == BINS) return compute_histograms<BINS>(tile, half, plan.sums_only);
+  if constexpr (BINS > 1) compute_histograms<BINS - 1>(tile, half, plan);
 }
 
 // Writes the histograms bin by bin. Cells that follow each other in the result are copied together.
@@ -267,7 +268,7 @@ inline void write_cells(const ByteTile& tile, const ByteCells& cells, int64_t bi
 
 // All stages, for `count` cells of a walk.
 template <typename Walk>
-inline void compute_byte_cells(Walk walk, int64_t row_stride, int64_t bins, int64_t bin_stride, int64_t count) {
+inline void compute_byte_cells(Walk walk, int64_t row_stride, const CellPlan& plan, int64_t bin_stride, int64_t count) {
   ByteTile tile;
   std::memset(tile.gradients[kSide * kSide], 0, sizeof(tile.gradients[0]));  // is read ahead
   ByteCells groups[2];
@@ -279,8 +280,8 @@ inline void compute_byte_cells(Walk walk, int64_t row_stride, int64_t bins, int6
     if (count > kGroup) next.take(count - kGroup, walk);
     load_cells(cells, row_stride, tile);
     compute_gradients(tile, next, row_stride);
-    for (int half = 0; half < 2; ++half) compute_histograms(tile, half, bins);
-    write_cells(tile, cells, bins, bin_stride);
+    for (int half = 0; half < 2; ++half) compute_histograms(tile, half, plan);
+    write_cells(tile, cells, plan.bins, bin_stride);
   }
 }
 
@@ -391,7 +392,7 @@ inline bool has_byte_kernel(const ImageView& image, const CellPlan& plan, int64_
 inline bool byte_cell_rows(const ImageView& image, const CellPlan& plan, float* out, int64_t begin, int64_t end) {
   const int64_t rows = image.height / plan.cell_h, columns = image.width / plan.cell_w;
   if (!has_byte_kernel(image, plan, (end - begin) * columns)) return false;
-  compute_byte_cells(ImageWalk(image, plan.bins, out, begin, end), image.row_stride, plan.bins, rows * columns,
+  compute_byte_cells(ImageWalk(image, plan.bins, out, begin, end), image.row_stride, plan, rows * columns,
                      (end - begin) * columns);
   return true;
 }
@@ -402,6 +403,6 @@ inline bool byte_patch_cells(const ImageView& image, const PatchView& patches, c
   const int64_t cells = patches.side / plan.cell_h * (patches.side / plan.cell_w);  // of a channel
   const int64_t all = (end - begin) * image.lead_size[2] * cells;
   if (!has_byte_kernel(image, plan, all)) return false;
-  compute_byte_cells(PatchWalk(image, patches, plan.bins, out, begin, end), image.row_stride, plan.bins, cells, all);
+  compute_byte_cells(PatchWalk(image, patches, plan.bins, out, begin, end), image.row_stride, plan, cells, all);
   return true;
 }

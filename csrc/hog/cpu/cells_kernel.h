@@ -66,7 +66,7 @@ inline void compute_cells(const ImageView& image, const CellPlan& plan, const Ce
   }
   const int64_t cells = count * columns / plan.cell_w;
   for (int64_t k = 0; k < plan.bins; ++k) sum_columns(tile.sums + k * stride, cells, plan.cell_w);
-  normalise_cells(tile, plan.bins, cells);
+  normalise_cells(tile, plan, cells);
 }
 
 // How many vectors the gradient and bin stages do at least for a row of cells.
@@ -187,3 +187,5 @@ void patch_cells(const ImageView& image, const PatchView& patches, const CellPla
                                                      begin, end);
   });
 }
+
+#include "hog/cpu/scales_kernel.h"

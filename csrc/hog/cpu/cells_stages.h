@@ -199,10 +199,9 @@ inline void add_slice(const CellTile<T, Line>& tile, int64_t bins, int64_t colum
     T* __restrict above = tile.above + k * tile.stride;
     T* __restrict lost = tile.lost + k * tile.stride;
     for (int64_t x = 0; x < columns; ++x) {
-      const T before = first ? T(0) : above[x], addend = sums[x] - (first ? T(0) : lost[x]);
-      sums[x] = before + addend;
-      lost[x] = (sums[x] - before) - addend;
-      above[x] = sums[x];
+      T sum = first ? T(0) : above[x], missed = first ? T(0) : lost[x];
+      add_compensated(sum, missed, sums[x]);
+      sums[x] = above[x] = sum, lost[x] = missed;
     }
   }
 }
@@ -230,9 +229,10 @@ inline void sum_columns(T* row, int64_t cells, int64_t cell_w) {
   }
 }
 
-// normalise: from the sums S_k to histograms of length 1.
+// normalise: from the sums S_k to histograms, of length 1 unless the plan leaves sums.
 template <typename T, typename Line>
-inline void normalise_cells(const CellTile<T, Line>& tile, int64_t bins, int64_t cells) {
+inline void normalise_cells(const CellTile<T, Line>& tile, const CellPlan& plan, int64_t cells) {
+  const int64_t bins = plan.bins;
   constexpr int64_t kLanes = kVectorBytes / sizeof(T);
   for (int64_t first = 0; first < cells; first += kLanes) {
     T* const sums = tile.sums + first;
@@ -242,7 +242,7 @@ inline void normalise_cells(const CellTile<T, Line>& tile, int64_t bins, int64_t
         sums[k * tile.stride + c] -= sums[(k + 1) * tile.stride + c];
         norm[c] += sums[k * tile.stride + c] * sums[k * tile.stride + c];
       }
-    for (int64_t c = 0; c < kLanes; ++c) norm[c] = inverse_norm(norm[c]);
+    for (int64_t c = 0; c < kLanes; ++c) norm[c] = plan.sums_only ? T(1) : inverse_norm(norm[c]);
     for (int64_t k = 0; k < bins; ++k)
       for (int64_t c = 0; c < kLanes; ++c) sums[k * tile.stride + c] *= norm[c];
   }

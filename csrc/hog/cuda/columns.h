@@ -116,9 +116,7 @@ __device__ __forceinline__ void walk_down(const CellWork<T>& work, const Pixel* 
         missed = 0;
         return;
       }
-      const T addend = sum - missed, now = old + addend;
-      missed = (now - old) - addend;
-      old = now;
+      add_compensated(old, missed, sum);
     };
     add(0, total);
 #pragma unroll

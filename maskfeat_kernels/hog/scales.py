@@ -1,0 +1,127 @@
+"""fused_hog_scales: histograms of oriented gradients at several cell sizes, of gradients that are computed once."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from ..backend import choose_backend
+from ..interchange import Array, through_tensors
+from ..library import needs_autograd
+from ..scalars import pair
+from . import api, ops
+from .spec import MASKFEAT, HogSpec
+
+Cells = Sequence[int | tuple[int, int]]
+
+
+@overload
+def fused_hog_scales(
+    x: Tensor, cells: Cells = ..., spec: HogSpec = ..., *, backend: str = ..., **changes: Any
+) -> tuple[Tensor, ...]: ...
+@overload
+def fused_hog_scales(
+    x: Array, cells: Cells = ..., spec: HogSpec = ..., *, backend: str = ..., **changes: Any
+) -> tuple[Any, ...]: ...
+def fused_hog_scales(
+    x: Any,  # [..., C, H, W]
+    cells: Cells = (4, 8, 16),
+    spec: HogSpec = MASKFEAT,
+    *,
+    backend: str = "auto",
+    **changes: Any,
+) -> tuple[Any, ...]:  # of each cell [..., C, bins, H // cell_h, W // cell_w]
+    r"""Histograms of oriented gradients at several cell sizes, as LocalMIM and FastMIM predict them.
+
+    The histogram of a coarser cell is the sum of those of the finer cells in it, before they are normalised:
+    :math:`h = \sum_i h_i`, and the result :math:`h / \max(\lVert h \rVert_2, 10^{-12})`.
+
+    Args:
+        x: images, as for :func:`fused_hog`.
+        cells: cell sizes in pixels, from fine to coarse, each an int for a square or (height, width). Each is a
+            multiple of the one before, in both directions.
+        spec: a :class:`HogSpec` that differs from MASKFEAT in bins, cell and gaussian_window alone; ``changes`` are
+            changes to it. Its cell is replaced by each of ``cells``.
+        backend: "auto", or one of ``available_backends(x.device)``. "cpu" computes gradients and bins once.
+            The other backends compute each cell size by itself.
+
+    Returns:
+        For each cell size what :func:`fused_hog` returns: the bits of the finest, and of the others to 2e-6. A coarser
+        cell drops rows and columns that a finer one may keep. Every result is differentiable once.
+
+    Raises:
+        TypeError: ``x`` is not a tensor or array, or not of a dtype of :func:`fused_hog`; ``cells`` is no sequence of
+            sizes; ``cell`` as a change, or an unknown option.
+        ValueError: no cell size; one that is no multiple of the one before; another dialect; an image smaller than the
+            coarsest cell; else as :func:`fused_hog`.
+
+    Source: Wang et al., Masked Image Modeling with Local Multi-Scale Reconstruction, CVPR 2023; Guo et al., FastMIM:
+    Expediting Masked Image Modeling Pre-training for Vision, 2022. The histograms are as in :func:`fused_hog`.
+    """
+    if not isinstance(x, Tensor):
+        arrays: tuple[Any, ...] = through_tensors(
+            lambda x: fused_hog_scales(x, cells, spec, backend=backend, **changes), x=x
+        )
+        return arrays
+    specs = specs_of_cells(cells, spec, changes)
+    api.check_images(x, specs[-1])
+    backend = choose_backend(x.device, backend)
+    pixels = api.as_pixels(x, specs[0]) if x.dtype in api.WHOLE else x
+    results = hog_scales(pixels, specs, backend)
+    return tuple(result.float() for result in results) if x.dtype in api.WHOLE else results
+
+
+def specs_of_cells(cells: Any, spec: HogSpec, changes: dict[str, Any]) -> tuple[HogSpec, ...]:
+    """The spec of each cell size."""
+    if "cell" in changes:
+        raise TypeError(f"fused_hog_scales takes its cells from cells, and no cell, got cell={changes['cell']!r}")
+    spec = api.with_changes(spec, changes)
+    api.check_family(spec, "fused_hog_scales")
+    cells = cells.tolist() if hasattr(cells, "tolist") else cells
+    if not isinstance(cells, (tuple, list)):
+        raise TypeError(f"cells must be a tuple or list of cell sizes, got {cells!r}")
+    if not cells:
+        raise ValueError(f"cells must have at least one cell size, got {cells!r}")
+    sizes = [pair("a cell of cells", cell, "(height, width)") for cell in cells]
+    for fine, coarse in pairwise(sizes):
+        if coarse[0] % fine[0] or coarse[1] % fine[1]:
+            raise ValueError(f"each of cells must be a multiple of the one before, got {coarse} after {fine}")
+    return tuple(spec.replace(cell=size) for size in sizes)
+
+
+def hog_scales(
+    x: Tensor,  # [..., C, H, W]
+    specs: tuple[HogSpec, ...],  # of MASKFEAT's family, which differ in their cells
+    backend: str,
+) -> tuple[Tensor, ...]:  # of each spec what fused_hog returns
+    """The door of HOG at several cell sizes. Checks nothing."""
+    if backend != "cpu":
+        return tuple(api.hog(x, spec, None, backend) for spec in specs)
+    if needs_autograd(x):
+        ops.refuse_tracing()
+        results: tuple[Tensor, ...] = _HogScales.apply(x, backend, *specs)
+        return results
+    return tuple(ops.hog_scales(x, specs))
+
+
+class _HogScales(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, backend: str, *specs: HogSpec) -> tuple[Tensor, ...]:
+        return tuple(ops.hog_scales(x, specs))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, ctx.backend, *ctx.specs = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        total, *others = (api.hog_backward(g, x, s, None, ctx.backend) for g, s in zip(grads, ctx.specs, strict=True))
+        for other in others:
+            total = total + other
+        return total, None, *[None] * len(grads)
