@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks import rivals as r
 from benchmarks import timing
 from benchmarks.timing import Case, Rival, Settings
-from maskfeat_kernels import available_backends, fused_hog
+from maskfeat_kernels import available_backends, fused_hog, fused_hog_scales
 
 LAYER = "reference layer float32"
 LIBRARIES = ("OpenCV", "scikit-image", "hogpp")
@@ -26,6 +26,7 @@ def hog(settings: Settings) -> list[Case]:
         Case(f"Gray 224x224, batch {many}", partial(gray, settings, many)) if on_cpu else one_call,
         Case("Dtypes and layouts", partial(dtypes_and_layouts, settings, some)),
         Case("Bins, cells and blocks", partial(parameters, settings, some)),
+        Case("Several cell sizes", partial(scales, settings, some)),
         Case("Video clip of 16 frames", partial(video, settings)),
         Case("One call on one cell", partial(overhead, settings)),
         Case("Time and pixels", partial(pixels, settings), axis="pixels of one RGB image"),
@@ -219,6 +220,22 @@ def parameters(settings: Settings, batch: int) -> list[Rival]:
             names = ("scikit-image",) if isinstance(changes.get("cell"), tuple) else ("OpenCV", "scikit-image")
             rows += libraries(images, names=names, more=more, changes=changes, items=batch)
     return rows
+
+
+def scales(settings: Settings, batch: int) -> list[Rival]:
+    """Cells of 4, 8 and 16 pixels in one call, and in a call for each, are compared with those of 4 alone."""
+    planes, cells, finest = photographs(batch, settings.device), (4, 8, 16), ", cell 4"
+    truths = [truth_of(batch, settings.device, cell=cell) for cell in cells]
+    truth, inputs = torch.cat([one.flatten() for one in truths]), [[planes], [planes.float()]]
+    place = {"to": f"fused_hog {{}}{finest}", "items": batch}
+
+    def apart(x: Tensor, backend: str) -> tuple[Tensor, ...]:
+        return tuple(fused_hog(x, cell=cell, backend=backend) for cell in cells)
+
+    backends = our_backends(settings)
+    rows = ours(backends, inputs, truths[0], partial(fused_hog, cell=4), finest, items=batch)
+    rows += ours(backends, inputs, truth, partial(fused_hog_scales, cells=cells), ", cells 4, 8 and 16", **place)
+    return rows + ours(backends, inputs, truth, apart, ", a call for each", **place)
 
 
 def video(settings: Settings) -> list[Rival]:

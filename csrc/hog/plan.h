@@ -3,6 +3,7 @@
 // HogSpec.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -23,14 +24,14 @@ struct Scale {
   void* out;  // [planes, bins, rows, columns]
   int64_t rows, columns, down, across;
 
-  int64_t size() const { return rows * columns; }
+  INLINE int64_t size() const { return rows * columns; }
 };
 
-// Rows of the finest cells that have one row of the coarsest.
+// Rows of the finest cells that have one row of the coarsest, or all rows where there is none.
 inline int64_t band_rows(const Scale* scales, int64_t count) {
   int64_t rows = 1;
   for (int64_t i = 1; i < count; ++i) rows *= scales[i].down;
-  return rows;
+  return std::min(rows, scales[0].rows);
 }
 
 // Patches of images [B, T, C, H, W], whose three leading axes are not merged. Ids [B, K] choose them on the grid of

@@ -41,8 +41,7 @@ struct Cpu : maskfeat::CpuDevice {
 
   void scales(const ImageView& image, const CellPlan& plan, const std::vector<Scale>& scales, int64_t planes) const {
     const int64_t count = scales.size(), band = maskfeat::band_rows(scales.data(), count);
-    share(planes * maskfeat::ceil_div(scales[0].rows, band),
-          grain(std::min(band, scales[0].rows) * plan.cell_h * image.width),
+    share(planes * maskfeat::ceil_div(scales[0].rows, band), grain(band * plan.cell_h * image.width),
           [&](int64_t begin, int64_t end) { maskfeat::hog_scales_cpu(image, plan, scales.data(), count, begin, end); });
   }
 
@@ -82,6 +81,11 @@ struct Cuda : maskfeat::CudaDevice {
   void cells(const ImageView& image, const CellPlan& plan, int64_t, void* out) const {
     check_limits(image, plan);
     check(maskfeat::hog_cells_cuda(image, plan, out, stream));
+  }
+
+  void scales(const ImageView& image, const CellPlan& plan, const std::vector<Scale>& scales, int64_t planes) const {
+    check_limits(image, plan);
+    check(maskfeat::hog_scales_cuda(image, plan, scales.data(), scales.size(), planes, stream));
   }
 
   void patches(const ImageView& image, const PatchView& patches, const CellPlan& plan, void* out) const {
@@ -149,8 +153,9 @@ std::vector<Tensor> hog_scales_op(const Tensor& x, int64_t bins, const std::vect
   std::vector<Scale> scales;
   for (size_t i = 0; i < cells.size(); i += 2) {
     const int64_t *cell = &cells[i], *before = i > 0 ? cell - 2 : cell;
-    STD_TORCH_CHECK(cell[0] >= 1 && cell[1] >= 1 && cell[0] % before[0] == 0 && cell[1] % before[1] == 0,
-                    "each cell must be a multiple of the one before");
+    for (const int axis : {0, 1})
+      STD_TORCH_CHECK(cell[axis] >= 1 && cell[axis] < int64_t{1} << 62 && cell[axis] % before[axis] == 0,
+                      "each cell must be a multiple of the one before, and below 2^62");
     std::vector<int64_t> size(x.sizes().begin(), x.sizes().end() - 2);
     size.insert(size.end(), {bins, image.height / cell[0], image.width / cell[1]});
     results.push_back(maskfeat::new_histograms(x, size));
@@ -284,6 +289,7 @@ Tensor hog_blocks_at_op(const Tensor& x, const Tensor& points, const std::vector
 template <typename Device, typename Library>
 void register_all(Library& m) {
   m.impl("hog", TORCH_BOX(&hog_op<Device>));
+  m.impl("hog_scales", TORCH_BOX(&hog_scales_op<Device>));
   m.impl("hog_tokens", TORCH_BOX(&hog_tokens_op<Device>));
   m.impl("hog_blocks", TORCH_BOX(&hog_blocks_op<Device>));
   m.impl("hog_blocks_backward", TORCH_BOX(&hog_blocks_backward_op<Device>));
@@ -293,7 +299,6 @@ void register_all(Library& m) {
 
 STABLE_TORCH_LIBRARY_IMPL(maskfeat_kernels, CPU, m) {
   register_all<Cpu>(m);
-  m.impl("hog_scales", TORCH_BOX(&hog_scales_op<Cpu>));
   m.impl("hog_blocks_at", TORCH_BOX(&hog_blocks_at_op));
 }
 #ifdef MASKFEAT_CUDA

@@ -322,13 +322,13 @@ def as_pixels(x: Tensor, spec: HogSpec) -> Tensor:
     return x.double()
 
 
-def check_images(x: Tensor, spec: HogSpec) -> None:
-    """Refuse a tensor that is no images with a block of this spec."""
+def check_images(x: Tensor, spec: HogSpec, block_size: tuple[int, int] | None = None) -> None:
+    """Refuse a tensor that is no images with a block of this spec, or of another size."""
     check_tensor("x", x, TAKEN)
     if x.ndim < 2:
         raise ValueError(f"x must have the axes [..., C, H, W], got shape {tuple(x.shape)}")
     height, width = x.shape[-2:]
-    block_h, block_w = spec.block_size
+    block_h, block_w = block_size or spec.block_size
     if height < block_h or width < block_w:
         block = "cell" if spec.block == (1, 1) else "block"
         raise ValueError(f"an image of {height} x {width} pixels is smaller than a {block} of {block_h} x {block_w}")

@@ -52,11 +52,12 @@ def hog(
 
 def hog_scales(
     x: Tensor,  # [..., C, H, W]
-    specs: Sequence[HogSpec],  # of MASKFEAT's family, with cells from fine to coarse
-) -> list[Tensor]:  # of each spec what hog() returns
+    sizes: Sequence[tuple[int, int]],  # of cells, from fine to coarse
+    spec: HogSpec,  # of MASKFEAT's family, in which each of them stands for the cell
+) -> list[Tensor]:  # of each what hog() returns
     """Histograms of several cell sizes by the kernels of cells."""
-    cells = [side for spec in specs for side in spec.cell]
-    results: list[Tensor] = _hog_scales(x, specs[0].bins, cells, specs[0].gaussian_window)
+    sides = [side for size in sizes for side in size]
+    results: list[Tensor] = _hog_scales(x, spec.bins, sides, spec.gaussian_window)
     return results
 
 

@@ -44,8 +44,8 @@ def fused_hog_scales(
             multiple of the one before, in both directions.
         spec: a :class:`HogSpec` that differs from MASKFEAT in bins, cell and gaussian_window alone; ``changes`` are
             changes to it. Its cell is replaced by each of ``cells``.
-        backend: "auto", or one of ``available_backends(x.device)``. "cpu" computes gradients and bins once.
-            The other backends compute each cell size by itself.
+        backend: "auto", or one of ``available_backends(x.device)``. "cpu" and "cuda" compute gradients and bins
+            once. The other backends compute each cell size by itself.
 
     Returns:
         For each cell size what :func:`fused_hog` returns: the bits of the finest, and of the others to 2e-6. A coarser
@@ -65,20 +65,20 @@ def fused_hog_scales(
             lambda x: fused_hog_scales(x, cells, spec, backend=backend, **changes), x=x
         )
         return arrays
-    specs = specs_of_cells(cells, spec, changes)
-    api.check_images(x, specs[-1])
-    backend = choose_backend(x.device, backend)
-    pixels = api.as_pixels(x, specs[0]) if x.dtype in api.WHOLE else x
-    results = hog_scales(pixels, specs, backend)
-    return tuple(result.float() for result in results) if x.dtype in api.WHOLE else results
-
-
-def specs_of_cells(cells: Any, spec: HogSpec, changes: dict[str, Any]) -> tuple[HogSpec, ...]:
-    """The spec of each cell size."""
     if "cell" in changes:
         raise TypeError(f"fused_hog_scales takes its cells from cells, and no cell, got cell={changes['cell']!r}")
     spec = api.with_changes(spec, changes)
     api.check_family(spec, "fused_hog_scales")
+    sizes = sizes_of(cells)
+    api.check_images(x, spec, sizes[-1])
+    backend = choose_backend(x.device, backend)
+    pixels = api.as_pixels(x, spec) if x.dtype in api.WHOLE else x
+    results = hog_scales(pixels, sizes, spec, backend)
+    return tuple(result.float() for result in results) if x.dtype in api.WHOLE else results
+
+
+def sizes_of(cells: Any) -> list[tuple[int, int]]:
+    """Each of ``cells`` as (height, width), if it is a multiple of the one before."""
     cells = cells.tolist() if hasattr(cells, "tolist") else cells
     if not isinstance(cells, (tuple, list)):
         raise TypeError(f"cells must be a tuple or list of cell sizes, got {cells!r}")
@@ -88,40 +88,44 @@ def specs_of_cells(cells: Any, spec: HogSpec, changes: dict[str, Any]) -> tuple[
     for fine, coarse in pairwise(sizes):
         if coarse[0] % fine[0] or coarse[1] % fine[1]:
             raise ValueError(f"each of cells must be a multiple of the one before, got {coarse} after {fine}")
-    return tuple(spec.replace(cell=size) for size in sizes)
+    return sizes
 
 
 def hog_scales(
     x: Tensor,  # [..., C, H, W]
-    specs: tuple[HogSpec, ...],  # of MASKFEAT's family, which differ in their cells
+    sizes: Sequence[tuple[int, int]],  # of cells, from fine to coarse
+    spec: HogSpec,  # of MASKFEAT's family, in which each of them stands for the cell
     backend: str,
-) -> tuple[Tensor, ...]:  # of each spec what fused_hog returns
+) -> tuple[Tensor, ...]:  # of each what fused_hog returns
     """The door of HOG at several cell sizes. Checks nothing."""
-    if backend != "cpu":
-        return tuple(api.hog(x, spec, None, backend) for spec in specs)
+    if backend not in ("cpu", "cuda"):
+        return tuple(api.hog(x, spec.replace(cell=size), None, backend) for size in sizes)
     if needs_autograd(x):
         ops.refuse_tracing()
-        results: tuple[Tensor, ...] = _HogScales.apply(x, backend, *specs)
+        results: tuple[Tensor, ...] = _HogScales.apply(x, sizes, spec, backend)
         return results
-    return tuple(ops.hog_scales(x, specs))
+    return tuple(ops.hog_scales(x, sizes, spec))
 
 
 class _HogScales(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, backend: str, *specs: HogSpec) -> tuple[Tensor, ...]:
-        return tuple(ops.hog_scales(x, specs))
+    def forward(x: Tensor, sizes: Sequence[tuple[int, int]], spec: HogSpec, backend: str) -> tuple[Tensor, ...]:
+        return tuple(ops.hog_scales(x, sizes, spec))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, ctx.backend, *ctx.specs = inputs
+        x, ctx.sizes, ctx.spec, ctx.backend = inputs
         ctx.save_for_backward(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        total, *others = (api.hog_backward(g, x, s, None, ctx.backend) for g, s in zip(grads, ctx.specs, strict=True))
+        total, *others = (
+            api.hog_backward(grad, x, ctx.spec.replace(cell=size), None, ctx.backend)
+            for grad, size in zip(grads, ctx.sizes, strict=True)
+        )
         for other in others:
             total = total + other
-        return total, None, *[None] * len(grads)
+        return total, None, None, None

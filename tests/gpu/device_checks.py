@@ -21,6 +21,7 @@ from maskfeat_kernels import (
     SKIMAGE,
     HogSpec,
     fused_hog,
+    fused_hog_scales,
     fused_hog_tokens,
     fused_mask_tokens,
     fused_masked_gather,
@@ -109,7 +110,7 @@ def weights_of(result: Tensor) -> Tensor:
 
 
 def token_calls() -> dict[str, Call]:
-    """The targets of patches in images and a clip; ids that repeat and at the borders."""
+    """The targets of patches in images and a clip, with ids that repeat and at the borders; several cell sizes."""
     ids = torch.tensor([[0, 11, 7, 7, 3], [10, 1, 1, 0, 5]])
     calls = {}
     for dtype in (torch.uint8, *FLOATS):
@@ -120,6 +121,12 @@ def token_calls() -> dict[str, Call]:
                 return fused_hog_tokens(x if step == 1 else x[:, ::2], places.to(x.device), backend=backend)
 
             calls[f"{name} {dtype}"] = Call(x, run)
+        for cells in ((8, 16, 32), (4, (8, 12))):
+
+            def scales(x, backend, cells=cells):
+                return torch.cat([result.flatten() for result in fused_hog_scales(x, cells, backend=backend)])
+
+            calls[f"cells {cells} {dtype}"] = Call(images(2, 3, 52, 44, dtype=dtype), scales)
     return calls
 
 

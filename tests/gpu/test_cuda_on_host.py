@@ -12,7 +12,7 @@ import torch
 from conftest import BACKENDS, REQUIRED
 from cuda_program import DTYPES, KERNELS, ON_DEVICE, Out, Result, checked, kernel_object, program, run, why_not
 
-from maskfeat_kernels import fused_hog
+from maskfeat_kernels import fused_hog, fused_hog_scales
 from maskfeat_kernels.hog.spec import HogSpec
 from maskfeat_kernels.testing import check_hog, images
 
@@ -144,7 +144,27 @@ def test_a_patch_outside_is_not_read(checker):
     assert result[:, 1:].isnan().all()
 
 
-WHOLE, PATCHES = 0, 1
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the CPU kernel is not built")
+@pytest.mark.parametrize("dtype, cells, shape", [
+    (torch.uint8, (8, 16, 32), (2, 3, 72, 88)),
+    (torch.float32, (4, 8, (16, 24)), (3, 37, 53)),
+    (torch.float64, (8, 24), (2, 50, 60)),
+    *(pytest.param(dtype, (3, 3, (9, 6)), (2, 30, 41), marks=pytest.mark.slow) for dtype in FLOATS),
+])  # fmt: skip
+def test_several_cells_have_the_bits_of_the_cpu(checker, dtype, cells, shape):
+    x = images(*shape, dtype=dtype)
+    want = fused_hog_scales(x, cells, backend="cpu")
+    words, before = [], HogSpec(cell=cells[0]).cell
+    for cell, result in zip(cells, want, strict=True):
+        cell = HogSpec(cell=cell).cell
+        words += [cell[0] // before[0], cell[1] // before[1], Out(result.shape, result.dtype)]
+        before = cell
+    for seed in seeds_for(checker):
+        got = checked("hog", checker, SCALES, *hog_words(x, HogSpec(cell=cells[0])), *words, seed=seed)
+        assert all(map(torch.equal, got, want))
+
+
+WHOLE, PATCHES, SCALES = range(3)
 
 
 def whole_hog(checker: str, x: torch.Tensor, spec: HogSpec, seed: int = 0) -> torch.Tensor:

@@ -164,8 +164,9 @@ class Scales(torch.nn.Module):
 @pytest.mark.slow
 def test_export_and_opcheck():
     dim = torch.export.Dim
-    dynamic = {"x": {0: dim("batch"), 1: dim("height", min=16, max=512), 2: dim("width", min=16, max=512)}}
-    program = torch.export.export(Scales(), (images(2, 24, 32, dtype=torch.float32),), dynamic_shapes=dynamic)
+    sides = {1: dim("height", min=32, max=512), 2: dim("width", min=32, max=512)}  # no axis of one cell
+    x = images(2, 40, 48, dtype=torch.float32)
+    program = torch.export.export(Scales(), (x,), dynamic_shapes={"x": {0: dim("batch"), **sides}})
     x = images(5, 33, 50, dtype=torch.float32)
     assert all(map(torch.equal, program.module()(x), Scales()(x)))
     for dtype in DTYPES:
@@ -202,10 +203,12 @@ def test_bad_arguments(change, error, message):
     ([4, 4, 8], "cells must be"),
     ([4, 4, 8, 6], "a multiple of the one before"),
     ([4, 4, 0, 0], "a multiple of the one before"),
+    ([4, 4, 8, 1 << 62], "below 2\\^62"),
     ([0, 4], "out of range"),
 ])  # fmt: skip
 def test_the_op_called_by_itself_refuses_what_it_cannot_read(compiled_backend, cells, message):
-    x = torch.zeros(16, 16, device=device_of(compiled_backend))
+    x = byte_images(16, 16, seed=10).to(device_of(compiled_backend))
     with pytest.raises(RuntimeError, match=message):
         torch.ops.maskfeat_kernels.hog_scales.default(x, 9, cells, 0)
-    assert torch.ops.maskfeat_kernels.hog_scales.default(x, 9, [8, 8, 32, 8], 0)[1].shape == (9, 0, 2)
+    large = torch.ops.maskfeat_kernels.hog_scales.default(x, 9, [8, 8, 1 << 60, 8], 0)
+    assert torch.equal(large[0], fused_hog(x, backend=compiled_backend)) and large[1].shape == (9, 0, 2)

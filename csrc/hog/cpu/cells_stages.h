@@ -229,22 +229,31 @@ inline void sum_columns(T* row, int64_t cells, int64_t cell_w) {
   }
 }
 
+// inverse_norm() of each lane. GCC would take the roots one by one if they stood in one loop with what follows.
+template <typename V>
+inline V inverse_norms(V squares) {
+  for (size_t i = 0; i < sizeof(V) / sizeof(squares[0]); ++i) squares[i] = std::sqrt(squares[i]);
+  const V least = V{} + std::decay_t<decltype(squares[0])>(1e-12), norm = squares < least ? least : squares;
+  return 1 / finite_or_nan(norm);
+}
+
 // normalise: from the sums S_k to histograms, of length 1 unless the plan leaves sums.
 template <typename T, typename Line>
 inline void normalise_cells(const CellTile<T, Line>& tile, const CellPlan& plan, int64_t cells) {
-  const int64_t bins = plan.bins;
   constexpr int64_t kLanes = kVectorBytes / sizeof(T);
+  using V = Vector<T, kLanes>;
   for (int64_t first = 0; first < cells; first += kLanes) {
     T* const sums = tile.sums + first;
-    T norm[kLanes] = {};
-    for (int64_t k = 0; k < bins; ++k)
-      for (int64_t c = 0; c < kLanes; ++c) {
-        sums[k * tile.stride + c] -= sums[(k + 1) * tile.stride + c];
-        norm[c] += sums[k * tile.stride + c] * sums[k * tile.stride + c];
-      }
-    for (int64_t c = 0; c < kLanes; ++c) norm[c] = plan.sums_only ? T(1) : inverse_norm(norm[c]);
-    for (int64_t k = 0; k < bins; ++k)
-      for (int64_t c = 0; c < kLanes; ++c) sums[k * tile.stride + c] *= norm[c];
+    V squares{};
+    for (int64_t k = 0; k < plan.bins; ++k) {
+      const V histogram = load_vector<V>(sums + k * tile.stride) - load_vector<V>(sums + (k + 1) * tile.stride);
+      store_vector(histogram, sums + k * tile.stride);
+      squares += histogram * histogram;
+    }
+    if (plan.sums_only) continue;
+    const V factor = inverse_norms(squares);
+    for (int64_t k = 0; k < plan.bins; ++k)
+      store_vector<V>(load_vector<V>(sums + k * tile.stride) * factor, sums + k * tile.stride);
   }
 }
 

@@ -4,36 +4,56 @@
 //
 // cells_kernel.h includes this file. There is no include guard.
 
-constexpr int64_t kRun = 64;                // cells that are done at once
 constexpr int64_t kPieceNumbers = 1 << 15;  // of the finest histograms in a piece
 
-// Adds down * across cells: each row from left to right, and then the rows, all with Kahan's compensation. Does `count`
-// cells side by side, at most kRun. ACROSS is `across`, or 0 for any.
-template <int ACROSS, typename T>
-inline void add_cells(const T* from, int64_t row_stride, const Scale& scale, int64_t count, T* __restrict to) {
-  const int64_t across = ACROSS ? ACROSS : scale.across;
-  T sum[kRun] = {}, lost[kRun] = {};
-  for (int64_t y = 0; y < scale.down; ++y, from += row_stride) {
-    T row[kRun], row_lost[kRun] = {};
-    for (int64_t c = 0; c < count; ++c) row[c] = from[c * across];
-    for (int64_t x = 1; x < across; ++x)
-      for (int64_t c = 0; c < count; ++c) add_compensated(row[c], row_lost[c], from[c * across + x]);
-    for (int64_t c = 0; c < count; ++c) add_compensated(sum[c], lost[c], row[c]);
-  }
-  std::copy_n(sum, count, to);
+// Adds rows with Kahan's compensation, of a cell or of a vector of cells.
+template <typename V, typename Row>
+inline V add_rows(int64_t rows, const Row& row) {
+  V sum{}, lost{};
+  for (int64_t y = 0; y < rows; ++y) add_compensated(sum, lost, V(row(y)));
+  return sum;
 }
 
-// normalise: `cells` histograms side by side.
+// A row of coarser cells in one bin: the sums of down * across cells, each row from left to right, and then the rows.
 template <typename T>
-inline void normalise_in_place(T* __restrict histograms, int64_t bins, int64_t bin_stride, int64_t cells) {
-  for (; cells > 0; histograms += kRun, cells -= kRun) {
-    const int64_t count = std::min(kRun, cells);
-    T factor[kRun] = {};
-    for (int64_t k = 0; k < bins; ++k)
-      for (int64_t c = 0; c < count; ++c) factor[c] += histograms[k * bin_stride + c] * histograms[k * bin_stride + c];
-    for (int64_t c = 0; c < kRun; ++c) factor[c] = inverse_norm(factor[c]);
-    for (int64_t k = 0; k < bins; ++k)
-      for (int64_t c = 0; c < count; ++c) histograms[k * bin_stride + c] *= factor[c];
+inline void add_cells(const T* from, int64_t row_stride, const Scale& scale, T* to) {
+  constexpr int64_t kLanes = kVectorBytes / sizeof(T);
+  using V = Vector<T, kLanes>;
+  constexpr auto kEach = std::make_integer_sequence<int, kLanes>();
+  if (scale.across == 2 && scale.columns >= kLanes) {
+    for (int64_t c = 0; c < scale.columns; c += kLanes) {
+      c = std::min(c, scale.columns - kLanes);  // some are done twice at the end
+      store_vector(add_rows<V>(scale.down,
+                               [&](int64_t y) {
+                                 const T* const cells = from + y * row_stride + 2 * c;
+                                 return halve<1>(load_vector<V>(cells), load_vector<V>(cells + kLanes), kEach);
+                               }),
+                   to + c);
+    }
+    return;
+  }
+  for (int64_t c = 0; c < scale.columns; ++c)
+    to[c] = add_rows<T>(scale.down, [&](int64_t y) {
+      const T* const cells = from + y * row_stride + c * scale.across;
+      T sum = cells[0], lost = 0;
+      for (int64_t x = 1; x < scale.across; ++x) add_compensated(sum, lost, cells[x]);
+      return sum;
+    });
+}
+
+// normalise: LANES histograms side by side.
+template <int64_t LANES, typename T>
+inline void normalise_in_place(T* histograms, int64_t bins, int64_t bin_stride) {
+  using V = Vector<T, LANES>;
+  V squares{};
+  for (int64_t k = 0; k < bins; ++k) {
+    const V h = load_vector<V>(histograms + k * bin_stride);
+    squares += h * h;
+  }
+  const V factor = inverse_norms(squares);
+  for (int64_t k = 0; k < bins; ++k) {
+    T* const at = histograms + k * bin_stride;
+    store_vector<V>(load_vector<V>(at) * factor, at);
   }
 }
 
@@ -48,14 +68,18 @@ void compute_piece(const ImageView& image, const CellPlan& plan, const Scale* sc
     T* const from = static_cast<T*>(fine.out) + plane * plan.bins * fine.size();
     if (i + 1 < count) {
       T* const to = static_cast<T*>(next.out) + plane * plan.bins * next.size();
-      const auto add = next.across == 2 ? add_cells<2, T> : add_cells<0, T>;
       for (int64_t k = 0; k < plan.bins; ++k)
         for (int64_t y = top / next.down; y < bottom / next.down; ++y)
-          for (int64_t x = 0; x < next.columns; x += kRun)
-            add(from + k * fine.size() + y * next.down * fine.columns + x * next.across, fine.columns, next,
-                std::min(kRun, next.columns - x), to + k * next.size() + y * next.columns + x);
+          add_cells(from + k * fine.size() + y * next.down * fine.columns, fine.columns, next,
+                    to + k * next.size() + y * next.columns);
     }
-    if (count > 1) normalise_in_place(from + top * fine.columns, plan.bins, fine.size(), (bottom - top) * fine.columns);
+    if (count > 1) {
+      constexpr int64_t kLanes = kVectorBytes / sizeof(T);
+      int64_t cell = top * fine.columns;
+      const int64_t end = bottom * fine.columns;
+      for (; cell + kLanes <= end; cell += kLanes) normalise_in_place<kLanes>(from + cell, plan.bins, fine.size());
+      for (; cell < end; ++cell) normalise_in_place<1>(from + cell, plan.bins, fine.size());
+    }
     top /= next.down, bottom /= next.down;
   }
 }

@@ -180,7 +180,8 @@ int launch_blocks(BlockWork<T>& work, const BlockPlan& plan, const T* grad, T* o
     if constexpr (GRADIENT && !std::is_same_v<Pixel, uint8_t>) {
       if (is_of_cells(work, plan)) {
         auto cells = cell_work<false, float>(work.image, PatchView{}, {kStripBins, kStripCell, kStripCell, 0});
-        if (has_cell_kernel<false>(cells)) return launch_cells<Pixel, false, true>(cells, grad, out, stream);
+        if (has_cell_kernel<false>(cells))
+          return launch_cells<Pixel, false, CellTask::gradient>(cells, grad, out, stream);
       }
     }
   }

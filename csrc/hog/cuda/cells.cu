@@ -1,5 +1,5 @@
 // Launches the kernels of cells: cells_8x8.h where it can do what is asked for, else columns.h. Each reads the pixels
-// once and writes the histograms once.
+// once and writes the histograms once. For several cell sizes, scales.h follows.
 #include "hog/cuda/cells.h"
 
 #include <algorithm>
@@ -7,6 +7,7 @@
 
 #include "hog/cuda/cells_8x8.h"
 #include "hog/cuda/columns.h"
+#include "hog/cuda/scales.h"
 
 namespace maskfeat {
 namespace {
@@ -24,8 +25,12 @@ template <bool PATCHES, typename Pixel, typename T>
 int launch(const ImageView& image, const PatchView& patches, const CellPlan& plan, void* out, void* stream) {
   CellWork<T> work = cell_work<PATCHES, T>(image, patches, plan);
   if constexpr (std::is_same_v<T, float>)
-    if (has_cell_kernel<PATCHES>(work))
-      return launch_cells<Pixel, PATCHES, false>(work, nullptr, static_cast<T*>(out), stream);
+    if (has_cell_kernel<PATCHES>(work)) {
+      T* const to = static_cast<T*>(out);
+      if constexpr (!PATCHES)
+        if (plan.sums_only) return launch_cells<Pixel, false, CellTask::sums>(work, nullptr, to, stream);
+      return launch_cells<Pixel, PATCHES, CellTask::histogram>(work, nullptr, to, stream);
+    }
 
   const int64_t fit = std::max<int64_t>(1, kThreads / plan.cell_w);  // cells of a thread block, across
   work.cells = std::min(static_cast<int32_t>(fit), work.across);
@@ -54,6 +59,16 @@ int launch_for_dtype(const ImageView& image, const PatchView& patches, const Cel
 
 int hog_cells_cuda(const ImageView& image, const CellPlan& plan, void* out, void* stream) {
   return launch_for_dtype<false>(image, PatchView{}, plan, out, stream);
+}
+
+int hog_scales_cuda(const ImageView& image, const CellPlan& plan, const Scale* scales, int64_t count, int64_t planes,
+                    void* stream) {
+  int error = hog_cells_cuda(image, plan, scales[0].out, stream);
+  for (int64_t i = 1; i < count && error == 0; ++i) {
+    const ScaleWork work{scales[i - 1], scales[i], planes, plan.bins, 0, i + 1 == count};
+    error = image.dtype == Dtype::float64 ? launch_scale<double>(work, stream) : launch_scale<float>(work, stream);
+  }
+  return error;
 }
 
 int hog_patches_cuda(const ImageView& image, const PatchView& patches, const CellPlan& plan, void* out, void* stream) {

@@ -14,6 +14,10 @@ constexpr int64_t kCudaMaxWindow = 256;
 // 0 for none.
 int hog_cells_cuda(const ImageView& image, const CellPlan& plan, void* out, void* stream);
 
+// The same at several cell sizes, the first of which is that of the plan. Of more than one, the plan leaves sums.
+int hog_scales_cuda(const ImageView& image, const CellPlan& plan, const Scale* scales, int64_t count, int64_t planes,
+                    void* stream);
+
 // `out` is [B, K, C, bins, side / cell_h, side / cell_w]. It is NaN for an id that `patches` does not hold. Nothing is
 // read for such an id.
 int hog_patches_cuda(const ImageView& image, const PatchView& patches, const CellPlan& plan, void* out, void* stream);

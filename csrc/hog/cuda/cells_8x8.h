@@ -65,10 +65,13 @@ constexpr int kCellThreads = 64;  // threads of a thread block
 constexpr int kSide = 8;          // pixels along a side of a cell
 constexpr int kPairs = 4;         // pairs of edges, enough for nine bins
 
+// What a thread writes: the histogram, its sums before the division, or the gradient to these.
+enum class CellTask { histogram, sums, gradient };
+
 // How many thread blocks are to be resident on a multiprocessor. Six leave a thread 168 registers. Gradients need more,
 // and single loads too, for addresses.
-template <bool ALIGNED, bool GRADIENT>
-constexpr int kCellBlocks = ALIGNED && !GRADIENT ? 6 : 4;
+template <bool ALIGNED, CellTask TASK>
+constexpr int kCellBlocks = ALIGNED && TASK != CellTask::gradient ? 6 : 4;
 
 __device__ __forceinline__ float widened(float p) { return p; }
 __device__ __forceinline__ float widened(BFloat16 p) { return widen(p); }
@@ -204,10 +207,9 @@ __device__ CellCorner<Pixel> corner_of(const CellWork<float>& work, uint32_t reg
           static_cast<int>((static_cast<uint32_t>(id) - patch_row * grid_w) * side + x), true};
 }
 
-// Writes histograms. With GRADIENT, reads the gradient to the result and writes that to the histograms before they were
-// normalised.
-template <typename Pixel, bool PATCHES, bool ALIGNED, bool GRADIENT>
-__global__ void __launch_bounds__(kCellThreads, kCellBlocks<ALIGNED, GRADIENT>)
+// `grad` is the gradient to the histograms, for CellTask::gradient.
+template <typename Pixel, bool PATCHES, bool ALIGNED, CellTask TASK>
+__global__ void __launch_bounds__(kCellThreads, kCellBlocks<ALIGNED, TASK>)
     cell_kernel(const __grid_constant__ CellWork<float> work, uint32_t all_cells, const float* __restrict__ grad,
                 float* __restrict__ out) {
   constexpr bool BYTES = std::is_same_v<Pixel, uint8_t>;
@@ -264,8 +266,8 @@ __global__ void __launch_bounds__(kCellThreads, kCellBlocks<ALIGNED, GRADIENT>)
       squares += histogram[k - 1] * histogram[k - 1];
       before = sum[k];
     }
-  const float scale = inverse_norm(squares);
-  if constexpr (GRADIENT) {
+  const float scale = TASK == CellTask::sums ? 1.0f : inverse_norm(squares);
+  if constexpr (TASK == CellTask::gradient) {
     const float* from = grad + (to - out);
     float g[kEnd], dot = 0;
 #pragma unroll
@@ -311,7 +313,7 @@ bool is_aligned(const ImageView& image) {
          std::all_of(image.lead_stride, image.lead_stride + image.lead, fits);
 }
 
-template <typename Pixel, bool PATCHES, bool GRADIENT>
+template <typename Pixel, bool PATCHES, CellTask TASK>
 int launch_cells(CellWork<float>& work, const float* grad, float* out, void* stream) {
   for (int p = 0; p < kPairs; ++p) {
     const float cotangent = work.cotangent[p], shift = cotangent * 0x1p-21f;
@@ -320,9 +322,9 @@ int launch_cells(CellWork<float>& work, const float* grad, float* out, void* str
   const uint32_t cells = static_cast<uint32_t>(count_cells<PATCHES>(work));
   const dim3 blocks(ceil_div<uint32_t>(cells, kCellThreads)), threads(kCellThreads);
   if (is_aligned<Pixel>(work.image))
-    LAUNCH((cell_kernel<Pixel, PATCHES, true, GRADIENT>), blocks, threads, 0, stream, work, cells, grad, out);
+    LAUNCH((cell_kernel<Pixel, PATCHES, true, TASK>), blocks, threads, 0, stream, work, cells, grad, out);
   else
-    LAUNCH((cell_kernel<Pixel, PATCHES, false, GRADIENT>), blocks, threads, 0, stream, work, cells, grad, out);
+    LAUNCH((cell_kernel<Pixel, PATCHES, false, TASK>), blocks, threads, 0, stream, work, cells, grad, out);
   return static_cast<int>(cudaGetLastError());
 }
 

@@ -201,7 +201,8 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<T, PAIRS>)
         squares += h * h;
         from = next;
       }
-      const T scale = to.valid ? inverse_norm(squares) : static_cast<T>(NAN);
+      const T length = work.plan.sums_only ? T(1) : inverse_norm(squares);
+      const T scale = to.valid ? length : static_cast<T>(NAN);
       from = all;
       for (int k = 0; to.exists && k < bins; ++k) {
         const T next = sum(k + 1);
