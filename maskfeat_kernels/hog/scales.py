@@ -48,8 +48,9 @@ def fused_hog_scales(
             once. The other backends compute each cell size by itself.
 
     Returns:
-        For each cell size what :func:`fused_hog` returns: the bits of the finest, and of the others to 2e-6. A coarser
-        cell drops rows and columns that a finer one may keep. Every result is differentiable once.
+        A tuple with what :func:`fused_hog` returns for each cell size. The finest has the same bits. The others are as
+        exact, but their last bits may differ, as their sums run in another order. A coarser cell drops rows and
+        columns that a finer one may keep. Every result is differentiable once.
 
     Raises:
         TypeError: ``x`` is not a tensor or array, or not of a dtype of :func:`fused_hog`; ``cells`` is no sequence of
@@ -80,8 +81,8 @@ def fused_hog_scales(
 def sizes_of(cells: Any) -> list[tuple[int, int]]:
     """Each of ``cells`` as (height, width), if it is a multiple of the one before."""
     cells = cells.tolist() if hasattr(cells, "tolist") else cells
-    if not isinstance(cells, (tuple, list)):
-        raise TypeError(f"cells must be a tuple or list of cell sizes, got {cells!r}")
+    if not isinstance(cells, Sequence) or isinstance(cells, (str, bytes)):
+        raise TypeError(f"cells must be a sequence of cell sizes, got {cells!r}")
     if not cells:
         raise ValueError(f"cells must have at least one cell size, got {cells!r}")
     sizes = [pair("a cell of cells", cell, "(height, width)") for cell in cells]
@@ -118,14 +119,14 @@ class _HogScales(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, ctx.sizes, ctx.spec, ctx.backend = inputs
         ctx.save_for_backward(x)
+        ctx.set_materialize_grads(False)  # zeros for an unused result would take time, and be NaN where it is
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        total, *others = (
-            api.hog_backward(grad, x, ctx.spec.replace(cell=size), None, ctx.backend)
-            for grad, size in zip(grads, ctx.sizes, strict=True)
-        )
-        for other in others:
-            total = total + other
+        total = None
+        for grad, size in zip(grads, ctx.sizes, strict=True):
+            if grad is not None:
+                grad_x = api.hog_backward(grad, x, ctx.spec.replace(cell=size), None, ctx.backend)
+                total = grad_x if total is None else total + grad_x
         return total, None, None, None

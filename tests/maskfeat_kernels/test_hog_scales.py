@@ -71,6 +71,7 @@ def test_strides_empty_batches_and_arrays(compiled_backend):
     for view in (x.permute(0, 3, 1, 2), x[..., 0].mT, x[:, ::2, 3:, 1], x[:1].expand(3, 40, 52, 3)[..., 2]):
         want = fused_hog_scales(view.contiguous(), (4, 8), backend=compiled_backend)
         assert all(map(torch.equal, fused_hog_scales(view, (4, 8), backend=compiled_backend), want))
+    assert [result.shape[1:] for result in fused_hog_scales(view, range(4, 9, 4))] == [(9, 10, 13), (9, 5, 6)]
     empty = fused_hog_scales(x[:0, ..., 0], backend=compiled_backend)
     assert [result.shape for result in empty] == [(0, 9, 10, 13), (0, 9, 5, 6), (0, 9, 2, 3)]
     if compiled_backend == "cpu":
@@ -135,6 +136,25 @@ def test_the_gradient_is_the_sum_of_those_of_each_cell(compiled_backend, dtype):
         got.sum().backward()
 
 
+@pytest.mark.parametrize("unused", [0, 1], ids=["finest", "coarser"])
+def test_a_result_that_is_not_used_has_no_part_in_the_gradient(compiled_backend, unused):
+    """A NaN in a coarse cell reaches all its pixels, also with zero times its gradient."""
+    x = images(2, 32, 32, dtype=torch.float32, seed=11).to(device_of(compiled_backend))
+    x[:, 9, 9] = torch.nan
+    x.requires_grad_()
+    cell = (4, 16)[1 - unused]
+    (want,) = torch.autograd.grad(loss_of([fused_hog(x, cell=cell, backend=compiled_backend)]), x)
+
+    def loss(x):
+        return loss_of([fused_hog_scales(x, (4, 16), backend=compiled_backend)[1 - unused]])
+
+    assert want.isfinite().any()
+    for got in (torch.autograd.grad(loss(x), x)[0], torch.func.grad(loss)(x.detach())):
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    many = torch.vmap(torch.func.grad(loss))(torch.stack([x.detach(), 2 * x.detach()]))
+    torch.testing.assert_close(many[0], want, rtol=0, atol=0, equal_nan=True)
+
+
 def around(x):
     return [1 + result for result in fused_hog_scales(2 * x, (4, 8), backend=BACKENDS[0])]
 
@@ -179,8 +199,10 @@ def test_export_and_opcheck():
     ({"cells": (8, 4)}, ValueError, r"got \(4, 4\) after \(8, 8\)"),
     ({"cells": ((4, 8), 8, (16, 12))}, ValueError, r"got \(16, 12\) after \(8, 8\)"),
     ({"cells": ()}, ValueError, r"at least one cell size, got \(\)"),
-    ({"cells": 8}, TypeError, "a tuple or list of cell sizes, got 8"),
-    ({"cells": "48"}, TypeError, "a tuple or list of cell sizes, got '48'"),
+    ({"cells": 8}, TypeError, "a sequence of cell sizes, got 8"),
+    ({"cells": "48"}, TypeError, "a sequence of cell sizes, got '48'"),
+    ({"cells": b"\x04\x08"}, TypeError, "a sequence of cell sizes, got b"),
+    ({"cells": {4, 8}}, TypeError, "a sequence of cell sizes, got {"),
     ({"cells": (4, 8.0)}, TypeError, "a cell of cells must be an int, got 8.0"),
     ({"cells": (0, 8)}, ValueError, "a cell of cells must be at least 1, got 0"),
     ({"cells": ((4, 4, 4),)}, ValueError, "must be an int or"),
