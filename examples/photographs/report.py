@@ -29,6 +29,12 @@ MEASURES = {
     "linear classifier": lambda run: run["frozen"]["linear"],
     "20 nearest neighbours": lambda run: run["frozen"]["knn"],
 }
+BASELINES = {
+    "constant": "a constant",
+    "placed": "the mean at the place",
+    "beside": "linear in the true target of the patch beside",
+    "around": "linear in those of four patches around",
+}
 Results = dict[str, list[dict]]  # the runs of an arm, in the order of their seeds
 
 
@@ -116,6 +122,18 @@ def tries(results: Path) -> str:
     return "\n".join(parts)
 
 
+def reached(results: Results, folder: Path) -> str:
+    """The held-out losses of pre-training, beside those of predictors without a network."""
+    if not (file := folder / "baselines.json").exists():
+        return ""
+    known = json.loads(file.read_text())
+    lines = [["target", *BASELINES.values(), "the models, each seed"], ["---"] * (len(BASELINES) + 2)]
+    for arm in ("hog", "pixel"):
+        losses = ", ".join(f"{run['pretrain']['val_loss']:.4f}" for run in results[arm])
+        lines.append([NAMES[arm], *(f"{known[arm][name]:.4f}" for name in BASELINES), losses])
+    return "Held-out losses, and those of predictors without a network:\n\n" + rows(lines)
+
+
 def machines(results: Results) -> str:
     """Hours, processors and commits."""
     runs = [run for of_arm in results.values() for run in of_arm]
@@ -131,7 +149,8 @@ def block(folder: Path, settings: Settings) -> str:
     seeds += f" deviation of {len(settings.seeds)} seeds. Chance is 10 %."
     rates = f"Rates that the pilots tried, on seed {PILOT_SEED}, with held-out loss or accuracy after five epochs:"
     plot = f"![accuracies, differences and learning curves]({PLOT})"
-    return "\n\n".join([seeds, accuracies(results), verdicts(results), plot, machines(results), rates, tries(folder)])
+    parts = [seeds, accuracies(results), verdicts(results), plot, reached(results, folder), machines(results)]
+    return "\n\n".join(part for part in (*parts, rates, tries(folder)) if part)
 
 
 def plot(results: Results, path: Path) -> None:

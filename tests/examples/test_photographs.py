@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from scipy.stats import t as student
 
-from examples.photographs import pack, report
+from examples.photographs import baselines, pack, report
 from examples.photographs.__main__ import main, repeat
 from examples.photographs.runs import Runs
 from examples.photographs.settings import ARMS, Settings
@@ -150,6 +150,23 @@ time.sleep(20)
 """
 
 
+def test_a_patch_beside_its_like_is_foretold(tmp_path, capsys):
+    """Stripes go down or across, as chance has it: no constant tells which, and the patch beside always does."""
+    rng, stripes = np.random.default_rng(1), np.repeat(255 * (np.arange(64) // 4 % 2), 64).reshape(64, 64)
+    for split in ("train", "val"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        for i in range(12):
+            pixels = (stripes if rng.random() < 0.5 else stripes.T).astype(np.uint8)
+            Image.fromarray(np.stack([pixels] * 3, -1)).save(tmp_path / split / "a" / f"{i}.png")
+    baselines.main([str(tmp_path), "--to", str(tmp_path / "baselines.json")])
+    found = json.loads((tmp_path / "baselines.json").read_text())
+    for target, spread in {"hog": 0.04, "pixel": 0.4}.items():
+        losses = found[target]
+        assert losses["constant"] > spread and losses["placed"] > spread
+        assert losses["beside"] < 0.02 * losses["constant"] and losses["around"] < 0.02 * losses["constant"]
+    assert capsys.readouterr().out.startswith("hog {'constant': ") and found["commit"]
+
+
 def test_an_alarm_that_is_not_heard_rings_again():
     """What a handler raises while an object is finalised goes nowhere."""
     done = subprocess.run([sys.executable, "-c", NOT_HEARD], capture_output=True, text=True, timeout=60)
@@ -224,12 +241,15 @@ def test_the_report_tells_what_was_found(gain, verdict, tmp_path, finished):
             correct = rng.permutation(np.arange(3925) < 2000 + (gain if arm == "hog" else 0)).astype(int)
             run["finetune"] |= answers_of(correct)[0]["finetune"] | {"top1": correct.mean()}
             (folder / f"{arm}_{seed}.json").write_text(json.dumps(run))
+    losses = dict.fromkeys(report.BASELINES, 0.25)
+    (folder / "baselines.json").write_text(json.dumps({"hog": losses, "pixel": losses | {"around": 0.125}}))
     document = tmp_path / "evidence.md"
     document.write_text(f"# Before\n\n{report.BEGIN}\nold\n{report.END}\n\nAfter\n")
     report.main(["--results", str(folder), "--document", str(document)])
     text = document.read_text()
     assert text.startswith("# Before\n") and text.endswith("\n\nAfter\n") and "old" not in text
     assert f"| HOG - pixels | {gain / 39.25:+.1f} |" in text and verdict in text.split("HOG - pixels")[1].split("\n")[0]
+    assert "| pixels | 0.2500 | 0.2500 | 0.2500 | 0.1250 | " in text
     assert "| pixels | 51.0 ± 0.0 |" in text and "on 3,925 held-out" in text
     assert (tmp_path / "evidence.png").read_bytes().startswith(b"\x89PNG")
     (folder / "hog_2.json").unlink()
