@@ -4,7 +4,7 @@
 //
 // cells_kernel.h includes this file. There is no include guard.
 
-constexpr int64_t kPieceNumbers = 1 << 15;  // of the finest histograms in a piece
+constexpr int64_t kPieceNumbers = 1 << 15;  // of the finest histograms in a piece, if a band has no more
 
 // Adds rows with Kahan's compensation, of a cell or of a vector of cells.
 template <typename V, typename Row>
