@@ -40,6 +40,7 @@ class RunLock:
         }
         self.lost, self._made = False, False
         self._ends = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> "RunLock":
         reason = None
@@ -52,11 +53,13 @@ class RunLock:
         if reason is not None:
             raise reason
         if self.world.rank == 0:
-            threading.Thread(target=self._beat, daemon=True).start()
+            self._heart.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ends.set()
+        if self._heart.is_alive():  # a thread that frees the process group while Python ends would abort
+            self._heart.join()
         if self.world.rank == 0 and _read(self.path) == self.own:
             self.path.unlink()
             if self._made:

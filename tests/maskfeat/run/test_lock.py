@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -73,6 +74,22 @@ def test_a_job_renews_its_lock_and_ends_when_it_lost_it(tmp_path, world, monkeyp
         with pytest.raises(FileExistsError, match="process 1 on host elsewhere has taken over"):
             lock.check()
     assert path.read_text() == holder()
+
+
+def test_the_heart_has_stopped_when_the_lock_is_free(tmp_path, world, monkeypatch):
+    """It holds the process group. To free that while Python ends aborts the process, as it did in 2 runs of 51."""
+    beats, renew, before = threading.Event(), os.utime, set(threading.enumerate())
+
+    def slow(path):
+        beats.set()
+        time.sleep(0.2)
+        renew(path)
+
+    monkeypatch.setattr(lock_module, "BEAT", 0.01)
+    monkeypatch.setattr(lock_module.os, "utime", slow)
+    with RunLock(tmp_path, world):
+        assert beats.wait(10)
+    assert set(threading.enumerate()) == before and list(tmp_path.iterdir()) == []
 
 
 def test_of_two_jobs_that_take_over_the_same_lock_one_goes_on(tmp_path, world, monkeypatch):
