@@ -16,6 +16,7 @@ from maskfeat.data.loader import make_loader
 from maskfeat.mask import Masks
 from maskfeat.run.step import normalise
 from maskfeat.target import HogTarget, PixelTarget, Target
+from maskfeat.weights.storage import write_atomically
 
 from .runs import machine
 from .settings import Settings, pretraining
@@ -75,7 +76,7 @@ def main(words: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     patch = SETTINGS.model["patch_size"]
     found = {"hog": measured(options.data, HogTarget(patch)), "pixel": measured(options.data, PixelTarget(patch))}
-    options.to.write_text(json.dumps({**found, **machine()}) + "\n")
+    write_atomically(options.to, (json.dumps({**found, **machine()}) + "\n").encode())
     for name, losses in found.items():
         print(name, {predictor: round(value, 4) for predictor, value in losses.items()})
 
