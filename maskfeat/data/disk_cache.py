@@ -62,9 +62,10 @@ class DiskCache:
             if whole[-4:] != zlib.crc32(data).to_bytes(4, "little"):
                 path.unlink()
                 return None
-            os.utime(path)  # the time of its last use
         except OSError:
             return None
+        with suppress(OSError):  # another user's copy
+            os.utime(path)  # the time of its last use
         return data
 
     def put(self, key: str, data: bytes) -> None:

@@ -369,5 +369,12 @@ def test_the_cache_forgets_what_was_used_longest_ago(tmp_path, caplog):
     assert broken.get("0") is None and caplog.text.count("no copy in") == 1
 
 
+def test_a_copy_that_another_user_owns_is_taken(tmp_path, monkeypatch):
+    cache = DiskCache(tmp_path, 64_000)
+    cache.put("key", b"x")
+    monkeypatch.setattr(os, "utime", lambda path: os.stat(tmp_path / "not there"))  # its time is not ours to set
+    assert cache.get("key") == b"x"
+
+
 def test_a_container_before_its_account_is_no_credential():
     check_url("data", "abfss://container@account.dfs.core.windows.net/train")
