@@ -280,7 +280,7 @@ class _HogBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> None:
-        raise RuntimeError("fused_hog is differentiable once; backend 'reference' is as often as you like")
+        raise RuntimeError("kernels of HOG are differentiable once; backend='reference' is as often as you like")
 
 
 class Kernels(Protocol):
