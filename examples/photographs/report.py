@@ -139,7 +139,7 @@ def machines(results: Results) -> str:
     runs = [run for of_arm in results.values() for run in of_arm]
     hours = sum(run[part]["hours"] for run in runs for part in ("pretrain", "finetune", "few") if part in run)
     told = {f"{run['cpu']} ({run['instructions']}), torch {run['torch']}, commit {run['commit']}" for run in runs}
-    return f"{len(runs)} runs, {hours:.1f} hours of training on one core. {'; '.join(sorted(told))}."
+    return f"{len(runs)} runs, {hours:.0f} hours of one core, which other work shared. {'; '.join(sorted(told))}."
 
 
 def block(folder: Path, settings: Settings) -> str:
@@ -161,8 +161,8 @@ def plot(results: Results, path: Path) -> None:
     colours = {arm: f"C{i}" for i, arm in enumerate(ARMS)}
     for at, (arm, runs) in enumerate(results.items()):
         values = [100 * run["finetune"]["top1"] for run in runs]
-        dots.bar(at, statistics.mean(values), 0.7, color=colours[arm], alpha=0.4)
-        dots.plot([at] * len(values), values, "k.")
+        dots.hlines(statistics.mean(values), at - 0.3, at + 0.3, color=colours[arm])
+        dots.plot([at] * len(values), values, ".", color=colours[arm])
         for i, run in enumerate(runs):
             label = dict(color=colours[arm], label=None if i else NAMES[arm], alpha=0.8)
             tests = run["finetune"]["tests"]
@@ -170,10 +170,9 @@ def plot(results: Results, path: Path) -> None:
             if tests := run.get("pretrain", {}).get("tests"):
                 values = [test["val_loss"] / tests[0]["val_loss"] for test in tests]
                 losses.plot([test["step"] for test in tests], values, **label)
-    low = min(100 * run["finetune"]["top1"] for runs in results.values() for run in runs)
-    dots.set_ylim(bottom=max(0, low - 5))
     dots.set_xticks(range(len(results)), [NAMES[arm] for arm in results])
-    dots.set(title="accuracy after fine-tuning, a dot a seed", ylabel="%")
+    dots.margins(x=0.2)
+    dots.set(title="fine-tuned accuracy, %: a dot a seed, a line their mean")
     for at, pair in enumerate(reversed(PAIRS)):
         found = difference(*(results[arm] for arm in pair))
         gains.errorbar(found.mean, at, xerr=found.half, fmt="ko", capsize=4)
