@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 from scipy.stats import t as student
 
-from examples.photographs import baselines, pack, report
+from examples.photographs import baselines, pack, picture, report
 from examples.photographs.__main__ import main, repeat
 from examples.photographs.runs import Runs
 from examples.photographs.settings import ARMS, Settings
+from maskfeat.weights.files import read_weights
 
 torch.set_num_threads(1)
+POSITIONS = "encoder.pos_embed"
 CLASSES = [f"class {i}" for i in range(10)]
 MINIATURE = dict(seeds=(1,), pretrain_epochs=1, finetune_epochs=2, few=4, few_epochs=1, pilot_epochs=1, evaluations=1)
 MINIATURE |= dict(pretrain_rates=(1e-3, 1e38), finetune_rates=(1e-3,))
@@ -258,6 +260,26 @@ def test_the_report_tells_what_was_found(gain, verdict, tmp_path, finished):
 
 
 def test_the_document_has_what_the_results_give():
-    if (report.HERE / "results" / "hog_4.json").exists():
-        told = report.block(report.HERE / "results", Settings())
-        assert told in report.DOCUMENT.read_text()
+    assert report.block(report.HERE / "results", Settings()) in report.DOCUMENT.read_text()
+
+
+def test_the_model_of_the_picture_goes_on_with_whole_photographs(data, tmp_path, monkeypatch):
+    small, still = dict(batch_size=8, epochs=1, warmup_epochs=0), dict(lr=1e-6)
+    monkeypatch.setattr(picture, "CROPS", picture.CROPS | small | dict(image_size=32))
+    monkeypatch.setattr(picture, "WHOLE", picture.WHOLE | small | dict(image_size=64) | still)
+    picture.main([data, str(tmp_path)])
+    picture.main([data, str(tmp_path)])  # finds everything done
+    crops, whole = (read_weights(tmp_path / name)[0] for name in ("crops", "whole"))
+    moved = (crops.pop(POSITIONS)[0, 1:] - picture.waves(4, 128)).mean(0)
+    assert moved.abs().max() > 1e-3
+    torch.testing.assert_close(whole.pop(POSITIONS)[0, 1:], picture.waves(8, 128) + moved, rtol=0, atol=1e-4)
+    torch.testing.assert_close(whole, crops, rtol=0, atol=1e-4)
+
+
+def test_waves_tell_offsets_alike_at_every_size():
+    """The products of positions are those of their rows' and columns' differences."""
+    small, large = picture.waves(3, 16), picture.waves(5, 16)
+    assert torch.equal(large.unflatten(0, (5, 5))[:3, :3].flatten(0, 1), small)
+    products = large @ large.T
+    torch.testing.assert_close(products[0, 6], products[6, 12])  # (0, 0) and (1, 1); (1, 1) and (2, 2)
+    assert products[0, 1] > products[0, 4]

@@ -1,0 +1,73 @@
+"""``python -m examples.photographs.picture DATA OUT``: a ViT for the picture of predictions in ``docs/evidence.md``.
+
+``maskfeat show OUT/whole`` draws it. Attention has to learn which tokens lie side by side. Among the 64 tokens of a
+crop it did so within minutes, among the 784 of a whole photograph it did not. So the ViT learns on crops of 64 x 64
+pixels, and then goes on with photographs of 224 x 224. Its positions begin as sines and cosines, by which neighbours
+differ alike at both sizes.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from maskfeat.build import build
+from maskfeat.config import Recipe, get_recipe, override
+from maskfeat.run.train import train
+from maskfeat.weights.files import read_weights
+
+MODEL = dict(size="micro", patch_size=8, hog_cell=8, mask="random", mask_stride=16)
+RUN = dict(warmup_lr=1e-6, end_lr=1e-6, knn=0, device="cpu", precision="fp32", workers=0, cache_mb=1024)
+CROPS = dict(image_size=64, crop_scale=(0.07, 0.12), batch_size=64, lr=2e-3, epochs=90, warmup_epochs=3, eval_every=10)
+WHOLE = dict(image_size=224, crop_scale=(0.8, 1.0), batch_size=4, lr=1e-3, epochs=8, warmup_epochs=0.3, eval_every=4)
+
+
+def waves(
+    side: int,  # patches
+    width: int,  # a multiple of 4
+) -> Tensor:  # [side * side, width]
+    """The positions of MAE (He et al., 2022): sines and cosines of the row, and then of the column."""
+    speeds = 10_000 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    angles = torch.arange(side)[:, None] * speeds
+    line = torch.cat([angles.sin(), angles.cos()], 1)  # [side, width / 2]
+    grid = torch.cat([line[:, None].expand(-1, side, -1), line.expand(side, -1, -1)], -1)
+    return grid.flatten(0, 1).float()
+
+
+def placed(model: nn.Module, side: int, learned: Tensor | None = None) -> nn.Module:
+    """The model with waves for positions, moved by the mean of what positions that began as waves have learned."""
+    positions = model.encoder.pos_embed.data  # [1, 1 + side * side, width]
+    positions[0, 1:] = waves(side, positions.shape[-1])
+    if learned is not None:
+        old = round((learned.shape[1] - 1) ** 0.5)
+        positions[0, 1:] += (learned[0, 1:] - waves(old, positions.shape[-1])).mean(0)
+        positions[0, 0] = learned[0, 0]
+    return model
+
+
+def on_crops(recipe: Recipe) -> nn.Module:
+    return placed(build(recipe), recipe.image_size[0] // recipe.patch_size)
+
+
+def on_whole(recipe: Recipe, crops: Path) -> nn.Module:
+    """The model that learned on crops, for whole photographs."""
+    model, (weights, _) = build(recipe), read_weights(crops)
+    learned = weights.pop("encoder.pos_embed")
+    model.load_state_dict(weights, strict=False)
+    return placed(model, recipe.image_size[0] // recipe.patch_size, learned)
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m examples.photographs.picture", description=__doc__)
+    parser.add_argument("data", help="photographs of 224 x 224 pixels, as data= takes them")
+    parser.add_argument("out", type=Path, help="the folder of two runs, with which a later call goes on")
+    options = parser.parse_args(words)
+    recipe = override(get_recipe("vit_tiny"), {**MODEL, **RUN, "data": options.data})
+    crops, whole = options.out / "crops", options.out / "whole"
+    train(override(recipe, {**CROPS, "out": str(crops)}), on_crops)
+    train(override(recipe, {**WHOLE, "out": str(whole)}), lambda recipe: on_whole(recipe, crops))
+
+
+if __name__ == "__main__":
+    main()
