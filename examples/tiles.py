@@ -1,4 +1,4 @@
-"""How the kernels walk over an image: ``python -m examples.tiles`` draws docs/tile-cpu.svg and docs/tiles-gpu.svg."""
+"""How the kernels walk over an image: ``python -m examples.tiles`` draws both into docs/pictures."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ HEAD = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" fon
 <rect width="760" height="{height}" fill="white"/>"""
 
 
-def main(folder: Path = Path("docs")) -> None:
+def main(folder: Path = Path("docs/pictures")) -> None:
     for name, drawing in (("tile-cpu.svg", cpu()), ("tiles-gpu.svg", gpu())):
         (folder / name).write_text("\n".join([*drawing, "</svg>", ""]))
         print(f"wrote {folder / name}")

@@ -1,4 +1,4 @@
-"""What the words of HogSpec do to the HOG of a photograph: ``python -m examples.words`` draws docs/words.jpg."""
+"""What the words of HogSpec do to a photograph's HOG: ``python -m examples.words`` draws docs/pictures/words.jpg."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ ROWS = {
 """A row of pictures each. What a picture does not name is as in BASE."""
 
 
-def main(path: Path = Path("docs/words.jpg")) -> None:
+def main(path: Path = Path("docs/pictures/words.jpg")) -> None:
     photo = skimage.data.astronaut()[:128, 160:288]  # [128, 128, 3]
     x = torch.from_numpy(photo.copy()).permute(2, 0, 1)
     figure, axes = plt.subplots(len(ROWS), 4, figsize=(9, 2.35 * len(ROWS)), layout="constrained")

@@ -18,7 +18,7 @@ from scipy.stats import t as student
 from .settings import ARMS, GPU, PILOT_SEED, Settings
 
 HERE = Path(__file__).parent
-DOCUMENT, PLOT = HERE.parent.parent / "docs" / "evidence.md", "evidence.png"
+DOCUMENT, PLOT = HERE.parent.parent / "docs" / "evidence.md", "pictures/evidence.png"
 BEGIN, END = "<!-- photographs: begin (python -m examples.photographs.report) -->", "<!-- photographs: end -->"
 NAMES = {"none": "none", "pixel": "pixels", "hog": "HOG", "hog+pixel": "HOG + pixels"}
 WINS = {"none": "no pre-training wins", "pixel": "pixels win", "hog": "HOG wins"}
@@ -197,7 +197,9 @@ def main(words: list[str] | None = None) -> None:
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     if not after:
         parser.error(f"{options.document} has no place for the tables: {BEGIN} ... {END}")
-    plot(read(options.results, settings), options.document.parent / PLOT)
+    picture = options.document.parent / PLOT
+    picture.parent.mkdir(exist_ok=True)
+    plot(read(options.results, settings), picture)
     options.document.write_text(f"{before}{BEGIN}\n\n{block(options.results, settings)}\n\n{END}{after}")
     print(f"wrote {options.document} and {PLOT} beside it")
 

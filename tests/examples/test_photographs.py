@@ -253,7 +253,7 @@ def test_the_report_tells_what_was_found(gain, verdict, tmp_path, finished):
     assert f"| HOG - pixels | {gain / 39.25:+.1f} |" in text and verdict in text.split("HOG - pixels")[1].split("\n")[0]
     assert "| pixels | 0.2500 | 0.2500 | 0.2500 | 0.1250 | " in text
     assert "| pixels | 51.0 ± 0.0 |" in text and "on 3,925 held-out" in text
-    assert (tmp_path / "evidence.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / report.PLOT).read_bytes().startswith(b"\x89PNG")
     (folder / "hog_2.json").unlink()
     with pytest.raises(SystemExit, match="not every seed of hog"):
         report.main(["--results", str(folder), "--document", str(document)])

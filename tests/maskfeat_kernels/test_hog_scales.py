@@ -132,7 +132,7 @@ def test_the_gradient_is_the_sum_of_those_of_each_cell(compiled_backend, dtype):
     results = fused_hog_scales(x, backend=compiled_backend)
     (got,) = torch.autograd.grad(loss_of(results[1:2]), x, create_graph=True)  # the others are not used
     torch.testing.assert_close(got, torch.autograd.grad(loss_of(apart[1:2]), x)[0], **tolerance)
-    with pytest.raises(RuntimeError, match="^kernels of HOG are differentiable once"):
+    with pytest.raises(RuntimeError, match=r"^kernels of HOG are differentiable once"):
         got.sum().backward()
 
 

@@ -117,7 +117,7 @@ def test_code_blocks_on_the_site(path, monkeypatch):
 def test_drawings_are_what_draws_them(tmp_path):
     tiles.main(tmp_path)
     for path in tmp_path.iterdir():
-        assert path.read_text() == (ROOT / "docs" / path.name).read_text()
+        assert path.read_text() == (ROOT / "docs/pictures" / path.name).read_text()
 
 
 def test_another_shape_is_seen():
