@@ -70,8 +70,9 @@ def repeat(runs, arm: str, seed: int) -> int:
     """0 if a run that is made again has the weights and the answers of the recorded one."""
     recorded = json.loads(runs.file(arm, seed).read_text())
     again = runs.run(arm, seed, runs.out / f"{arm}_{seed}_again")
-    same = {name: recorded[name] for name in recorded if name in ("pretrain", "finetune", "few")}
-    differ = [name for name, part in same.items() if part["weights"] != again[name]["weights"]]
+    parts = [part for part in ("pretrain", "finetune", "few") if part in recorded]
+    compared = [(part, key) for part in parts for key in ("weights", "right") if key in recorded[part]]
+    differ = [f"{key} of {part}" for part, key in compared if recorded[part][key] != again[part][key]]
     print(f"{arm}, seed {seed}: {', '.join(differ) or 'nothing'} differs")
     return 1 if differ else 0
 

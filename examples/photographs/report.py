@@ -32,8 +32,8 @@ MEASURES = {
 BASELINES = {
     "constant": "a constant",
     "placed": "the mean at the place",
-    "beside": "linear in the true target of the patch beside",
-    "around": "linear in those of four patches around",
+    "beside": "linear, from 1 true neighbour",
+    "around": "linear, from 4 true neighbours",
 }
 Results = dict[str, list[dict]]  # the runs of an arm, in the order of their seeds
 
@@ -90,7 +90,8 @@ def accuracies(results: Results) -> str:
 
 
 def verdicts(results: Results) -> str:
-    lines = [["difference", "points", "95 % interval", "each seed", "smallest detectable", "verdict"], ["---"] * 6]
+    heads = ["difference", "points", "95 % interval", "each seed", "smallest found in 4 of 5 repeats", "verdict"]
+    lines = [heads, ["---"] * len(heads)]
     for pair in PAIRS:
         first, second = (results[arm] for arm in pair)
         found = difference(first, second)
@@ -131,7 +132,8 @@ def reached(results: Results, folder: Path) -> str:
     for arm in ("hog", "pixel"):
         losses = ", ".join(f"{run['pretrain']['val_loss']:.4f}" for run in results[arm])
         lines.append([NAMES[arm], *(f"{known[arm][name]:.4f}" for name in BASELINES), losses])
-    return "Held-out losses, and those of predictors without a network:\n\n" + rows(lines)
+    note = "Held-out losses on masked patches; those of predictors without a network on all that have such neighbours:"
+    return f"{note}\n\n{rows(lines)}"
 
 
 def machines(results: Results) -> str:
@@ -139,7 +141,8 @@ def machines(results: Results) -> str:
     runs = [run for of_arm in results.values() for run in of_arm]
     hours = sum(run[part]["hours"] for run in runs for part in ("pretrain", "finetune", "few") if part in run)
     told = {f"{run['cpu']} ({run['instructions']}), torch {run['torch']}, commit {run['commit']}" for run in runs}
-    return f"{len(runs)} runs, {hours:.0f} hours of one core, which other work shared. {'; '.join(sorted(told))}."
+    clock = f"{len(runs)} runs, {hours:.0f} hours by the clock, one core each, with pauses and without pilots"
+    return f"{clock}. {'; '.join(sorted(told))}."
 
 
 def block(folder: Path, settings: Settings) -> str:

@@ -98,9 +98,10 @@ def test_only_what_is_missing_is_made_and_with_the_same_bits(data, finished, tmp
         assert again[part]["weights"] == before[part]["weights"] and again[part]["losses"] == before[part]["losses"]
     assert again["frozen"] == before["frozen"]
     assert repeat(runs, "hog", 1) == 0
-    before["finetune"]["weights"] = "other"
-    runs.file("hog", 1).write_text(json.dumps(before))
-    assert repeat(runs, "hog", 1) == 1
+    for part, key in (("pretrain", "weights"), ("few", "right")):
+        other = before | {part: before[part] | {key: "other"}}
+        runs.file("hog", 1).write_text(json.dumps(other))
+        assert repeat(runs, "hog", 1) == 1
 
 
 def test_what_another_process_makes_is_left_to_it(data, tmp_path):
