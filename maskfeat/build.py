@@ -7,7 +7,7 @@ from torch import nn
 
 from maskfeat_kernels import MASKFEAT
 
-from .config import TIMM, Finetune, Pretrain, Recipe
+from .config import Finetune, Pretrain, Recipe
 from .encoders.mvit import MViT, mvit
 from .encoders.timm import TimmEncoder, timm_vit
 from .encoders.vit import VisionTransformer, vit
@@ -49,8 +49,8 @@ def _encoder(recipe: Recipe, options: dict[str, Any]) -> VisionTransformer | MVi
     model: VisionTransformer | MViT | TimmEncoder
     if recipe.encoder == "mvit":
         model = mvit(recipe.size, num_frames=recipe.frames, **common)
-    elif recipe.encoder.startswith(TIMM):
-        model = timm_vit(recipe.encoder.removeprefix(TIMM), **common)
+    elif recipe.timm:
+        model = timm_vit(recipe.timm, **common)
     else:
         model = vit(recipe.size, patch_size=recipe.patch_size, **common)
     model.set_grad_checkpointing(recipe.recompute)

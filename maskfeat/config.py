@@ -122,7 +122,7 @@ class Recipe:
         for name, choices in literals(type(self)).items():
             if getattr(self, name) not in choices:
                 raise ValueError(bad_choice(name, getattr(self, name), choices))
-        if self.encoder not in ("vit", "mvit") and not (self.encoder.startswith(TIMM) and self.encoder != TIMM):
+        if self.encoder not in ("vit", "mvit") and not self.timm:
             raise ValueError(bad_choice("encoder", self.encoder, ("vit", "mvit", "timm:NAME")))
         for name in ("mean", "std"):
             if len(value := getattr(self, name)) != self.channels:
@@ -158,9 +158,14 @@ class Recipe:
             raise ValueError(f"{self.encoder} reads images, not clips: frames must be 0, got {self.frames}")
 
     @property
+    def timm(self) -> str:
+        """The name that the encoder has in timm; empty for ours."""
+        return self.encoder.removeprefix(TIMM) if self.encoder.startswith(TIMM) else ""
+
+    @property
     def model(self) -> str:
         """The encoder in words."""
-        return self.encoder if self.encoder.startswith(TIMM) else f"{self.encoder} {self.size}"
+        return self.encoder if self.timm else f"{self.encoder} {self.size}"
 
     def rank_batch(self, world: int = 1) -> int:
         """Samples that one of ``world`` ranks computes at once; ValueError unless they divide the batch."""

@@ -24,7 +24,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from .. import config
-from ..config import TIMM, Recipe
+from ..config import Recipe
 from ..encoders.timm import library as timm
 from ..keys import text_of
 from ..weights.checkpoint_files import Reader, Writer
@@ -95,7 +95,7 @@ class Checkpoints:
 
     def _check_timm(self, path: Path, run: dict[str, Any]) -> None:
         """ValueError unless timm, where it makes the encoder, is of the version that made it before."""
-        if not self.recipe.encoder.startswith(TIMM) or "timm" in self.recipe.change:
+        if not self.recipe.timm or "timm" in self.recipe.change:
             return
         there, here = run.get("timm"), timm().__version__
         if there not in (None, here):
@@ -158,7 +158,7 @@ class Checkpoints:
     def _complete(self, files: list[tuple[str, int, str]], partial: Path, step: int) -> None:
         run = {"format": FORMAT, "step": step, "recipe": config.to_dict(self.recipe), "samples": self.samples}
         run |= {"data": self.data, "files": {name: size for name, size, _ in files}}
-        if self.recipe.encoder.startswith(TIMM):
+        if self.recipe.timm:
             run["timm"] = timm().__version__
         run["checksums"] = {name: checksum for name, _, checksum in files}
         run["checksum"] = json_checksum(run)
