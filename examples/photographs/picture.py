@@ -7,6 +7,7 @@ differ alike at both sizes.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 
 from maskfeat.build import build
 from maskfeat.config import Recipe, get_recipe, override
+from maskfeat.run.distributed import Terminated
 from maskfeat.run.train import train
 from maskfeat.weights.files import read_weights
 
+POSITIONS = "encoder.pos_embed"
 MODEL = dict(size="micro", patch_size=8, hog_cell=8, mask="random", mask_stride=16)
 RUN = dict(warmup_lr=1e-6, end_lr=1e-6, knn=0, device="cpu", precision="fp32", workers=0, cache_mb=1024)
 CROPS = dict(image_size=64, crop_scale=(0.07, 0.12), batch_size=64, lr=2e-3, epochs=90, warmup_epochs=3, eval_every=10)
@@ -35,27 +38,22 @@ def waves(
     return grid.flatten(0, 1).float()
 
 
-def placed(model: nn.Module, side: int, learned: Tensor | None = None) -> nn.Module:
-    """The model with waves for positions, moved by the mean of what positions that began as waves have learned."""
+def on_crops(recipe: Recipe) -> nn.Module:
+    """A new model whose positions are waves."""
+    model = build(recipe)
     positions = model.encoder.pos_embed.data  # [1, 1 + side * side, width]
-    positions[0, 1:] = waves(side, positions.shape[-1])
-    if learned is not None:
-        old = round((learned.shape[1] - 1) ** 0.5)
-        positions[0, 1:] += (learned[0, 1:] - waves(old, positions.shape[-1])).mean(0)
-        positions[0, 0] = learned[0, 0]
+    positions[0, 1:] = waves(model.encoder.grid[0], positions.shape[-1])
     return model
 
 
-def on_crops(recipe: Recipe) -> nn.Module:
-    return placed(build(recipe), recipe.image_size[0] // recipe.patch_size)
-
-
 def on_whole(recipe: Recipe, crops: Path) -> nn.Module:
-    """The model that learned on crops, for whole photographs."""
-    model, (weights, _) = build(recipe), read_weights(crops)
-    learned = weights.pop("encoder.pos_embed")
-    model.load_state_dict(weights, strict=False)
-    return placed(model, recipe.image_size[0] // recipe.patch_size, learned)
+    """The model that learned on crops; the positions are waves moved by the mean of what they have learned there."""
+    model, (weights, small) = on_crops(recipe), read_weights(crops)
+    learned, begun = weights[POSITIONS], on_crops(small).encoder.pos_embed.data
+    moved = (learned - begun)[:, 1:].mean(1, keepdim=True)
+    weights[POSITIONS] = torch.cat([learned[:, :1], model.encoder.pos_embed.data[:, 1:] + moved], 1)
+    model.load_state_dict(weights)
+    return model
 
 
 def main(words: list[str] | None = None) -> None:
@@ -65,8 +63,11 @@ def main(words: list[str] | None = None) -> None:
     options = parser.parse_args(words)
     recipe = override(get_recipe("vit_tiny"), {**MODEL, **RUN, "data": options.data})
     crops, whole = options.out / "crops", options.out / "whole"
-    train(override(recipe, {**CROPS, "out": str(crops)}), on_crops)
-    train(override(recipe, {**WHOLE, "out": str(whole)}), lambda recipe: on_whole(recipe, crops))
+    try:
+        train(override(recipe, {**CROPS, "out": str(crops)}), on_crops)
+        train(override(recipe, {**WHOLE, "out": str(whole)}), lambda recipe: on_whole(recipe, crops))
+    except Terminated as reason:
+        sys.exit(f"{reason}; the same command goes on")
 
 
 if __name__ == "__main__":

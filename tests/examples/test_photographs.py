@@ -20,7 +20,6 @@ from examples.photographs.settings import ARMS, Settings
 from maskfeat.weights.files import read_weights
 
 torch.set_num_threads(1)
-POSITIONS = "encoder.pos_embed"
 CLASSES = [f"class {i}" for i in range(10)]
 MINIATURE = dict(seeds=(1,), pretrain_epochs=1, finetune_epochs=2, few=4, few_epochs=1, pilot_epochs=1, evaluations=1)
 MINIATURE |= dict(pretrain_rates=(1e-3, 1e38), finetune_rates=(1e-3,))
@@ -271,9 +270,9 @@ def test_the_model_of_the_picture_goes_on_with_whole_photographs(data, tmp_path,
     picture.main([data, str(tmp_path)])
     picture.main([data, str(tmp_path)])  # finds everything done
     crops, whole = (read_weights(tmp_path / name)[0] for name in ("crops", "whole"))
-    moved = (crops.pop(POSITIONS)[0, 1:] - picture.waves(4, 128)).mean(0)
+    moved = (crops.pop(picture.POSITIONS)[0, 1:] - picture.waves(4, 128)).mean(0)
     assert moved.abs().max() > 1e-3
-    torch.testing.assert_close(whole.pop(POSITIONS)[0, 1:], picture.waves(8, 128) + moved, rtol=0, atol=1e-4)
+    torch.testing.assert_close(whole.pop(picture.POSITIONS)[0, 1:], picture.waves(8, 128) + moved, rtol=0, atol=1e-4)
     torch.testing.assert_close(whole, crops, rtol=0, atol=1e-4)
 
 
