@@ -75,11 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _of_the_machine(error: MemoryError | RuntimeError) -> "str | OSError | None":
-    """What a user reads if a loader process, the memory or the network failed; None for an error of another kind."""
+def _of_the_machine(error: MemoryError | RuntimeError) -> str | None:
+    """What a user reads if the memory or the network failed; None for an error of another kind."""
     from torch.distributed import DistError
-
-    from .data.processes import loader_failure
 
     reason = str(error).strip().partition("\n")[0]
     if isinstance(error, MemoryError) or "out of memory" in reason.lower() or "can't allocate memory" in reason:
@@ -88,7 +86,7 @@ def _of_the_machine(error: MemoryError | RuntimeError) -> "str | OSError | None"
     if isinstance(error, DistError):
         where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         return f"the ranks did not meet at {where} ({reason[:300]}); start them with torchrun --nproc-per-node"
-    return loader_failure(error)
+    return None
 
 
 def _parser() -> argparse.ArgumentParser:

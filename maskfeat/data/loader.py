@@ -1,11 +1,10 @@
 """Batches of uint8 crops, the same for a seed and an epoch however many processes load them, from any batch on."""
 
 import copy
-import errno
-import gc
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -104,27 +103,8 @@ class Loader:
             timeout=processes.LONGEST_WAIT if self.workers else 0,
             generator=torch.Generator(),  # or it would draw from the global one, and a resumed run would differ
         )
-        # A worker must not free garbage of this process. A process group or a decoder joins its threads when it is
-        # freed, and a worker would wait for ever: it is forked without them.
-        # The caller may have frozen objects too, and these stay so.
-        were_frozen = gc.get_freeze_count()
-        gc.freeze()
-        try:
-            batches = iter(loader)
-        except OSError as error:  # of starting the workers: the semaphores of their queues are in shared memory too
-            raise OSError(f"{processes.SHARED_MEMORY} ({error})") if error.errno == errno.ENOSPC else error from None
-        finally:
-            if not were_frozen:
-                gc.unfreeze()
-        try:
-            while True:
-                try:
-                    batch = next(batches)
-                except StopIteration:
-                    self.report_rewound()
-                    return
-                except RuntimeError as error:
-                    raise processes.loader_failure(error) or error from error
+        with closing(processes.batches_of(loader)) as batches:
+            for batch in batches:
                 if "error" in batch:
                     raise batch["error"] from RuntimeError(batch["traceback"])
                 for failure in batch.pop("failures"):
@@ -132,8 +112,7 @@ class Loader:
                 self.rewound.update(batch.pop("rewound"))
                 if len(batch["images"]):
                     yield batch
-        finally:
-            del batches  # ends the workers now; an error that was in a batch would keep both until garbage is collected
+        self.report_rewound()
 
     def skip(self, name: str, reason: str) -> None:
         """Count a sample that cannot be read, and say so."""

@@ -2,13 +2,19 @@
 
 import atexit
 import ctypes
+import errno
+import gc
 import os
+import signal
+import threading
 import traceback
+from collections.abc import Generator, Iterator
+from functools import partial
 from multiprocessing import RawValue
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ..mask import Masks
 from ..sigterm import on_sigterm
@@ -27,10 +33,7 @@ atexit.register(setattr, ENDS, "value", True)
 
 
 def loader_failure(error: RuntimeError) -> OSError | None:
-    """The error that a user reads if a loader process died or is stuck; None for an error of another kind.
-
-    torch raises it wherever the training is when the process dies.
-    """
+    """The error that a user reads if a loader process died or is stuck; None for an error of another kind."""
     text = str(error)
     if "killed by signal: Bus error" in text or "No space left on device" in text:
         return OSError(f"{SHARED_MEMORY} ({text.splitlines()[0]})")
@@ -47,6 +50,77 @@ def loader_failure(error: RuntimeError) -> OSError | None:
             "smaller batch_size, or workers=0; the run goes on from its last checkpoint"
         )
     return None
+
+
+def batches_of(loader: DataLoader[dict[str, Any]]) -> Generator[dict[str, Any]]:
+    """The batches. Closing ends the workers at once. OSError if one died or is stuck."""
+    waiting = Waiting(loader)
+    try:
+        while True:
+            try:
+                batch = next(waiting)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise loader_failure(error) or error from error
+            yield batch
+    finally:
+        Waiting.OPEN.remove(waiting)
+        del waiting  # a traceback that is kept would keep it, and so the workers
+
+
+class Waiting(Iterator[dict[str, Any]]):
+    """The batches of a loader. That a worker died is raised while a batch is waited for, and at no other time.
+
+    torch raises it from its handler of SIGCHLD, and so between any two lines of the training. A lock that is just being
+    taken would fail in its own way, and a destructor would swallow it.
+    """
+
+    OPEN: ClassVar[list["Waiting"]] = []
+    listens: ClassVar[bool] = False
+
+    def __init__(self, loader: DataLoader[dict[str, Any]]):
+        self.death: RuntimeError | None = None
+        self.waits = False
+        # A worker must not free garbage of this process. A process group or a decoder joins its threads when it is
+        # freed, and a worker would wait for ever: it is forked without them.
+        # The caller may have frozen objects too, and these stay so.
+        were_frozen = gc.get_freeze_count()
+        gc.freeze()
+        try:
+            self.batches = iter(loader)
+        except OSError as error:  # of starting the workers: the semaphores of their queues are in shared memory too
+            raise OSError(f"{SHARED_MEMORY} ({error})") if error.errno == errno.ENOSPC else error from None
+        finally:
+            if not were_frozen:
+                gc.unfreeze()
+        self.OPEN.append(self)
+        if loader.num_workers and threading.current_thread() is threading.main_thread():  # where torch has a handler
+            torchs = signal.getsignal(signal.SIGCHLD)
+            if callable(torchs) and not Waiting.listens:
+                signal.signal(signal.SIGCHLD, partial(Waiting.hear, torchs))
+                Waiting.listens = True
+            signal.raise_signal(signal.SIGCHLD)  # a worker may have died before torch knew of it
+
+    def __next__(self) -> dict[str, Any]:
+        self.waits = True
+        try:
+            if self.death is not None:
+                raise self.death
+            return next(self.batches)
+        finally:
+            self.waits = False
+
+    @classmethod
+    def hear(cls, torchs: Any, number: int, frame: Any) -> None:
+        """A handler of SIGCHLD: keeps what torch's handler raises until a batch is waited for."""
+        try:
+            torchs(number, frame)
+        except RuntimeError as error:
+            if not cls.OPEN or any(waiting.waits for waiting in cls.OPEN):
+                raise
+            for waiting in cls.OPEN:
+                waiting.death = error
 
 
 def outlive_sigterm(ends: ctypes.c_byte, worker: int) -> None:

@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import media
 import pytest
 import torch
 from test_train import SMALL
+from torch.utils.data._utils import signal_handling
 
 from maskfeat import sigterm
 from maskfeat.cli import main
@@ -95,8 +97,8 @@ def children(process) -> list[int]:
 
 
 def test_a_worker_that_is_killed_ends_the_run_with_one_line(running):
-    """Wherever the training is at that moment."""
-    process = running("-m", "maskfeat", "pretrain", "vit_tiny", *LONG, "workers=1")
+    """Wherever in an epoch the training is. At its end the run would go on, as the worker has done its work."""
+    process = running("-m", "maskfeat", "pretrain", "vit_tiny", *LONG, "samples=100000", "workers=1")
     os.kill(children(process)[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in errors
@@ -104,6 +106,47 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line(running):
     assert last.startswith("maskfeat: a loader process died (DataLoader worker (pid")
     assert "Killed" in last or "exited unexpectedly" in last  # torch may see that it is gone before it hears why
     assert "use fewer workers, a smaller batch_size, or workers=0" in last
+
+
+def test_a_death_is_told_where_a_batch_is_waited_for():
+    """It came up between any two lines of the training, and a lock that was being taken failed in its own way."""
+    recipe = override(get_recipe("vit_tiny"), ["image_size=32", "batch_size=8", "samples=80"])
+    batches = iter(make_loader(recipe, "train", seed=0, workers=1))
+    next(batches)
+    [worker] = multiprocessing.active_children()
+    worker.kill()
+    time.sleep(1)  # in which Python calls the handler
+    with pytest.raises(OSError, match=r"^a loader process died \(DataLoader worker \(pid"):
+        next(batches)
+    assert len(list(make_loader(recipe, "train", seed=0, workers=1))) == 10  # the next one knows nothing of it
+
+
+def test_a_death_before_torch_knows_the_process_is_told_at_once(monkeypatch):
+    """The run waited for the batch until LONGEST_WAIT."""
+
+    def late(loader, pids, register=signal_handling._set_worker_pids):
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        time.sleep(0.1)
+        register(loader, pids)
+
+    monkeypatch.setattr(signal_handling, "_set_worker_pids", late)
+    monkeypatch.setattr(processes, "LONGEST_WAIT", 20)
+    recipe = override(get_recipe("vit_tiny"), ["image_size=32", "batch_size=8", "samples=80"])
+    with pytest.raises(OSError, match="is killed by signal: Killed"):
+        next(iter(make_loader(recipe, "train", seed=0, workers=1)))
+
+
+def test_a_death_in_a_loader_of_others_is_told_as_torch_does():
+    recipe = override(get_recipe("vit_tiny"), ["image_size=32", "batch_size=8", "samples=8"])
+    list(make_loader(recipe, "train", seed=0, workers=1))
+    batches = iter(torch.utils.data.DataLoader(range(100), num_workers=1))
+    next(batches)
+    [worker] = multiprocessing.active_children()
+    threading.Timer(0.2, worker.kill).start()
+    with pytest.raises(RuntimeError, match="is killed by signal: Killed"):
+        time.sleep(10)
 
 
 def test_full_shared_memory_is_one_line():
