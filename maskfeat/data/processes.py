@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Generator, Iterator
 from functools import partial
@@ -57,16 +58,20 @@ def batches_of(loader: DataLoader[dict[str, Any]]) -> Generator[dict[str, Any]]:
     waiting = Waiting(loader)
     try:
         while True:
+            failure = None
             try:
                 batch = next(waiting)
             except StopIteration:
                 return
             except RuntimeError as error:
-                raise loader_failure(error) or error from error
+                failure = loader_failure(error)
+                if failure is None:
+                    raise
+            if failure:  # raised without the other error, whose traceback would keep the iterator and so the workers
+                raise failure
             yield batch
     finally:
-        Waiting.OPEN.remove(waiting)
-        del waiting  # a traceback that is kept would keep it, and so the workers
+        waiting.close()
 
 
 class Waiting(Iterator[dict[str, Any]]):
@@ -80,8 +85,7 @@ class Waiting(Iterator[dict[str, Any]]):
     listens: ClassVar[bool] = False
 
     def __init__(self, loader: DataLoader[dict[str, Any]]):
-        self.death: RuntimeError | None = None
-        self.waits = False
+        self.loader, self.death, self.waits = loader, "", False
         # A worker must not free garbage of this process. A process group or a decoder joins its threads when it is
         # freed, and a worker would wait for ever: it is forked without them.
         # The caller may have frozen objects too, and these stay so.
@@ -105,11 +109,21 @@ class Waiting(Iterator[dict[str, Any]]):
     def __next__(self) -> dict[str, Any]:
         self.waits = True
         try:
-            if self.death is not None:
-                raise self.death
+            if self.death:
+                raise RuntimeError(self.death)
             return next(self.batches)
+        except (ConnectionError, EOFError) as error:
+            if not self.loader.num_workers:
+                raise
+            time.sleep(2)  # the worker is about to be dead, and then the handler raises, and says of what
+            raise RuntimeError(f"DataLoader worker ended while it sent a batch: {error!r}") from error
         finally:
             self.waits = False
+
+    def close(self) -> None:
+        """End the workers. Whatever is heard of them until they have ended is not raised."""
+        del self.batches
+        self.OPEN.remove(self)
 
     @classmethod
     def hear(cls, torchs: Any, number: int, frame: Any) -> None:
@@ -120,7 +134,7 @@ class Waiting(Iterator[dict[str, Any]]):
             if not cls.OPEN or any(waiting.waits for waiting in cls.OPEN):
                 raise
             for waiting in cls.OPEN:
-                waiting.death = error
+                waiting.death = str(error)
 
 
 def outlive_sigterm(ends: ctypes.c_byte, worker: int) -> None:

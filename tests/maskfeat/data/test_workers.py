@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing.resource_sharer import DupFd
 
 import media
 import pytest
@@ -136,6 +137,42 @@ def test_a_death_before_torch_knows_the_process_is_told_at_once(monkeypatch):
     recipe = override(get_recipe("vit_tiny"), ["image_size=32", "batch_size=8", "samples=80"])
     with pytest.raises(OSError, match="is killed by signal: Killed"):
         next(iter(make_loader(recipe, "train", seed=0, workers=1)))
+
+
+def test_a_death_while_a_batch_is_handed_over_is_told(monkeypatch):
+    """The connection breaks before the process counts as dead. The line was: Connection reset by peer."""
+
+    def broken(*_):
+        [worker] = multiprocessing.active_children()
+        threading.Timer(0.3, worker.kill).start()
+        raise ConnectionResetError("Connection reset by peer")
+
+    monkeypatch.setattr(DupFd, "detach", broken)
+    recipe = override(get_recipe("vit_tiny"), ["image_size=32", "batch_size=8", "samples=80"])
+    with pytest.raises(OSError, match=r"^a loader process died .* is killed by signal: Killed"):
+        next(iter(make_loader(recipe, "train", seed=0, workers=1)))
+
+
+UNHEARD = f"""
+import os, signal, time
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGCHLD}})  # threads that begin now have the same mask
+from maskfeat.data import processes
+processes.LONGEST_WAIT = 2  # then torch looks for the dead, or the connection breaks before
+{LOADER}
+multiprocessing.active_children()[0].kill()
+try:
+    list(batches)
+except OSError as error:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {{signal.SIGCHLD}})
+    time.sleep(0.5)
+    print(error)
+"""
+
+
+def test_a_death_that_was_told_is_not_told_again():
+    """By the handler of SIGCHLD, while what the run had open was being closed."""
+    done = run("-c", UNHEARD)
+    assert done.stdout.startswith("a loader process died (DataLoader worker") and not done.stderr, done.stderr
 
 
 def test_a_death_in_a_loader_of_others_is_told_as_torch_does():
