@@ -1,5 +1,6 @@
 """The ranks of a run: joining them, sharing a model between them, and sums over them."""
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -76,6 +77,11 @@ class Terminated(Exception):
     """The run was asked to end (SIGTERM), and did so after saving a checkpoint."""
 
 
+ENDED: list[Any] = []
+"""The gloo backends of the run that ended last."""
+atexit.register(ENDED.clear)
+
+
 @contextmanager
 def join(device: str = "auto", precision: str = "fp32") -> Iterator[World]:
     """The processes that torchrun started, or this one alone, on ``device``.
@@ -93,6 +99,7 @@ def join(device: str = "auto", precision: str = "fp32") -> Iterator[World]:
             f"WORLD_SIZE={size} is set, but not {', '.join(missing)}: start the ranks with torchrun --nproc-per-node, "
             "or unset WORLD_SIZE for one process"
         )
+    ENDED.clear()
     kind = device_named(device, precision)
     if size > 1 and kind.type != "cpu":
         kind = device_named(f"{kind.type}:{os.environ['LOCAL_RANK']}")
@@ -103,9 +110,14 @@ def join(device: str = "auto", precision: str = "fp32") -> Iterator[World]:
     else:
         backend = dist.get_default_backend_for_device(kind)
         dist.init_process_group("gloo" if kind.type == "cpu" else f"cpu:gloo,{kind.type}:{backend}")
+    default, group = dist.group.WORLD, dist.new_group(backend="gloo")
+    assert default is not None
     try:
-        yield World(dist.get_rank(), size, kind, dist.new_group(backend="gloo"))
+        yield World(dist.get_rank(), size, kind, group)
     finally:
+        # Whoever lets go of gloo last waits for its threads, and one of these may want the GIL to free a tensor. DDP
+        # would wait with the GIL, for ever. So gloo is held until DDP is gone.
+        ENDED.extend(each._get_backend(torch.device("cpu")) for each in (default, group))
         dist.destroy_process_group()
 
 

@@ -74,6 +74,24 @@ def test_two_ranks_are_one_batch(tmp_path):
     assert_same(tmp_path / "one", tmp_path / "two")
 
 
+SLOW_TO_SHARE = """
+import os, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+sys.setswitchinterval(20)
+from maskfeat.cli import main
+sys.exit(main())
+"""
+
+
+def test_a_run_ends_though_gloo_waits_for_the_gil(tmp_path):
+    """On one core, a thread of gloo frees its last tensor late. Three runs of four waited for ever at their end."""
+    (tmp_path / "slow_to_share.py").write_text(SLOW_TO_SHARE)
+    recipe = small(tmp_path / "two", *SETTINGS, *VARYING, name="vit_tiny")
+    words = [*TORCHRUN[:-1], str(tmp_path / "slow_to_share.py"), *command(recipe)[1:]]
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_loss_over_the_masked_tokens_of_all_ranks(tmp_path):
     """Masks of different sizes: every token weighs the same, however the batch is shared."""
     two_processes(tmp_path / "two", *VARYING)
