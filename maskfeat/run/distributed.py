@@ -1,6 +1,7 @@
 """The ranks of a run: joining them, sharing a model between them, and sums over them."""
 
 import atexit
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -78,8 +79,15 @@ class Terminated(Exception):
 
 
 ENDED: list[Any] = []
-"""The gloo backends of the run that ended last."""
-atexit.register(ENDED.clear)
+"""The gloo backends of the run that ended last, if it had several ranks."""
+
+
+@atexit.register
+def let_go() -> None:
+    """Wait for gloo's threads, without the GIL. A thread that wants it when Python is gone would abort the process."""
+    if ENDED:
+        gc.collect()  # DDP is in cycles; whoever lets go of gloo last waits for its threads
+        ENDED.clear()
 
 
 @contextmanager
@@ -99,7 +107,7 @@ def join(device: str = "auto", precision: str = "fp32") -> Iterator[World]:
             f"WORLD_SIZE={size} is set, but not {', '.join(missing)}: start the ranks with torchrun --nproc-per-node, "
             "or unset WORLD_SIZE for one process"
         )
-    ENDED.clear()
+    let_go()
     kind = device_named(device, precision)
     if size > 1 and kind.type != "cpu":
         kind = device_named(f"{kind.type}:{os.environ['LOCAL_RANK']}")
@@ -115,9 +123,10 @@ def join(device: str = "auto", precision: str = "fp32") -> Iterator[World]:
     try:
         yield World(dist.get_rank(), size, kind, group)
     finally:
-        # Whoever lets go of gloo last waits for its threads, and one of these may want the GIL to free a tensor. DDP
-        # would wait with the GIL, for ever. So gloo is held until DDP is gone.
-        ENDED.extend(each._get_backend(torch.device("cpu")) for each in (default, group))
+        # A thread of gloo may want the GIL, to free a tensor of the last collective. If DDP were the last to hold gloo,
+        # it would wait for the thread with the GIL, for ever.
+        if size > 1:
+            ENDED.extend(each._get_backend(torch.device("cpu")) for each in (default, group))
         dist.destroy_process_group()
 
 

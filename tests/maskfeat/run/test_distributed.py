@@ -136,32 +136,35 @@ def said(call):
     except (OSError, ValueError) as error:
         return str(error)
 
-def save(step, rows):
-    checkpoints.save(step, {"w": distribute_tensor(torch.full((rows, 4), 3.0), mesh, [Shard(0)])})
-    checkpoints.wait()
+def run(out):  # whose variables are gone when Python ends
+    with join("cpu") as world, RunLock(out, world):
+        mesh, checkpoints = init_device_mesh("cpu", (2,)), Checkpoints(out, get_recipe("vit_tiny"), world)
 
-out = Path(sys.argv[1])
-with join("cpu") as world, RunLock(out, world):
-    mesh, checkpoints = init_device_mesh("cpu", (2,)), Checkpoints(out, get_recipe("vit_tiny"), world)
-    answers = [said(RunLock(out, world).__enter__)]
-    save(1, 8)
-    world.wait()
-    path, state = find_checkpoint(out), {"w": distribute_tensor(torch.zeros(8, 4), mesh, [Shard(0)])}
-    answers += [checkpoints.load(path, state)[0], state["w"].full_tensor().sum().item()]
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if world.rank == 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
-    answers.append(said(lambda: save(2, 20_000)))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    world.wait()
-    if world.rank == 0:
-        data = bytearray((path / "__1_0.distcp").read_bytes())
-        data[900] ^= 1
-        (path / "__1_0.distcp").write_bytes(data)
-    world.wait()
-    answers.append(said(lambda: checkpoints.load(path, state)))
-    world.wait()
-    (out / f"rank_{world.rank}").write_text("\\n".join(map(str, answers)))
+        def save(step, rows):
+            checkpoints.save(step, {"w": distribute_tensor(torch.full((rows, 4), 3.0), mesh, [Shard(0)])})
+            checkpoints.wait()
+
+        answers = [said(RunLock(out, world).__enter__)]
+        save(1, 8)
+        world.wait()
+        path, state = find_checkpoint(out), {"w": distribute_tensor(torch.zeros(8, 4), mesh, [Shard(0)])}
+        answers += [checkpoints.load(path, state)[0], state["w"].full_tensor().sum().item()]
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if world.rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+        answers.append(said(lambda: save(2, 20_000)))
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        world.wait()
+        if world.rank == 0:
+            data = bytearray((path / "__1_0.distcp").read_bytes())
+            data[900] ^= 1
+            (path / "__1_0.distcp").write_bytes(data)
+        world.wait()
+        answers.append(said(lambda: checkpoints.load(path, state)))
+        world.wait()
+        (out / f"rank_{world.rank}").write_text("\\n".join(map(str, answers)))
+
+run(Path(sys.argv[1]))
 """
 
 
