@@ -100,7 +100,7 @@ class Loader:
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=partial(processes.outlive_sigterm, processes.ENDS),
-            timeout=processes.LONGEST_WAIT if self.workers else 0,
+            timeout=processes.LOOK if self.workers else 0,
             generator=torch.Generator(),  # or it would draw from the global one, and a resumed run would differ
         )
         with closing(processes.batches_of(loader)) as batches:

@@ -5,13 +5,16 @@ import ctypes
 import errno
 import gc
 import os
+import pickle
+import re
 import signal
 import threading
 import time
 import traceback
 from collections.abc import Generator, Iterator
 from functools import partial
-from multiprocessing import RawValue
+from multiprocessing import RawValue, connection
+from multiprocessing.process import BaseProcess
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -22,6 +25,9 @@ from ..sigterm import on_sigterm
 
 LONGEST_WAIT = 600
 """Seconds after which a batch that does not come is an error."""
+
+LOOK = 1
+"""Seconds of waiting for a batch from one look at the processes to the next."""
 
 SHARED_MEMORY = (
     "the shared memory, through which loader processes send batches, is full; use fewer workers or workers=0, or a "
@@ -34,18 +40,13 @@ atexit.register(setattr, ENDS, "value", True)
 
 
 def loader_failure(error: RuntimeError) -> OSError | None:
-    """The error that a user reads if a loader process died or is stuck; None for an error of another kind."""
+    """The error that a user reads if a process died or lacks memory or files; None for an error of another kind."""
     text = str(error)
     if "killed by signal: Bus error" in text or "No space left on device" in text:
         return OSError(f"{SHARED_MEMORY} ({text.splitlines()[0]})")
-    if "DataLoader timed out" in text:
-        return OSError(
-            f"no batch came within {LONGEST_WAIT} s: the storage or a loader process is stuck. Look at the disk that "
-            "holds the data, or load in the training process (workers=0) to see at which file"
-        )
     if "Too many open files" in text:
         return OSError("the loader processes have too many files open; raise `ulimit -n`, or use fewer workers")
-    if "DataLoader worker" in text:
+    if "DataLoader worker (pid" in text:
         return OSError(
             f"a loader process died ({text.splitlines()[0]}). If the system killed it for memory, use fewer workers, a "
             "smaller batch_size, or workers=0; the run goes on from its last checkpoint"
@@ -54,87 +55,98 @@ def loader_failure(error: RuntimeError) -> OSError | None:
 
 
 def batches_of(loader: DataLoader[dict[str, Any]]) -> Generator[dict[str, Any]]:
-    """The batches. Closing ends the workers at once. OSError if one died or is stuck."""
-    waiting = Waiting(loader)
+    """The batches. Closing ends the workers. OSError if one died or is stuck."""
+    waiting = None
     try:
-        while True:
-            failure = None
-            try:
-                batch = next(waiting)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                failure = loader_failure(error)
-                if failure is None:
-                    raise
-            if failure:  # raised without the other error, whose traceback would keep the iterator and so the workers
-                raise failure
-            yield batch
-    finally:
-        waiting.close()
+        try:
+            waiting = Waiting(loader)
+            yield from waiting
+        finally:
+            if waiting is not None:
+                waiting.end()
+    except RuntimeError as error:
+        raise loader_failure(error) or error from error
 
 
 class Waiting(Iterator[dict[str, Any]]):
-    """The batches of a loader. That a worker died is raised while a batch is waited for, and at no other time.
+    """The batches of a loader. That one of its workers died is raised where a batch is waited for.
 
-    torch raises it from its handler of SIGCHLD, and so between any two lines of the training. A lock that is just being
-    taken would fail in its own way, and a destructor would swallow it.
+    torch raises it from a handler of SIGCHLD, and so between any two lines of the training. A lock that is just being
+    taken would fail in its own way, and a destructor would swallow it. What torch says of these workers is dropped, and
+    they are looked for here.
     """
 
     OPEN: ClassVar[list["Waiting"]] = []
     listens: ClassVar[bool] = False
 
     def __init__(self, loader: DataLoader[dict[str, Any]]):
-        self.loader, self.death, self.waits = loader, "", False
         # A worker must not free garbage of this process. A process group or a decoder joins its threads when it is
         # freed, and a worker would wait for ever: it is forked without them.
         # The caller may have frozen objects too, and these stay so.
         were_frozen = gc.get_freeze_count()
         gc.freeze()
         try:
-            self.batches = iter(loader)
+            self.batches: Any = iter(loader)
         except OSError as error:  # of starting the workers: the semaphores of their queues are in shared memory too
             raise OSError(f"{SHARED_MEMORY} ({error})") if error.errno == errno.ENOSPC else error from None
         finally:
             if not were_frozen:
                 gc.unfreeze()
+        self.workers: list[BaseProcess] = getattr(self.batches, "_workers", [])
         self.OPEN.append(self)
-        if loader.num_workers and threading.current_thread() is threading.main_thread():  # where torch has a handler
-            torchs = signal.getsignal(signal.SIGCHLD)
-            if callable(torchs) and not Waiting.listens:
-                signal.signal(signal.SIGCHLD, partial(Waiting.hear, torchs))
-                Waiting.listens = True
-            signal.raise_signal(signal.SIGCHLD)  # a worker may have died before torch knew of it
+        torchs = signal.getsignal(signal.SIGCHLD)
+        main = threading.current_thread() is threading.main_thread()  # where torch sets its handler
+        if self.workers and main and callable(torchs) and not Waiting.listens:
+            signal.signal(signal.SIGCHLD, partial(Waiting.hear, torchs))
+            Waiting.listens = True
 
     def __next__(self) -> dict[str, Any]:
-        self.waits = True
-        try:
-            if self.death:
-                raise RuntimeError(self.death)
-            return next(self.batches)
-        except (ConnectionError, EOFError) as error:
-            if not self.loader.num_workers:
-                raise
-            time.sleep(2)  # the worker is about to be dead, and then the handler raises, and says of what
-            raise RuntimeError(f"DataLoader worker ended while it sent a batch: {error!r}") from error
-        finally:
-            self.waits = False
+        begun = time.monotonic()
+        while True:
+            self.look()
+            try:
+                return next(self.batches)
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                if not self.workers or "in DataLoader worker process" in str(error):  # an error of the data
+                    raise
+                waited = "DataLoader timed out" in str(error)
+                self.look(0 if waited else 2)  # the connection to a process breaks before it counts as dead
+                if not waited:
+                    raise
+            if time.monotonic() - begun > LONGEST_WAIT:
+                raise OSError(
+                    f"no batch came within {LONGEST_WAIT} s: the storage or a loader process is stuck. Look at the "
+                    "disk that holds the data, or load in the training process (workers=0) to see at which file"
+                )
 
-    def close(self) -> None:
-        """End the workers. Whatever is heard of them until they have ended is not raised."""
-        del self.batches
-        self.OPEN.remove(self)
+    def look(self, seconds: float = 0) -> None:
+        """RuntimeError if a worker is dead, or dies within so many seconds."""
+        ended = connection.wait([worker.sentinel for worker in self.workers], seconds) if self.workers else ()
+        for worker in self.workers:
+            if worker.sentinel not in ended:
+                continue
+            worker.join(2)
+            code = worker.exitcode or 0
+            how = f"is killed by signal: {signal.strsignal(-code)}" if code < 0 else f"exited with code {code}"
+            raise RuntimeError(f"DataLoader worker (pid {worker.pid}) {how}")
+
+    def end(self) -> None:
+        """End the workers, though an error that somebody keeps may hold the iterator."""
+        try:
+            if self.workers:
+                self.batches._shutdown_workers()
+        finally:
+            self.OPEN.remove(self)
 
     @classmethod
     def hear(cls, torchs: Any, number: int, frame: Any) -> None:
-        """A handler of SIGCHLD: keeps what torch's handler raises until a batch is waited for."""
+        """A handler of SIGCHLD: torch's, less what it says of workers that are looked for."""
         try:
             torchs(number, frame)
         except RuntimeError as error:
-            if not cls.OPEN or any(waiting.waits for waiting in cls.OPEN):
+            known = {worker.pid for waiting in cls.OPEN for worker in waiting.workers}
+            if not any(int(pid) in known for pid in re.findall(r"\(pid (\d+)\)", str(error))):
                 raise
-            for waiting in cls.OPEN:
-                waiting.death = str(error)
 
 
 def outlive_sigterm(ends: ctypes.c_byte, worker: int) -> None:
@@ -166,4 +178,13 @@ class Reporting(Dataset[dict[str, Any]]):
                 raise
             return {"error": failure, "traceback": traceback.format_exc()}
         except (OSError, TypeError, ValueError) as error:
-            return {"error": error, "traceback": traceback.format_exc()}
+            return {"error": sendable(error), "traceback": traceback.format_exc()}
+
+
+def sendable(error: OSError | TypeError | ValueError) -> OSError | TypeError | ValueError:
+    """The error, or one of its kind that says the same; where it cannot be pickled, the training would wait for it."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever its attributes or its constructor raise
+        kind = next(kind for kind in (OSError, TypeError, ValueError) if isinstance(error, kind))
+        return kind(f"{type(error).__name__}: {error}")

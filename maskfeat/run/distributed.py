@@ -79,7 +79,7 @@ class Terminated(Exception):
 
 
 ENDED: list[Any] = []
-"""The gloo backends of the run that ended last, if it had several ranks."""
+"""The gloo backends of the newest run, if it has several ranks."""
 
 
 @atexit.register
@@ -118,15 +118,14 @@ def join(device: str = "auto", precision: str = "fp32") -> Iterator[World]:
     else:
         backend = dist.get_default_backend_for_device(kind)
         dist.init_process_group("gloo" if kind.type == "cpu" else f"cpu:gloo,{kind.type}:{backend}")
-    default, group = dist.group.WORLD, dist.new_group(backend="gloo")
-    assert default is not None
     try:
+        default, group = dist.group.WORLD, dist.new_group(backend="gloo")
+        # A thread of gloo may want the GIL, to free a tensor of the last collective. If DDP were the last to hold gloo,
+        # it would wait for the thread with the GIL, for ever. So gloo is held beyond the run.
+        if size > 1:
+            ENDED.extend(each._get_backend(torch.device("cpu")) for each in (default, group) if each)
         yield World(dist.get_rank(), size, kind, group)
     finally:
-        # A thread of gloo may want the GIL, to free a tensor of the last collective. If DDP were the last to hold gloo,
-        # it would wait for the thread with the GIL, for ever.
-        if size > 1:
-            ENDED.extend(each._get_backend(torch.device("cpu")) for each in (default, group))
         dist.destroy_process_group()
 
 

@@ -24,6 +24,7 @@ from maskfeat.data.loader import make_loader
 
 PLAIN = ["size=micro", *(text for text in SMALL if not text.startswith(("samples", "eval_every")))]
 COMMAND = ["finetune", "vit_tiny_ft", *PLAIN, "samples=0", "eval_every=0", "patch_size=8", "workers=1"]
+SMALL_RECIPE = override(get_recipe("vit_tiny"), ["image_size=32", "batch_size=8", "samples=80"])
 LOADER = """
 import gc
 import multiprocessing
@@ -109,55 +110,85 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line(running):
     assert "use fewer workers, a smaller batch_size, or workers=0" in last
 
 
-def test_a_death_is_told_where_a_batch_is_waited_for():
-    """It came up between any two lines of the training, and a lock that was being taken failed in its own way."""
-    recipe = override(get_recipe("vit_tiny"), ["image_size=32", "batch_size=8", "samples=80"])
-    batches = iter(make_loader(recipe, "train", seed=0, workers=1))
+def begun():
+    """Batches that a process loads, of which one has come, and the process."""
+    before = multiprocessing.active_children()
+    batches = iter(make_loader(SMALL_RECIPE, "train", seed=0, workers=1))
     next(batches)
-    [worker] = multiprocessing.active_children()
-    worker.kill()
+    [worker] = set(multiprocessing.active_children()) - set(before)
+    return batches, worker
+
+
+@pytest.mark.parametrize(
+    "number, told",
+    [(signal.SIGKILL, "^a loader process died .* is killed by signal: Killed"), (signal.SIGBUS, "^the shared memory")],
+)
+def test_a_death_is_told_where_a_batch_is_waited_for(number, told):
+    """It came up between any two lines of the training, and a lock that was being taken failed in its own way."""
+    batches, worker = begun()
+    others, _ = begun()
+    os.kill(worker.pid, number)
     time.sleep(1)  # in which Python calls the handler
-    with pytest.raises(OSError, match=r"^a loader process died \(DataLoader worker \(pid"):
+    next(others)
+    with pytest.raises(OSError, match=told):
         next(batches)
-    assert len(list(make_loader(recipe, "train", seed=0, workers=1))) == 10  # the next one knows nothing of it
+    assert len(list(others)) == 8
 
 
-def test_a_death_before_torch_knows_the_process_is_told_at_once(monkeypatch):
-    """The run waited for the batch until LONGEST_WAIT."""
+def test_a_death_is_told_in_the_thread_that_waits():
+    batches, worker = begun()
+    caught = []
 
-    def late(loader, pids, register=signal_handling._set_worker_pids):
+    def wait():
+        with pytest.raises(OSError, match="is killed by signal: Killed") as error:
+            list(batches)
+        caught.append(error)
+
+    worker.kill()
+    thread = threading.Thread(target=wait)
+    thread.start()
+    thread.join(20)
+    assert len(caught) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's iterator is half made
+@pytest.mark.parametrize("known", [False, True])
+def test_a_death_at_the_start_is_told_at_once(known, monkeypatch):
+    """The run waited for the batch until LONGEST_WAIT where torch did not know the process yet."""
+
+    def register(loader, pids, register=signal_handling._set_worker_pids):
+        if known:
+            register(loader, pids)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         time.sleep(0.1)
-        register(loader, pids)
+        if not known:
+            register(loader, pids)
 
-    monkeypatch.setattr(signal_handling, "_set_worker_pids", late)
+    others, _ = begun()
+    monkeypatch.setattr(signal_handling, "_set_worker_pids", register)
     monkeypatch.setattr(processes, "LONGEST_WAIT", 20)
-    recipe = override(get_recipe("vit_tiny"), ["image_size=32", "batch_size=8", "samples=80"])
     with pytest.raises(OSError, match="is killed by signal: Killed"):
-        next(iter(make_loader(recipe, "train", seed=0, workers=1)))
+        next(iter(make_loader(SMALL_RECIPE, "train", seed=0, workers=1)))
+    assert len(list(others)) == 9
 
 
 def test_a_death_while_a_batch_is_handed_over_is_told(monkeypatch):
     """The connection breaks before the process counts as dead. The line was: Connection reset by peer."""
 
     def broken(*_):
-        [worker] = multiprocessing.active_children()
-        threading.Timer(0.3, worker.kill).start()
+        threading.Timer(0.3, multiprocessing.active_children()[0].kill).start()
         raise ConnectionResetError("Connection reset by peer")
 
     monkeypatch.setattr(DupFd, "detach", broken)
-    recipe = override(get_recipe("vit_tiny"), ["image_size=32", "batch_size=8", "samples=80"])
     with pytest.raises(OSError, match=r"^a loader process died .* is killed by signal: Killed"):
-        next(iter(make_loader(recipe, "train", seed=0, workers=1)))
+        next(iter(make_loader(SMALL_RECIPE, "train", seed=0, workers=1)))
 
 
 UNHEARD = f"""
 import os, signal, time
 signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGCHLD}})  # threads that begin now have the same mask
-from maskfeat.data import processes
-processes.LONGEST_WAIT = 2  # then torch looks for the dead, or the connection breaks before
 {LOADER}
 multiprocessing.active_children()[0].kill()
 try:
@@ -172,18 +203,49 @@ except OSError as error:
 def test_a_death_that_was_told_is_not_told_again():
     """By the handler of SIGCHLD, while what the run had open was being closed."""
     done = run("-c", UNHEARD)
-    assert done.stdout.startswith("a loader process died (DataLoader worker") and not done.stderr, done.stderr
+    assert done.stdout.startswith("a loader process died (DataLoader worker (pid") and not done.stderr, done.stderr
 
 
 def test_a_death_in_a_loader_of_others_is_told_as_torch_does():
-    recipe = override(get_recipe("vit_tiny"), ["image_size=32", "batch_size=8", "samples=8"])
-    list(make_loader(recipe, "train", seed=0, workers=1))
-    batches = iter(torch.utils.data.DataLoader(range(100), num_workers=1))
-    next(batches)
-    [worker] = multiprocessing.active_children()
+    ours, _ = begun()
+    before = multiprocessing.active_children()
+    theirs = iter(torch.utils.data.DataLoader(range(100), num_workers=1))
+    next(theirs)
+    [worker] = set(multiprocessing.active_children()) - set(before)
     threading.Timer(0.2, worker.kill).start()
     with pytest.raises(RuntimeError, match="is killed by signal: Killed"):
         time.sleep(10)
+    assert len(list(ours)) == 9
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mat1"), EOFError("half a file"), KeyError("x")])
+def test_an_error_of_the_data_is_no_death(error, monkeypatch):
+    def fail(self, number):
+        raise error
+
+    monkeypatch.setattr(loader.Batches, "__getitem__", fail)
+    with pytest.raises(type(error), match=error.args[0]):
+        next(iter(make_loader(SMALL_RECIPE, "train", seed=0, workers=1)))
+    assert multiprocessing.active_children() == []  # though the error holds the iterator of torch
+
+
+class TwoWords(OSError):
+    def __init__(self, first, second):
+        super().__init__(f"{first} {second}")
+
+
+def test_an_error_that_cannot_be_sent_is_said_by_one_that_can(monkeypatch):
+    """It was lost in a thread of the worker, and the training waited for the batch."""
+    locked = ValueError("of a lock")
+    locked.lock = threading.Lock()
+    for error, said in ((locked, "^ValueError: of a lock$"), (TwoWords("a", "b"), "^TwoWords: a b$")):
+
+        def fail(self, number, error=error):
+            raise error
+
+        monkeypatch.setattr(loader.Batches, "__getitem__", fail)
+        with pytest.raises(type(error).__mro__[0 if error is locked else 1], match=said):
+            next(iter(make_loader(SMALL_RECIPE, "train", seed=0, workers=1)))
 
 
 def test_full_shared_memory_is_one_line():
@@ -260,8 +322,8 @@ def test_a_loader_that_is_stuck_is_an_error(monkeypatch):
     [
         ("DataLoader worker (pid 7) is killed by signal: Killed. ", "a loader process died"),
         ("DataLoader worker (pid 7) is killed by signal: Bus error. It is", "the shared memory"),
-        ("DataLoader worker (pid(s) 7) exited unexpectedly", "a loader process died"),
-        ("DataLoader timed out after 600 seconds", "no batch came within 600 s"),
+        ("DataLoader worker (pid 7) exited with code 1", "a loader process died"),
+        ("Caught RuntimeError in DataLoader worker process 0", None),
         ("Too many open files. Communication with", "ulimit -n"),
         ("mat1 and mat2 shapes cannot be multiplied", None),
     ],
