@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -82,6 +83,10 @@ ENDED: list[Any] = []
 """The gloo backends of the newest run, if it has several ranks."""
 
 
+RUNS = itertools.count()
+"""How many runs this process has joined."""
+
+
 @atexit.register
 def let_go() -> None:
     """Wait for gloo's threads, without the GIL. A thread that wants it when Python is gone would abort the process."""
@@ -117,7 +122,12 @@ def join(device: str = "auto", precision: str = "fp32") -> Iterator[World]:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     else:
         backend = dist.get_default_backend_for_device(kind)
-        dist.init_process_group("gloo" if kind.type == "cpu" else f"cpu:gloo,{kind.type}:{backend}")
+        # gloo leaves its addresses in the store of torchrun, and would find those of an earlier run.
+        store, rank, _ = next(dist.rendezvous("env://"))
+        dist.init_process_group(
+            "gloo" if kind.type == "cpu" else f"cpu:gloo,{kind.type}:{backend}",
+            store=dist.PrefixStore(f"run {next(RUNS)}", store), rank=rank, world_size=size,
+        )  # fmt: skip
     try:
         default, group = dist.group.WORLD, dist.new_group(backend="gloo")
         # A thread of gloo may want the GIL, to free a tensor of the last collective. If DDP were the last to hold gloo,

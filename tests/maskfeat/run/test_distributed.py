@@ -92,6 +92,26 @@ def test_a_run_ends_though_gloo_waits_for_the_gil(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+TWICE = """
+import sys
+from maskfeat.config import get_recipe, override
+from maskfeat.run.train import train
+for out in sys.argv[1:3]:
+    train(override(get_recipe(sys.argv[3]), [*sys.argv[4:], "out=" + out]))
+"""
+
+
+def test_one_run_after_another_in_the_same_processes(tmp_path):
+    """The second found the addresses that the first had left in the store of torchrun, and waited or failed."""
+    (tmp_path / "twice.py").write_text(TWICE)
+    _, _, _, name, *settings = command(small(tmp_path, *SETTINGS, *VARYING, name="vit_tiny"))
+    outs = [tmp_path / "first", tmp_path / "second"]
+    words = [*TORCHRUN[:-1], str(tmp_path / "twice.py"), *map(str, outs), name, *settings]
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(*outs)
+
+
 def test_loss_over_the_masked_tokens_of_all_ranks(tmp_path):
     """Masks of different sizes: every token weighs the same, however the batch is shared."""
     two_processes(tmp_path / "two", *VARYING)
