@@ -1,6 +1,7 @@
 """The processes that load batches: how they end, and what a user hears of one that died or is stuck."""
 
 import atexit
+import copy
 import ctypes
 import errno
 import gc
@@ -184,7 +185,8 @@ class Reporting(Dataset[dict[str, Any]]):
 def sendable(error: OSError | TypeError | ValueError) -> OSError | TypeError | ValueError:
     """The error, or one of its kind that says the same; where it cannot be pickled, the training would wait for it."""
     try:
-        return pickle.loads(pickle.dumps(error))
+        pickle.dumps(copy.copy(error))  # which is made from its arguments, as it would be where it arrives
+        return error
     except Exception:  # whatever its attributes or its constructor raise
         kind = next(kind for kind in (OSError, TypeError, ValueError) if isinstance(error, kind))
         return kind(f"{type(error).__name__}: {error}")
