@@ -10,7 +10,6 @@ import pickle
 import re
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Generator, Iterator
 from functools import partial
@@ -70,11 +69,11 @@ def batches_of(loader: DataLoader[dict[str, Any]]) -> Generator[dict[str, Any]]:
 
 
 class Waiting(Iterator[dict[str, Any]]):
-    """The batches of a loader. That one of its workers died is raised where a batch is waited for.
+    """The batches of a loader. The death of one of its workers is raised where a batch is waited for.
 
     torch raises it from a handler of SIGCHLD, and so between any two lines of the training. A lock that is just being
-    taken would fail in its own way, and a destructor would swallow it. What torch says of these workers is dropped, and
-    they are looked for here.
+    taken would fail in its own way, and a destructor would swallow it. So the handler is kept quiet while nothing is
+    waited for, and every wait looks at the workers.
     """
 
     OPEN: ClassVar[list["Waiting"]] = []
@@ -93,6 +92,7 @@ class Waiting(Iterator[dict[str, Any]]):
         finally:
             if not were_frozen:
                 gc.unfreeze()
+        self.waits = False
         self.workers: list[BaseProcess] = getattr(self.batches, "_workers", [])
         self.OPEN.append(self)
         torchs = signal.getsignal(signal.SIGCHLD)
@@ -102,10 +102,10 @@ class Waiting(Iterator[dict[str, Any]]):
             Waiting.listens = True
 
     def __next__(self) -> dict[str, Any]:
-        begun = time.monotonic()
-        while True:
+        for _ in range(max(LONGEST_WAIT // LOOK, 1)):
             self.look()
             try:
+                self.waits = threading.current_thread() is threading.main_thread()
                 return next(self.batches)
             except (RuntimeError, ConnectionError, EOFError) as error:
                 if not self.workers or "in DataLoader worker process" in str(error):  # an error of the data
@@ -114,11 +114,14 @@ class Waiting(Iterator[dict[str, Any]]):
                 self.look(0 if waited else 2)  # the connection to a process breaks before it counts as dead
                 if not waited:
                     raise
-            if time.monotonic() - begun > LONGEST_WAIT:
-                raise OSError(
-                    f"no batch came within {LONGEST_WAIT} s: the storage or a loader process is stuck. Look at the "
-                    "disk that holds the data, or load in the training process (workers=0) to see at which file"
-                )
+            finally:
+                self.waits = False
+        for worker in self.workers:
+            worker.kill()  # as it would not hear that it shall end
+        raise OSError(
+            f"no batch came within {LONGEST_WAIT} s: the storage or a loader process is stuck. Look at the disk that "
+            "holds the data, or load in the training process (workers=0) to see at which file"
+        )
 
     def look(self, seconds: float = 0) -> None:
         """RuntimeError if a worker is dead, or dies within so many seconds."""
@@ -141,12 +144,15 @@ class Waiting(Iterator[dict[str, Any]]):
 
     @classmethod
     def hear(cls, torchs: Any, number: int, frame: Any) -> None:
-        """A handler of SIGCHLD: torch's, less what it says of workers that are looked for."""
+        """A handler of SIGCHLD: torch's, less what it says of workers while nobody waits for their batches.
+
+        It has to speak to one who waits: half a message of a worker that died would be read for ever.
+        """
         try:
             torchs(number, frame)
         except RuntimeError as error:
-            known = {worker.pid for waiting in cls.OPEN for worker in waiting.workers}
-            if not any(int(pid) in known for pid in re.findall(r"\(pid (\d+)\)", str(error))):
+            quiet = {worker.pid for waiting in cls.OPEN if not waiting.waits for worker in waiting.workers}
+            if not any(int(pid) in quiet for pid in re.findall(r"\(pid (\d+)\)", str(error))):
                 raise
 
 

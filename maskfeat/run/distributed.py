@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -95,6 +96,13 @@ def let_go() -> None:
         ENDED.clear()
 
 
+@cache
+def meet(address: str, port: str) -> tuple[dist.Store, int]:
+    """The store of the job and the rank. Runs of a process share it: its server could not start twice at one port."""
+    store, rank, _ = next(dist.rendezvous("env://"))
+    return store, rank
+
+
 @contextmanager
 def join(device: str = "auto", precision: str = "fp32") -> Iterator[World]:
     """The processes that torchrun started, or this one alone, on ``device``.
@@ -122,10 +130,10 @@ def join(device: str = "auto", precision: str = "fp32") -> Iterator[World]:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     else:
         backend = dist.get_default_backend_for_device(kind)
-        # gloo leaves its addresses in the store of torchrun, and would find those of an earlier run.
-        store, rank, _ = next(dist.rendezvous("env://"))
+        store, rank = meet(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
         dist.init_process_group(
             "gloo" if kind.type == "cpu" else f"cpu:gloo,{kind.type}:{backend}",
+            # gloo leaves its addresses in the store, and would find those of an earlier run
             store=dist.PrefixStore(f"run {next(RUNS)}", store), rank=rank, world_size=size,
         )  # fmt: skip
     try:

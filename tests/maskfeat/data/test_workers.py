@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -151,27 +152,50 @@ def test_a_death_is_told_in_the_thread_that_waits():
     assert len(caught) == 1
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's iterator is half made
+def kill(pids):
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    time.sleep(0.1)
+
+
 @pytest.mark.parametrize("known", [False, True])
 def test_a_death_at_the_start_is_told_at_once(known, monkeypatch):
     """The run waited for the batch until LONGEST_WAIT where torch did not know the process yet."""
+    iterator = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
 
-    def register(loader, pids, register=signal_handling._set_worker_pids):
-        if known:
-            register(loader, pids)
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        time.sleep(0.1)
-        if not known:
-            register(loader, pids)
+    def register(key, pids, register=signal_handling._set_worker_pids):
+        kill(pids)
+        register(key, pids)
+
+    def reset(self, *arguments, reset=iterator._reset, **options):
+        reset(self, *arguments, **options)
+        kill([worker.pid for worker in self._workers])
 
     others, _ = begun()
-    monkeypatch.setattr(signal_handling, "_set_worker_pids", register)
+    if known:
+        monkeypatch.setattr(iterator, "_reset", reset)
+    else:
+        monkeypatch.setattr(signal_handling, "_set_worker_pids", register)
     monkeypatch.setattr(processes, "LONGEST_WAIT", 20)
     with pytest.raises(OSError, match="is killed by signal: Killed"):
         next(iter(make_loader(SMALL_RECIPE, "train", seed=0, workers=1)))
+    monkeypatch.undo()
     assert len(list(others)) == 9
+
+
+def test_a_death_in_the_middle_of_a_message_is_told():
+    """The rest of the message was waited for, as this process has the writing end of the pipe, too."""
+    batches, worker = begun()
+    [waiting] = processes.Waiting.OPEN
+    os.kill(worker.pid, signal.SIGSTOP)
+    queue = waiting.batches._data_queue
+    while queue._reader.poll(0.2):
+        queue._reader.recv_bytes()
+    os.write(queue._writer.fileno(), struct.pack("!i", 1000) + b"half")
+    threading.Timer(0.5, worker.kill).start()
+    with pytest.raises(OSError, match="is killed by signal: Killed"):
+        next(batches)
 
 
 def test_a_death_while_a_batch_is_handed_over_is_told(monkeypatch):

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,6 +40,11 @@ def launch(recipe):
 
 def two_processes(out, *changes, name="vit_tiny"):
     launch(small(out, *SETTINGS, *changes, name=name))
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def assert_same(folder, other, file="weights.safetensors"):
@@ -101,14 +107,21 @@ for out in sys.argv[1:3]:
 """
 
 
-def test_one_run_after_another_in_the_same_processes(tmp_path):
+@pytest.mark.parametrize("launcher", ["torchrun", "none"])
+def test_one_run_after_another_in_the_same_processes(launcher, tmp_path):
     """The second found the addresses that the first had left in the store of torchrun, and waited or failed."""
     (tmp_path / "twice.py").write_text(TWICE)
     _, _, _, name, *settings = command(small(tmp_path, *SETTINGS, *VARYING, name="vit_tiny"))
     outs = [tmp_path / "first", tmp_path / "second"]
-    words = [*TORCHRUN[:-1], str(tmp_path / "twice.py"), *map(str, outs), name, *settings]
-    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr[-3000:]
+    words = [str(tmp_path / "twice.py"), *map(str, outs), name, *settings]
+    if launcher == "torchrun":
+        done = subprocess.run([*TORCHRUN[:-1], *words], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr[-3000:]
+    else:  # as srun does, whose processes find each other by variables
+        place = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+        ranks = [place | dict(RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+        started = [subprocess.Popen([sys.executable, *words], env=ENVIRONMENT | rank) for rank in ranks]
+        assert [process.wait(60) for process in started] == [0, 0]
     assert_same(*outs)
 
 
