@@ -83,7 +83,10 @@ class Killing:
         return len(list(self.out.glob("*.parquet")))
 
     def kill(self, what: str, pid: int) -> None:
-        os.kill(pid, signal.SIGKILL)
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:  # it has ended since it was listed
+            return
         self.kills.append(what)
         for path in self.out.glob("*.parquet"):  # what any reader takes
             assert pq.ParquetFile(path).read().num_columns == 3
