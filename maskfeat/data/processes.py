@@ -56,16 +56,16 @@ def loader_failure(error: RuntimeError) -> OSError | None:
 
 def batches_of(loader: DataLoader[dict[str, Any]]) -> Generator[dict[str, Any]]:
     """The batches. Closing ends the workers. OSError if one died or is stuck."""
-    waiting = None
     try:
+        waiting = Waiting(loader)
         try:
-            waiting = Waiting(loader)
             yield from waiting
         finally:
-            if waiting is not None:
-                waiting.end()
+            waiting.end()
     except RuntimeError as error:
-        raise loader_failure(error) or error from error
+        if failure := loader_failure(error):
+            raise failure from error
+        raise
 
 
 class Waiting(Iterator[dict[str, Any]]):

@@ -83,7 +83,6 @@ class Terminated(Exception):
 ENDED: list[Any] = []
 """The gloo backends of the newest run, if it has several ranks."""
 
-
 RUNS = itertools.count()
 """How many runs this process has joined."""
 
